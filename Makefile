@@ -1,0 +1,52 @@
+# `make run` and `make test` are all a newcomer needs; both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Until a model comes in the box: the smallest public one, where it has been put beside the project.
+BOX := ../shared/reference/stories260K
+MODEL ?= $(wildcard $(BOX)/stories260K.bin)
+TOKENIZER ?= $(if $(filter $(BOX)/%,$(MODEL)),$(BOX)/tok512.bin,$(wildcard $(dir $(MODEL))tok512.bin))
+ARGS ?= -t 0.8 -s 42
+
+.PHONY: run test lint format bench setup clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/installed ## tell a story with MODEL=path.bin (TOKENIZER=path, ARGS="-t 0.8 -n 256")
+	@if [ -z "$(MODEL)" ]; then \
+		echo "no model here: make run MODEL=path.bin, or get one first: make stories15M.bin" >&2; exit 1; fi
+	@$(BIN)/python run.py "$(MODEL)" $(if $(TOKENIZER),-z "$(TOKENIZER)") $(ARGS)
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(ARGS_TEST)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.generation $(ARGS_BENCH)
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, PYTHON=... names another than " + sys.executable)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# Karpathy's TinyStories models, and the tokenizer they share with Llama 2.
+stories15M.bin stories42M.bin stories110M.bin: tokenizer.bin
+stories15M.bin stories42M.bin stories110M.bin tokenizer.bin: | $(VENV)/installed
+	$(BIN)/python -m tools.download $@
+
+clean: ## compiled kernels, caches and .venv; never a model
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	find llama2np tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +

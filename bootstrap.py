@@ -1,0 +1,27 @@
+"""Lets the scripts beside this file run from a bare shell: with the Python of .venv, if need be."""
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def use_venv():
+    """Return if this Python can import what the package needs; else start over in .venv's.
+
+    Without a .venv it says what to do in one line, and exits with status 1.
+    """
+    if sys.version_info >= (3, 10) and all(map(find_spec, ("numpy", "numba", "sentencepiece"))):
+        return
+    here = Path(__file__).resolve().parent
+    folder = ("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")
+    python = here.joinpath(".venv", *folder)
+    script = Path(sys.argv[0]).name
+    if not python.exists() or Path(sys.prefix).resolve() == here / ".venv":
+        sys.exit(f"{script}: numpy and numba are not installed: run `make setup` in {here} first")
+    arguments = [str(python), str(here / script), *sys.argv[1:]]
+    if os.name == "nt":  # where execv returns to the shell before the program ends
+        import subprocess
+
+        sys.exit(subprocess.call(arguments))
+    os.execv(python, arguments)

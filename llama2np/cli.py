@@ -1,0 +1,271 @@
+"""The command line: run.c's flags on the library. The only flags, printing and exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from llama2np import __version__, kernels
+from llama2np.llama import Llama
+
+_INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE: what a shell reports
+_PIPE_CLOSED = 141
+# All control characters but white space: a model must not drive the terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `llama2np`: the first word says what to do."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    commands = {"run": run}
+    if argv and argv[0] in commands:
+        return commands[argv[0]](argv[1:], prog=f"llama2np {argv[0]}")
+    if argv == ["--version"]:
+        print(f"llama2np {__version__}")
+        return 0
+    print("usage: llama2np run MODEL [flags]; llama2np run --help", file=sys.stderr)
+    return 0 if argv in (["-h"], ["--help"]) else 1
+
+
+def run(argv: Sequence[str], prog: str) -> int:
+    """Generate or chat, as llama2.c's `run`; return the exit status."""
+    screen = _Screen()
+    try:
+        options = _parse(argv, prog)
+        if options.threads is not None:
+            kernels.set_threads(options.threads)
+        if sys.stderr.isatty():
+            kernels.on_first_compile(lambda: screen.note("compiling the kernels, this once ..."))
+        model = Llama.load(options.model, options.tokenizer)
+        (_chat if options.mode == "chat" else _generate)(model, options, screen)
+        screen.end_line()
+        return 0
+    except KeyboardInterrupt:
+        screen.write("\n")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        sys.stdout = None  # so that Python does not try to flush it at exit
+        return _PIPE_CLOSED
+    except (ValueError, OSError, MemoryError) as error:
+        screen.end_line()
+        print(f"{prog}: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _generate(model: Llama, options: argparse.Namespace, screen: _Screen) -> None:
+    """Print the prompt as its tokens spell it, then what follows, then the speed."""
+    prompt = options.prompt or ""
+    tokens = model.tokenizer.encode(prompt)
+    context = model.config.seq_len
+    steps = min(options.steps or context, context)  # counts positions, the prompt's too
+    pieces = model.generate(
+        prompt,
+        max_new_tokens=max(steps - len(tokens) + 1, 0),
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+    )
+    screen.write(model.tokenizer.decode(tokens[: steps + 1]))
+    count, start = 0, 0.0
+    for piece in pieces:
+        screen.write(piece)
+        count += 1
+        start = start or time.perf_counter()  # the first token may have waited for the disk
+    elapsed = time.perf_counter() - start
+    screen.write("\n")
+    if count > 1:
+        print(f"achieved tok/s: {(count - 1) / elapsed:f}", file=sys.stderr)
+
+
+def _chat(model: Llama, options: argparse.Namespace, screen: _Screen) -> None:
+    """Talk until the input or the context ends."""
+    try:
+        system = options.system
+        if system is None:
+            system = screen.ask("Enter system prompt (optional): ")
+        chat = model.chat(
+            system,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=options.seed,
+            positions=options.steps,
+        )
+        text = options.prompt
+        while not chat.full:
+            answer = chat.send(screen.ask("User: ") if text is None else text)
+            screen.write("Assistant: ")
+            try:
+                for piece in answer:
+                    screen.write(piece)
+            except KeyboardInterrupt:
+                pass  # stops the answer alone; at a prompt it leaves
+            screen.write("\n")
+            text = None
+        screen.note(
+            f"the context of {chat.positions} positions (-n) is full, the chat ends here; "
+            f"the model has {model.config.seq_len} (-n 0)"
+        )
+    except EOFError:
+        return
+
+
+class _Screen:
+    """Standard output, written at once, in UTF-8, and free of control characters."""
+
+    def __init__(self) -> None:
+        self._mid_line = False
+        for stream in (sys.stdin, sys.stdout):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(encoding="utf-8", errors="strict")
+
+    def write(self, text: str) -> None:
+        text = _CONTROL.sub("", text)
+        if text:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            self._mid_line = not text.endswith("\n")
+
+    def end_line(self) -> None:
+        if self._mid_line:
+            self.write("\n")
+
+    def note(self, text: str) -> None:
+        """A line to standard error, on a line of its own on a terminal."""
+        if sys.stdout.isatty():
+            self.end_line()
+        print(text, file=sys.stderr, flush=True)
+
+    def ask(self, question: str) -> str:
+        """A line of standard input; on a terminal with line editing and history. EOFError."""
+        if sys.stdin.isatty():
+            try:
+                import readline  # noqa: F401  (input() uses it from then on)
+            except ImportError:
+                pass
+        self._mid_line = True
+        line = input(question)
+        self._mid_line = not sys.stdin.isatty()
+        return line
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise ValueError(f"{message} (--help shows the flags)")
+
+
+def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
+    parser = _Parser(
+        prog=prog,
+        description="Run a llama2.c checkpoint: continue a text, or chat.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("model", help="the checkpoint, a .bin file")
+    add(
+        *("-t", "--temperature"),
+        type=_number(float, 0, None),
+        default=1.0,
+        metavar="T",
+        help="0 always takes the likeliest token, more is more daring (default 1.0)",
+    )
+    add(
+        *("-p", "--top-p"),
+        type=_number(float, 0, 1),
+        default=0.9,
+        metavar="P",
+        help="choose among the likeliest tokens that together exceed this probability; "
+        "0 and 1 choose among all (default 0.9)",
+    )
+    add(
+        *("-s", "--seed"),
+        type=_number(int, -(2**63), 2**64 - 1),
+        metavar="N",
+        help="the same seed gives the same text; 0 is a new one each time (default)",
+    )
+    add(
+        *("-n", "--steps"),
+        type=_number(int, 0, None),
+        default=256,
+        metavar="N",
+        help="positions to fill, the prompt's included; 0 is the model's context (default 256)",
+    )
+    add(
+        *("-i", "--prompt"),
+        metavar="TEXT",
+        help="the text to continue, in chat the first message; - reads standard input",
+    )
+    add(
+        *("-z", "--tokenizer"),
+        metavar="FILE",
+        help="tokenizer.bin or a sentencepiece tokenizer.model (default: tokenizer.bin in the "
+        "current folder, else beside the model)",
+    )
+    add("-m", "--mode", choices=("generate", "chat"), default="generate", help="default generate")
+    add("-y", "--system", metavar="TEXT", help="chat: the system prompt; asked for if not given")
+    add("--threads", type=_number(int, 1, None), metavar="N", help="default: the processors")
+    add("--version", action="version", version=f"llama2np {__version__}")
+    options = parser.parse_args(list(_joined(argv, parser)))
+    for flag in ("prompt", "system"):
+        text = getattr(options, flag)
+        if text == "-" and flag == "prompt":
+            text = sys.stdin.buffer.read().decode().removesuffix("\n")
+            options.prompt = text
+        if text is not None:
+            _check_utf8(text, f"--{flag}")
+    return options
+
+
+def _joined(argv: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[str]:
+    """run.c's rule, which argparse lacks: what follows a flag is its value, even `-1` or `-i`."""
+    takes_value = {
+        flag: action.option_strings[-1]
+        for action in parser._actions
+        if action.nargs is None
+        for flag in action.option_strings
+    }
+    words = iter(argv)
+    for word in words:
+        value = next(words, None) if word in takes_value else None
+        yield word if value is None else f"{takes_value[word]}={value}"
+
+
+def _number(kind: type, low: float, high: float | None) -> Callable[[str], float]:
+    """A parser of numbers from `low` to `high`, for argparse."""
+    noun = "a whole number" if kind is int else "a number"
+    legal = f"{noun} of {low} or more" if high is None else f"{noun} from {low} to {high}"
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= (sys.float_info.max if high is None else high):
+            raise argparse.ArgumentTypeError(f"expected {legal}, found {text!r}")
+        return value
+
+    return parse
+
+
+def _check_utf8(text: str, flag: str) -> None:
+    """Refuse arguments that were not UTF-8: Python hands their bytes over as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(text[error.start]) & 0xFF
+        raise ValueError(
+            f"{flag}: expected UTF-8, found byte 0x{byte:02x} at character {error.start}"
+        ) from None
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        byte = error.object[error.start]
+        return f"standard input: expected UTF-8, found byte 0x{byte:02x} at byte {error.start}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {error}"
+    return " ".join(str(error).split())

@@ -1,0 +1,43 @@
+"""All that is compiled. Plain loops over NumPy arrays; the only room that knows numba."""
+
+import os
+
+import numba
+
+from llama2np.kernels.float32 import (
+    add,
+    attention,
+    attention_threaded,
+    matmul,
+    matmul_threaded,
+    rmsnorm,
+    rope,
+    rope_angles,
+    softmax,
+    swiglu,
+)
+from llama2np.kernels.jit import CACHE_FOLDER, on_first_compile
+
+__all__ = [
+    "CACHE_FOLDER",
+    "add",
+    "attention",
+    "attention_threaded",
+    "matmul",
+    "matmul_threaded",
+    "on_first_compile",
+    "rmsnorm",
+    "rope",
+    "rope_angles",
+    "set_threads",
+    "softmax",
+    "swiglu",
+]
+
+
+def set_threads(count: int) -> None:
+    """Use `count` threads in the threaded kernels of this process. Raises ValueError."""
+    most = numba.config.NUMBA_NUM_THREADS
+    if not 1 <= count <= most:
+        raise ValueError(f"threads must be 1 to {most} on this machine, not {count}")
+    numba.set_num_threads(count)

@@ -1,0 +1,84 @@
+"""The decorator that every kernel wears, and the folder where its machine code is kept.
+
+numba keys its disk cache by one source file and the CPU. It does not see an edit in another file, a
+changed llvmlite, or two versions of a package with equal times and sizes. So the folder's name
+is a hash of all of these: code that is not ours, as it is now, is never found.
+"""
+
+import hashlib
+import os
+import platform
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import llvmlite
+import numba
+import numpy as np
+from numba.core import event
+
+__all__ = ["CACHE_FOLDER", "exact", "kernel", "on_first_compile"]
+
+
+def _fingerprint():
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    versions = (platform.python_version(), np.__version__, numba.__version__, llvmlite.__version__)
+    digest.update(repr(versions).encode())
+    return digest.hexdigest()[:16]
+
+
+def _cache_folder():
+    """The first of these that can be written: numba's own, beside the source, the user's cache."""
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    homes = [chosen] if chosen else [Path(__file__).parent / "__pycache__", Path(user) / "llama2np"]
+    for home in homes:
+        folder = Path(home) / f"kernels-{_fingerprint()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError:
+            continue
+    return None  # nowhere to write: compile anew in each process
+
+
+CACHE_FOLDER = _cache_folder()
+
+
+def _jit(function=None, **options):
+    """numba.njit that keeps its code in CACHE_FOLDER and leaves the caller's numba as it was."""
+    if function is None:
+        return partial(_jit, **options)
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_FOLDER or "")
+    try:
+        return numba.njit(function, cache=CACHE_FOLDER is not None, nogil=True, **options)
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+# Sums may be reordered and multiply-adds fused; nan and inf keep their meaning.
+kernel = partial(_jit, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
+
+# Every operation as written: where the order of float32 additions is part of the answer.
+exact = partial(_jit, error_model="numpy")
+
+
+class _Once(event.Listener):
+    def __init__(self, action):
+        self.action = action
+
+    def on_start(self, _event):
+        action, self.action = self.action, None
+        if action:
+            action()
+
+    def on_end(self, _event):
+        pass
+
+
+def on_first_compile(action):
+    """Call `action()` once, when numba first has to compile something instead of loading it."""
+    event.register("numba:compile", _Once(action))

@@ -1,0 +1,175 @@
+"""The forward pass: tokens in, logits out. Knows no text and no file.
+
+The layer loop is Python, each step in it one compiled kernel: a debugger can stop between any two
+and look at every array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llama2np import kernels
+from llama2np.config import Config
+from llama2np.weights import Layer, Weights
+
+# A prompt goes through in blocks of this many tokens: enough to keep matrix products busy.
+BLOCK = 256
+_FIRST_CAPACITY = 64  # positions of KV cache to begin with; it doubles as it fills
+_THREADED_SCORES = 32768  # multiply-adds from which attention is worth sharing among threads
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """Room for the activations of T tokens."""
+
+    x: np.ndarray  # (T, dim): the residual stream
+    h: np.ndarray  # (T, dim): the normalised input of a branch, and then its output
+    q: np.ndarray  # (T, n_heads * head_dim)
+    k: np.ndarray  # (T, kv_dim)
+    v: np.ndarray  # (T, kv_dim)
+    mixed: np.ndarray  # (T, n_heads * head_dim): what attention gathered
+    gate: np.ndarray  # (T, hidden_dim)
+    up: np.ndarray  # (T, hidden_dim)
+    cos: np.ndarray  # (T, head_dim / 2)
+    sin: np.ndarray  # (T, head_dim / 2)
+
+    @classmethod
+    def for_tokens(cls, count: int, config: Config) -> Scratch:
+        dim, kv_dim, hidden_dim = config.dim, config.kv_dim, config.hidden_dim
+        pairs = config.head_dim // 2
+        widths = (dim, dim, dim, kv_dim, kv_dim, dim, hidden_dim, hidden_dim, pairs, pairs)
+        return cls(*(np.zeros((count, width), np.float32) for width in widths))
+
+
+class State:
+    """What one sequence is thinking: its position, its KV cache and its scratch.
+
+    The cache grows with use. A State belongs to one thread at a time; many may share one model.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.pos = 0  # tokens read so far, and the position of the next one
+        self.keys = [self._cache(0)] * config.n_layers  # of (n_kv_heads, capacity, head_dim)
+        self.values = [self._cache(0)] * config.n_layers
+        self.scores = np.zeros((config.n_heads, 0), np.float32)
+        self._scratch = Scratch.for_tokens(1, config)
+
+    def _cache(self, capacity: int) -> np.ndarray:
+        c = self.config
+        return np.zeros((c.n_kv_heads, capacity, c.head_dim), np.float32)
+
+    def reserve(self, count: int) -> None:
+        """Make room for `count` positions in all."""
+        capacity = self.scores.shape[1]
+        if count <= capacity:
+            return
+        capacity = min(max(count, 2 * capacity, _FIRST_CAPACITY), self.config.seq_len)
+        for caches in (self.keys, self.values):
+            for i, old in enumerate(caches):
+                caches[i] = self._cache(capacity)
+                caches[i][:, : self.pos] = old[:, : self.pos]
+        self.scores = np.zeros((self.config.n_heads, capacity), np.float32)
+
+    def scratch(self, count: int) -> Scratch:
+        """Scratch for `count` tokens; the one for a single token is kept."""
+        return self._scratch if count == 1 else Scratch.for_tokens(count, self.config)
+
+
+class Transformer:
+    """A Llama network: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+    It is read-only: any number of States can run through it.
+    """
+
+    def __init__(self, config: Config, weights: Weights):
+        self.config = config
+        self.weights = weights
+        self._eps = np.float32(config.norm_eps)
+        # run.c's expression in its precision: 1 / powf(theta, i / head_dim) for i = 0, 2, 4 ...
+        exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+        powers = np.float64(config.rope_theta) ** exponents.astype(np.float64)
+        self._frequencies = np.float32(1) / powers.astype(np.float32)
+
+    def forward(
+        self, tokens: Sequence[int] | np.ndarray, state: State, all_logits: bool = False
+    ) -> np.ndarray:
+        """Read `tokens` (T,) at state.pos and on; return what follows the last of them.
+
+        Returns float32 logits (vocab_size,), or those of every token (T, vocab_size) if
+        `all_logits`; the array is the caller's. Raises ValueError for a token outside the
+        vocabulary, no tokens, or more of them than the context has room for.
+        """
+        tokens = self._checked(tokens, state)
+        count, vocab_size = len(tokens), self.config.vocab_size
+        logits = np.empty((count if all_logits else 1, vocab_size), np.float32)
+        for start in range(0, count, BLOCK):
+            block = tokens[start : start + BLOCK]
+            s = state.scratch(len(block))
+            self._read(block, state, s)
+            if all_logits:
+                self._classify(s, s.x, logits[start : start + len(block)])
+            elif start + len(block) == count:
+                self._classify(s, s.x[-1:], logits)
+        return logits if all_logits else logits[0]
+
+    def _checked(self, tokens: Sequence[int] | np.ndarray, state: State) -> np.ndarray:
+        """The one border to the kernels: what passes here is in range."""
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 1 or not tokens.size or tokens.dtype.kind not in "iu":
+            raise ValueError(f"tokens must be one or more integers in a row, not {tokens!r}")
+        low, high, vocab_size = tokens.min(), tokens.max(), self.config.vocab_size
+        if low < 0 or high >= vocab_size:
+            wrong = low if low < 0 else high
+            raise ValueError(f"token {wrong} is not in the vocabulary of 0 to {vocab_size - 1}")
+        if state.config != self.config:
+            raise ValueError("the state was made for a model of another shape")
+        if state.pos + len(tokens) > self.config.seq_len:
+            raise ValueError(
+                f"{len(tokens)} tokens at position {state.pos} do not fit into the context "
+                f"of {self.config.seq_len}"
+            )
+        return tokens
+
+    def _read(self, tokens: np.ndarray, state: State, s: Scratch) -> None:
+        """One block through all layers: s.x becomes the residual stream behind the last."""
+        state.reserve(state.pos + len(tokens))
+        self.weights.embedding.rows(tokens, s.x)
+        kernels.rope_angles(self._frequencies, state.pos, s.cos, s.sin)
+        for layer, keys, values in zip(self.weights.layers, state.keys, state.values, strict=True):
+            self.attend(layer, keys, values, state, s)
+            self.feed_forward(layer, s)
+        state.pos += len(tokens)
+
+    def attend(
+        self, layer: Layer, keys: np.ndarray, values: np.ndarray, state: State, s: Scratch
+    ) -> None:
+        """x += wo(attention(rope(wq h), rope(wk h), wv h)), where h = rmsnorm(x)."""
+        kernels.rmsnorm(s.x, layer.attn_norm, self._eps, s.h)
+        layer.wq(s.h, s.q)
+        layer.wk(s.h, s.k)
+        layer.wv(s.h, s.v)
+        kernels.rope(s.q, s.k, s.v, s.cos, s.sin, state.pos, keys, values)
+        work = s.q.size * (state.pos + len(s.q))
+        attention = kernels.attention_threaded if work > _THREADED_SCORES else kernels.attention
+        attention(s.q, keys, values, state.pos, state.scores, s.mixed)
+        layer.wo(s.mixed, s.h)
+        kernels.add(s.x, s.h)
+
+    def feed_forward(self, layer: Layer, s: Scratch) -> None:
+        """x += w_down(silu(w_gate h) * w_up h), where h = rmsnorm(x)."""
+        kernels.rmsnorm(s.x, layer.ffn_norm, self._eps, s.h)
+        layer.w_gate(s.h, s.gate)
+        layer.w_up(s.h, s.up)
+        kernels.swiglu(s.gate, s.up)
+        layer.w_down(s.gate, s.h)
+        kernels.add(s.x, s.h)
+
+    def _classify(self, s: Scratch, x: np.ndarray, logits: np.ndarray) -> None:
+        """logits = classifier(rmsnorm(x)). x: (rows, dim), logits: (rows, vocab_size)."""
+        h = s.h[: len(x)]
+        kernels.rmsnorm(x, self.weights.final_norm, self._eps, h)
+        self.weights.classifier(h, logits)

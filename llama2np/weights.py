@@ -1,0 +1,65 @@
+"""What a network knows: matrices that know how to apply themselves, in frozen records.
+
+Arrays are views of the mapped file: nothing is copied, and any number of sequences may share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llama2np import kernels
+
+# From about this many values on, sharing the rows among threads costs less than it saves.
+_THREADED_SIZE = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A float32 matrix w (d, n). Calling it multiplies: out = x @ w.T."""
+
+    w: np.ndarray
+    _matmul: Callable = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        threaded = self.w.size >= _THREADED_SIZE
+        matmul = kernels.matmul_threaded if threaded else kernels.matmul
+        object.__setattr__(self, "_matmul", matmul)
+
+    def __call__(self, x: np.ndarray, out: np.ndarray) -> None:
+        """out = x @ w.T. x: (T, n), out: (T, d) float32."""
+        if x.shape[0] == 1:
+            self._matmul(self.w, x, out)
+        else:
+            np.matmul(x, self.w.T, out=out)
+
+    def rows(self, tokens: np.ndarray, out: np.ndarray) -> None:
+        """out[t] = w[tokens[t]]: the matrix as a table. tokens: (T,) int, out: (T, n) float32."""
+        out[:] = self.w[tokens]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One block. llama2.c's w1, w3, w2 are called w_gate, w_up, w_down here."""
+
+    attn_norm: np.ndarray  # (dim,)
+    wq: Dense  # dim -> n_heads * head_dim
+    wk: Dense  # dim -> kv_dim
+    wv: Dense  # dim -> kv_dim
+    wo: Dense  # n_heads * head_dim -> dim
+    ffn_norm: np.ndarray  # (dim,)
+    w_gate: Dense  # dim -> hidden_dim
+    w_up: Dense  # dim -> hidden_dim
+    w_down: Dense  # hidden_dim -> dim
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A whole network. `classifier` is `embedding` itself where a checkpoint ties them."""
+
+    embedding: Dense  # (vocab_size, dim), a row for each token
+    layers: tuple[Layer, ...]
+    final_norm: np.ndarray  # (dim,)
+    classifier: Dense  # dim -> vocab_size

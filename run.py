@@ -1,0 +1,18 @@
+#!/usr/bin/env python3
+"""Run a llama2.c checkpoint.
+
+./run.py stories15M.bin                                     tell a story
+./run.py stories42M.bin -t 0.8 -n 256 -i "One day, Lily"    continue a text
+./run.py llama2_7b_chat.bin -m chat                         talk
+./run.py --help                                             all flags
+"""
+
+import sys
+
+import bootstrap
+
+if __name__ == "__main__":
+    bootstrap.use_venv()
+    from llama2np.cli import run
+
+    sys.exit(run(sys.argv[1:], prog="run.py"))
