@@ -1,33 +1,41 @@
-"""llama2.c's .bin files: version 0 (the only one run.c reads) and version 1, told apart by the header.
+"""llama2.c's .bin files: versions 0 and 1 in float32, version 2 in Q8_0; the header tells which.
 
-Formats: llama2.c's export.py (`legacy_export`, `version1_export`). Everything is little-endian.
-A file is checked to the byte before anything in it is used, then mapped: no weight is copied.
+Formats: llama2.c's export.py (`legacy_export`, `version1_export`, `version2_export`). Everything
+is little-endian. A file is checked to the byte before anything in it is used, then mapped: no
+weight is copied.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from llama2np.config import Config
-from llama2np.weights import Dense, Layer, Weights
+from llama2np.weights import Dense, Int8, Layer, Linear, Weights
 
 MAGIC = 0x616B3432  # "ak42": the first word of every version but 0
-_HEADER_SIZE = {0: 28, 1: 256}
+_HEADER_SIZE = {0: 28, 1: 256, 2: 256}
 _FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
-_MOST = 2**27  # no dimension of a real network is larger; text read as a header is
+_MOST = 2**27 - 1  # no real network has a larger number in its header; text read as one does
 
 # Tensors in file order. Those of the layers are stacked: all wq, then all wk ...
-_ORDER = {
+_FILE_ORDER = {
     0: "embedding attn_norm wq wk wv wo ffn_norm w_gate w_down w_up final_norm rope_tables",
     1: "attn_norm ffn_norm final_norm embedding wq wk wv wo w_gate w_down w_up",
 }
+_FILE_ORDER[2] = _FILE_ORDER[1]
+_LAYER_NORMS = ("attn_norm", "ffn_norm")
+_LAYER_MATRICES = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
+_MATRICES = (*_LAYER_MATRICES, "embedding", "classifier")
+
+# A tensor as a file holds it: float32 values, or int8 values and their float32 scales.
+Tensor = np.ndarray | tuple[np.ndarray, np.ndarray]
 
 
 class CheckpointError(ValueError):
@@ -36,11 +44,20 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the first bytes of a .bin say."""
+    """What the first bytes of a .bin say. Raises ValueError for a group size that does not fit."""
 
     version: int
     config: Config
     tied: bool  # the classifier is the embedding
+    group_size: int = 0  # values that share a scale; version 2 alone
+
+    def __post_init__(self) -> None:
+        dim, hidden_dim, group = self.config.dim, self.config.hidden_dim, self.group_size
+        if self.version == 2 and (group < 1 or dim % group or hidden_dim % group):
+            # runq.c computes such files wrongly (llama2.c #532)
+            raise ValueError(
+                f"group size {group} does not divide dim={dim} and hidden_dim={hidden_dim}"
+            )
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield (name, shape) of each tensor, in file order."""
@@ -60,10 +77,25 @@ class Header:
             "rope_tables": (2, c.seq_len, c.head_dim // 2),  # cos and sin, which nobody reads
             "classifier": (c.vocab_size, c.dim),
         }
-        for name in _ORDER[self.version].split():
+        for name in _FILE_ORDER[self.version].split():
             yield name, shapes[name]
         if not self.tied:
             yield "classifier", shapes["classifier"]
+
+    def quantized(self, name: str) -> bool:
+        """Whether the tensor of that name is int8 with scales."""
+        return self.version == 2 and name in _MATRICES
+
+    def size(self, name: str, shape: tuple[int, ...]) -> int:
+        """The bytes that a tensor takes."""
+        values = math.prod(shape)
+        return values + 4 * (values // self.group_size) if self.quantized(name) else 4 * values
+
+    @property
+    def file_size(self) -> int:
+        """The bytes of the whole file."""
+        tensors = sum(self.size(name, shape) for name, shape in self.tensors())
+        return _HEADER_SIZE[self.version] + tensors
 
     def to_bytes(self) -> bytes:
         """The header as it stands in a file."""
@@ -72,6 +104,8 @@ class Header:
             numbers[5] *= 1 if self.tied else -1
             return struct.pack("<7i", *numbers)
         packed = struct.pack("<Ii7iB", MAGIC, self.version, *numbers, self.tied)
+        if self.version == 2:
+            packed += struct.pack("<i", self.group_size)
         return packed.ljust(_HEADER_SIZE[self.version], b"\0")
 
 
@@ -84,65 +118,92 @@ def read_header(path: str | os.PathLike) -> Header:
         head = file.read(max(_HEADER_SIZE.values()))
         size = os.fstat(file.fileno()).st_size
     header = _parse_header(path, head)
-    needed = _HEADER_SIZE[header.version] + sum(4 * _count(s) for _, s in header.tensors())
-    if size != needed:
-        hint = "truncated download?" if size < needed else "not a llama2.c checkpoint, or damaged"
-        raise CheckpointError(f"{path}: needs {needed:,} bytes, has {size:,}: {hint}")
+    if size != header.file_size:
+        hint = "truncated download?" if size < header.file_size else "not a checkpoint, or damaged"
+        raise CheckpointError(f"{path}: needs {header.file_size:,} bytes, has {size:,}: {hint}")
     return header
 
 
 def load(path: str | os.PathLike) -> tuple[Config, Weights]:
     """Map a checkpoint. Raises CheckpointError, and OSError where the file cannot be opened."""
+    header, tensors = open_tensors(path)
+    layers = tuple(
+        Layer(
+            **{name: tensors[name][i] for name in _LAYER_NORMS},
+            **{name: _linear(tensors[name], i) for name in _LAYER_MATRICES},
+        )
+        for i in range(header.config.n_layers)
+    )
+    embedding = _linear(tensors["embedding"])
+    classifier = embedding if header.tied else _linear(tensors["classifier"])
+    return header.config, Weights(embedding, layers, tensors["final_norm"], classifier)
+
+
+def open_tensors(path: str | os.PathLike) -> tuple[Header, dict[str, Tensor]]:
+    """Map a checkpoint as its header and its tensors by name. Raises as `load`."""
     header = read_header(path)
-    data = _map(path)
-    tensors, offset = {}, _HEADER_SIZE[header.version]
+    data, offset, tensors = _map(path), _HEADER_SIZE[header.version], {}
     for name, shape in header.tensors():
-        end = offset + 4 * _count(shape)
-        tensors[name] = data[offset:end].view("<f4").reshape(shape)
+        end = offset + header.size(name, shape)
+        view = _quantized_view if header.quantized(name) else _float32_view
+        tensors[name] = view(data[offset:end], shape, header.group_size)
         offset = end
-    return header.config, _weights(header, tensors)
+    return header, tensors
 
 
-def save(path: str | os.PathLike, header: Header, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write a checkpoint from its tensors, stacked and named as `Header.tensors` yields them."""
+def save(path: str | os.PathLike, header: Header, tensors: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint from its tensors, named and shaped as `Header.tensors` yields them."""
     with open(path, "wb") as file:
         file.write(header.to_bytes())
         for name, shape in header.tensors():
-            tensor = np.zeros(shape, "<f4") if name == "rope_tables" else tensors[name]
-            if tensor.shape != shape:
-                raise ValueError(f"{name} has shape {tensor.shape}, expected {shape}")
-            np.ascontiguousarray(tensor, "<f4").tofile(file)
+            if name == "rope_tables":
+                np.zeros(shape, "<f4").tofile(file)
+            elif header.quantized(name):
+                q, scales = (part.reshape(-1, *part.shape[-2:]) for part in tensors[name])
+                for matrix, its_scales in zip(q, scales, strict=True):
+                    np.ascontiguousarray(matrix, "i1").tofile(file)
+                    np.ascontiguousarray(its_scales, "<f4").tofile(file)
+            else:
+                np.ascontiguousarray(tensors[name], "<f4").tofile(file)
 
 
 def _parse_header(path: str | os.PathLike, head: bytes) -> Header:
-    magic = struct.unpack("<I", head[:4])[0] if len(head) >= 4 else None
-    if magic != MAGIC:
-        version, start = 0, 0
-    elif len(head) < 8:
-        version, start = 1, 8
-    else:
-        version, start = struct.unpack_from("<i", head, 4)[0], 8
-        if version not in _HEADER_SIZE or version == 0:
-            raise CheckpointError(f"{path}: version {version}, this program reads 0 and 1")
-    if len(head) < _HEADER_SIZE[version]:
+    version, start = 0, 0
+    if head[:4] == struct.pack("<I", MAGIC):
+        version, start = int.from_bytes(head[4:8], "little", signed=True), 8
+        if version not in (1, 2) and len(head) >= 8:
+            raise CheckpointError(f"{path}: version {version}, expected 0, 1 or 2")
+    needed = _HEADER_SIZE[version]
+    if len(head) < needed:
         raise CheckpointError(
-            f"{path}: a header needs {_HEADER_SIZE[version]} bytes, the file has {len(head)}: "
+            f"{path}: the header needs {needed} bytes, the file has {len(head)}: "
             "truncated download?"
         )
     numbers = dict(zip(_FIELDS, struct.unpack_from("<7i", head, start), strict=True))
-    tied = numbers["vocab_size"] > 0 if version == 0 else bool(head[36])
+    tied, group_size = numbers["vocab_size"] > 0, 0
     if version == 0:
         numbers["vocab_size"] = abs(numbers["vocab_size"])
+    else:
+        tied = bool(head[36])
+    if version == 2:
+        group_size = struct.unpack_from("<i", head, 37)[0]
     for name, value in numbers.items():
-        if not 0 < value < _MOST:
+        if not 0 < value <= _MOST:
             raise CheckpointError(
                 f"{path}: not a llama2.c checkpoint: its header says {name}={value}, "
-                f"expected 1 to {_MOST - 1:,}"
+                f"expected 1 to {_MOST:,}"
             )
     try:
-        return Header(version, Config(**numbers), tied)
+        config = Config(**numbers)
     except ValueError as error:
         raise CheckpointError(f"{path}: not a llama2.c checkpoint: {error}") from None
+    try:
+        return Header(version, config, tied, group_size)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: {error}: export it again, `python export.py OUT.bin --version 2 ...` "
+            "chooses one that does"
+        ) from None
 
 
 def _map(path: str | os.PathLike) -> np.ndarray:
@@ -159,24 +220,22 @@ def _map(path: str | os.PathLike) -> np.ndarray:
     return np.frombuffer(mapped, np.uint8)
 
 
-def _weights(header: Header, tensors: Mapping[str, np.ndarray]) -> Weights:
-    vectors = ("attn_norm", "ffn_norm")
-    matrices = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
-    layers = tuple(
-        Layer(
-            **{name: tensors[name][i] for name in vectors},
-            **{name: Dense(tensors[name][i]) for name in matrices},
-        )
-        for i in range(header.config.n_layers)
-    )
-    embedding = Dense(tensors["embedding"])
-    classifier = embedding if header.tied else Dense(tensors["classifier"])
-    return Weights(embedding, layers, tensors["final_norm"], classifier)
+def _float32_view(data: np.ndarray, shape: tuple[int, ...], _group_size: int) -> np.ndarray:
+    return data.view("<f4").reshape(shape)
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    """The number of values, in integers that cannot overflow."""
-    count = 1
-    for length in shape:
-        count *= length
-    return count
+def _quantized_view(
+    data: np.ndarray, shape: tuple[int, ...], group_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix, or each of a stack of them, is its int8 values and then its scales."""
+    *stack, rows, columns = shape
+    data = data.reshape(*stack, -1)
+    values = data[..., : rows * columns].view(np.int8).reshape(shape)
+    scales = data[..., rows * columns :].view("<f4").reshape(*stack, rows, columns // group_size)
+    return values, scales
+
+
+def _linear(tensor: Tensor, layer: int | None = None) -> Linear:
+    """The matrix, or the one of `layer` in a stack, as a callable weight."""
+    at = slice(None) if layer is None else layer
+    return Int8(tensor[0][at], tensor[1][at]) if isinstance(tensor, tuple) else Dense(tensor[at])

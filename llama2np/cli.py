@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from llama2np import __version__, kernels
+from llama2np.checkpoint import read_header
 from llama2np.llama import Llama
 
 _INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE: what a shell reports
@@ -30,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if argv in (["-h"], ["--help"]) else 1
 
 
-def run(argv: Sequence[str], prog: str) -> int:
-    """Generate or chat, as llama2.c's `run`; return the exit status."""
+def run(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
+    """Generate or chat, as llama2.c's `run` (or `runq`: int8_only); return the exit status."""
     screen = _Screen()
     try:
         options = _parse(argv, prog)
@@ -39,6 +40,11 @@ def run(argv: Sequence[str], prog: str) -> int:
             kernels.set_threads(options.threads)
         if sys.stderr.isatty():
             kernels.on_first_compile(lambda: screen.note("compiling the kernels, this once ..."))
+        if int8_only and (version := read_header(options.model).version) != 2:
+            raise ValueError(
+                f"{options.model}: version {version}, float32; expected version 2, int8: use run.py, "
+                f"or quantize it: python export.py OUT.bin --version 2 --bin {options.model}"
+            )
         model = Llama.load(options.model, options.tokenizer)
         (_chat if options.mode == "chat" else _generate)(model, options, screen)
         screen.end_line()

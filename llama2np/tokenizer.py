@@ -1,7 +1,7 @@
 """Text to tokens and back: the byte-pair encoding of sentencepiece, as llama2.c runs it.
 
-Reads llama2.c's tokenizer.bin, and sentencepiece's tokenizer.model. Special pieces in a text, such as
-"<s>", are text. Left out: normalisation beyond the leading space, and training.
+Reads llama2.c's tokenizer.bin, and sentencepiece's tokenizer.model. Special pieces in a text,
+such as "<s>", are text. Left out: normalisation beyond the leading space, and training.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _spelled(piece: bytes) -> bytes:
 
 
 def _read_bin(path: Path, data: bytes) -> tuple[list[bytes], list[float]]:
-    """llama2.c's format: uint32 longest piece; for each piece float32 score, int32 length, bytes."""
+    """llama2.c's format: uint32 longest piece; then for each float32 score, int32 length, bytes."""
     if len(data) < 4:
         raise TokenizerError(f"{path}: a tokenizer.bin has at least 4 bytes, this has {len(data)}")
     longest = struct.unpack_from("<I", data)[0]

@@ -53,26 +53,29 @@ class State:
     def __init__(self, config: Config):
         self.config = config
         self.pos = 0  # tokens read so far, and the position of the next one
-        self.keys = [self._cache(0)] * config.n_layers  # of (n_kv_heads, capacity, head_dim)
-        self.values = [self._cache(0)] * config.n_layers
+        # A layer's keys are (n_kv_heads, head_dim, capacity), positions side by side; its values
+        # are (n_kv_heads, capacity, head_dim).
+        self.keys = [np.zeros((config.n_kv_heads, config.head_dim, 0), np.float32)]
+        self.keys *= config.n_layers
+        self.values = [np.zeros((config.n_kv_heads, 0, config.head_dim), np.float32)]
+        self.values *= config.n_layers
         self.scores = np.zeros((config.n_heads, 0), np.float32)
         self._scratch = Scratch.for_tokens(1, config)
-
-    def _cache(self, capacity: int) -> np.ndarray:
-        c = self.config
-        return np.zeros((c.n_kv_heads, capacity, c.head_dim), np.float32)
 
     def reserve(self, count: int) -> None:
         """Make room for `count` positions in all."""
         capacity = self.scores.shape[1]
         if count <= capacity:
             return
-        capacity = min(max(count, 2 * capacity, _FIRST_CAPACITY), self.config.seq_len)
-        for caches in (self.keys, self.values):
-            for i, old in enumerate(caches):
-                caches[i] = self._cache(capacity)
-                caches[i][:, : self.pos] = old[:, : self.pos]
-        self.scores = np.zeros((self.config.n_heads, capacity), np.float32)
+        c = self.config
+        capacity = min(max(count, 2 * capacity, _FIRST_CAPACITY), c.seq_len)
+        for i in range(c.n_layers):
+            keys = np.zeros((c.n_kv_heads, c.head_dim, capacity), np.float32)
+            keys[:, :, : self.pos] = self.keys[i][:, :, : self.pos]
+            values = np.zeros((c.n_kv_heads, capacity, c.head_dim), np.float32)
+            values[:, : self.pos] = self.values[i][:, : self.pos]
+            self.keys[i], self.values[i] = keys, values
+        self.scores = np.zeros((c.n_heads, capacity), np.float32)
 
     def scratch(self, count: int) -> Scratch:
         """Scratch for `count` tokens; the one for a single token is kept."""

@@ -41,25 +41,53 @@ class Dense:
 
 
 @dataclass(frozen=True, slots=True)
+class Int8:
+    """A Q8_0 matrix: q (d, n) int8, and scales (d, n / group) float32. Used like a Dense."""
+
+    q: np.ndarray
+    scales: np.ndarray
+    _matmul: Callable = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        threaded = self.q.size >= _THREADED_SIZE
+        matmul = kernels.matmul_int8_threaded if threaded else kernels.matmul_int8
+        object.__setattr__(self, "_matmul", matmul)
+
+    def __call__(self, x: np.ndarray, out: np.ndarray) -> None:
+        """out = quantized(x) @ w.T, as runq.c computes it. x: (T, n), out: (T, d) float32."""
+        x_q = np.empty(x.shape, np.int8)
+        x_scales = np.empty((x.shape[0], self.scales.shape[1]), np.float32)
+        kernels.quantize(x, x_q, x_scales)
+        self._matmul(self.q, self.scales, x_q, x_scales, out)
+
+    def rows(self, tokens: np.ndarray, out: np.ndarray) -> None:
+        """out[t] = w[tokens[t]], dequantized. tokens: (T,) int, out: (T, n) float32."""
+        kernels.dequantize_rows(self.q, self.scales, tokens, out)
+
+
+Linear = Dense | Int8
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """One block. llama2.c's w1, w3, w2 are called w_gate, w_up, w_down here."""
 
     attn_norm: np.ndarray  # (dim,)
-    wq: Dense  # dim -> n_heads * head_dim
-    wk: Dense  # dim -> kv_dim
-    wv: Dense  # dim -> kv_dim
-    wo: Dense  # n_heads * head_dim -> dim
+    wq: Linear  # dim -> n_heads * head_dim
+    wk: Linear  # dim -> kv_dim
+    wv: Linear  # dim -> kv_dim
+    wo: Linear  # n_heads * head_dim -> dim
     ffn_norm: np.ndarray  # (dim,)
-    w_gate: Dense  # dim -> hidden_dim
-    w_up: Dense  # dim -> hidden_dim
-    w_down: Dense  # hidden_dim -> dim
+    w_gate: Linear  # dim -> hidden_dim
+    w_up: Linear  # dim -> hidden_dim
+    w_down: Linear  # hidden_dim -> dim
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
     """A whole network. `classifier` is `embedding` itself where a checkpoint ties them."""
 
-    embedding: Dense  # (vocab_size, dim), a row for each token
+    embedding: Linear  # (vocab_size, dim), a row for each token
     layers: tuple[Layer, ...]
     final_norm: np.ndarray  # (dim,)
-    classifier: Dense  # dim -> vocab_size
+    classifier: Linear  # dim -> vocab_size

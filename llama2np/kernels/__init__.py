@@ -1,7 +1,5 @@
 """All that is compiled. Plain loops over NumPy arrays; the only room that knows numba."""
 
-import os
-
 import numba
 
 from llama2np.kernels.float32 import (
@@ -16,11 +14,21 @@ from llama2np.kernels.float32 import (
     softmax,
     swiglu,
 )
+from llama2np.kernels.int8 import (
+    dequantize_rows,
+    matmul_int8,
+    matmul_int8_threaded,
+    quantize,
+)
 from llama2np.kernels.jit import CACHE_FOLDER, on_first_compile
 
 __all__ = [
     "CACHE_FOLDER",
     "add",
+    "dequantize_rows",
+    "matmul_int8",
+    "matmul_int8_threaded",
+    "quantize",
     "attention",
     "attention_threaded",
     "matmul",

@@ -4,6 +4,9 @@ Arrays are C-contiguous float32, activations have a row for each token: (T, ...)
 without `out` a kernel works in place. Nothing here allocates, checks or knows a model. Where two
 kernels share a loop, the serial and the threaded one differ in `range` or `prange` alone
 (numba's disk cache cannot tell one body compiled with two sets of flags, numba #6845).
+
+All but the matrix products add in run.c's order, so that int8 models, where the last bit of an
+activation can decide how it is rounded, give runq.c's numbers.
 """
 
 import math
@@ -13,36 +16,34 @@ from numba import prange
 
 from llama2np.kernels.jit import exact, kernel
 
-_LOG2_E = np.float32(1.44269504)
-_LN2_HIGH = np.float32(0.693359375)  # few bits, so that n * _LN2_HIGH is exact
-_LN2_LOW = np.float32(-2.12194440e-4)
-_ROUND = np.float32(1.5 * 2**23)  # adding it leaves the nearest integer in the low bits
-_ROUND_BITS = np.int32(0x4B400000)
+_ROUND = 1.5 * 2**52  # adding it to a float64 leaves the nearest integer in the low bits
+_ROUND_BITS = 0x4338000000000000
 
 
 @exact
 def exp(x):
-    """Return e**x in float32, within 2 units in the last place for |x| <= 87; flat beyond.
+    """Return e**x of a float32, rounded from float64. A call into libm would not be vectorised.
 
-    Unlike a call into libm it can be vectorised. Cody-Waite reduction x = n ln 2 + r, then the
-    polynomial of Cephes' expf for e**r.
+    x = n ln 2 + r with |r| <= ln 2 / 2, then Taylor's polynomial for e**r: relative error 1e-11.
     """
-    if x < np.float32(-87):
-        x = np.float32(-87)
-    if x > np.float32(87):
-        x = np.float32(87)
-    shifted = np.float32(x * _LOG2_E + _ROUND)
-    n = shifted - _ROUND
-    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + np.float32(1)
-    power = np.int32((shifted.view(np.int32) - _ROUND_BITS + 127) << 23)  # the bits of 2**n
-    return p * power.view(np.float32)
+    y = np.float64(x)
+    if y < -110.0:  # 0 in float32
+        y = -110.0
+    if y > 90.0:  # inf in float32
+        y = 90.0
+    shifted = np.float64(y * 1.4426950408889634 + _ROUND)
+    r = y - (shifted - _ROUND) * 0.6931471805599453
+    p = r / 362880 + 1 / 40320
+    p = p * r + 1 / 5040
+    p = p * r + 1 / 720
+    p = p * r + 1 / 120
+    p = p * r + 1 / 24
+    p = p * r + 1 / 6
+    p = p * r + 1 / 2
+    p = p * r + 1
+    p = p * r + 1
+    power = np.int64((shifted.view(np.int64) - _ROUND_BITS + 1023) << 52)  # the bits of 2**n
+    return np.float32(p * power.view(np.float64))
 
 
 @kernel
@@ -70,7 +71,7 @@ def matmul_threaded(w, x, out):
             out[t, i] = dot(w[i], x[t])
 
 
-@kernel
+@exact
 def add(x, h):
     """x += h. x, h: (T, dim)."""
     for t in range(x.shape[0]):
@@ -78,12 +79,14 @@ def add(x, h):
             x[t, i] += h[t, i]
 
 
-@kernel
+@exact
 def rmsnorm(x, weight, eps, out):
-    """out = weight * x / sqrt(mean(x**2) + eps), a row at a time. x, out: (T, dim), weight: (dim,)."""
+    """out = weight * x / sqrt(mean(x**2) + eps), by rows. x, out: (T, dim), weight: (dim,)."""
     for t in range(x.shape[0]):
-        mean = dot(x[t], x[t]) / np.float32(x.shape[1])
-        scale = np.float32(1) / np.sqrt(mean + eps)
+        squares = np.float32(0)
+        for i in range(x.shape[1]):
+            squares += x[t, i] * x[t, i]
+        scale = np.float32(1) / np.sqrt(squares / np.float32(x.shape[1]) + eps)
         for i in range(x.shape[1]):
             out[t, i] = weight[i] * (scale * x[t, i])
 
@@ -101,89 +104,95 @@ def rope_angles(frequencies, pos, cos, sin):
             sin[t, i] = math.sin(angle)
 
 
-@kernel
-def _rotate(row, cos, sin, out):
-    """Turn each pair (row[2i], row[2i+1]) by its angle. row, out: (head_dim,), cos, sin: (pairs,)."""
-    for i in range(cos.shape[0]):
-        a, b = row[2 * i], row[2 * i + 1]
-        out[2 * i] = a * cos[i] - b * sin[i]
-        out[2 * i + 1] = a * sin[i] + b * cos[i]
-
-
-@kernel
+@exact
 def rope(q, k, v, cos, sin, pos, keys, values):
     """Rotate q in place; put the rotated k, and v, into the cache at pos ... pos + T - 1.
 
     q: (T, n_heads * head_dim), k, v: (T, n_kv_heads * head_dim), cos, sin: (T, head_dim / 2),
-    keys, values: (n_kv_heads, capacity, head_dim). Pairs are neighbours, as Meta lays them out.
+    keys: (n_kv_heads, head_dim, capacity), values: (n_kv_heads, capacity, head_dim). A pair that
+    turns by one angle is two neighbours, as Meta lays them out (Su et al. 2021).
     """
-    n_kv_heads, _, head_dim = keys.shape
+    n_kv_heads, head_dim, _ = keys.shape
     for t in range(q.shape[0]):
         for head in range(q.shape[1] // head_dim):
-            row = q[t, head * head_dim : (head + 1) * head_dim]
-            _rotate(row, cos[t], sin[t], row)
+            for i in range(head_dim // 2):
+                at = head * head_dim + 2 * i
+                a, b = q[t, at], q[t, at + 1]
+                q[t, at] = a * cos[t, i] - b * sin[t, i]
+                q[t, at + 1] = a * sin[t, i] + b * cos[t, i]
         for head in range(n_kv_heads):
-            at = slice(head * head_dim, (head + 1) * head_dim)
-            _rotate(k[t, at], cos[t], sin[t], keys[head, pos + t])
-            values[head, pos + t] = v[t, at]
+            for i in range(head_dim // 2):
+                at = head * head_dim + 2 * i
+                a, b = k[t, at], k[t, at + 1]
+                keys[head, 2 * i, pos + t] = a * cos[t, i] - b * sin[t, i]
+                keys[head, 2 * i + 1, pos + t] = a * sin[t, i] + b * cos[t, i]
+            for i in range(head_dim):
+                values[head, pos + t, i] = v[t, head * head_dim + i]
 
 
-@kernel
+@exact
 def _attend(q, keys, values, scores, out):
     """Softmax-weighted mean of values, for one head of one token.
 
-    q, out: (head_dim,), keys, values: (n, head_dim): the positions it may see, scores: (n,).
+    q, out: (head_dim,), keys: (head_dim, capacity), values: (capacity, head_dim), scores: (n,) for
+    the n positions it may see. Keys lie so that all positions advance together: vectors, and yet
+    each sum in order.
     """
-    scale = np.float32(1) / np.sqrt(np.float32(q.shape[0]))
-    top = np.float32(-np.inf)
-    for t in range(keys.shape[0]):
-        scores[t] = dot(q, keys[t]) * scale
+    n, head_dim = scores.shape[0], q.shape[0]
+    scores[:] = np.float32(0)
+    for i in range(head_dim):
+        for t in range(n):
+            scores[t] += q[i] * keys[i, t]
+    root, top = np.sqrt(np.float32(head_dim)), np.float32(-np.inf)
+    for t in range(n):
+        scores[t] /= root
         top = max(top, scores[t])
-    total = np.float32(0)
-    for t in range(keys.shape[0]):
+    for t in range(n):
         scores[t] = exp(scores[t] - top)
+    total = np.float32(0)
+    for t in range(n):
         total += scores[t]
     out[:] = np.float32(0)
-    for t in range(keys.shape[0]):
+    for t in range(n):
         share = scores[t] / total
-        for i in range(out.shape[0]):
+        for i in range(head_dim):
             out[i] += share * values[t, i]
 
 
-@kernel
+@exact
 def _attend_head(head, q, keys, values, pos, scores, out):
-    n_kv_heads, _, head_dim = keys.shape
+    n_kv_heads, head_dim, _ = keys.shape
     kv = head // (scores.shape[0] // n_kv_heads)
     at = slice(head * head_dim, (head + 1) * head_dim)
     for t in range(q.shape[0]):
-        n = pos + t + 1
-        _attend(q[t, at], keys[kv, :n], values[kv, :n], scores[head, :n], out[t, at])
+        _attend(q[t, at], keys[kv], values[kv], scores[head, : pos + t + 1], out[t, at])
 
 
-@kernel
+@exact
 def attention(q, keys, values, pos, scores, out):
     """Causal attention of T tokens at pos ... pos + T - 1 over the cache (Vaswani et al. 2017).
 
-    q, out: (T, n_heads * head_dim), keys, values: (n_kv_heads, capacity, head_dim),
-    scores: (n_heads, capacity), scratch.
+    q, out: (T, n_heads * head_dim), keys: (n_kv_heads, head_dim, capacity),
+    values: (n_kv_heads, capacity, head_dim), scores: (n_heads, capacity), scratch.
     """
     for head in range(scores.shape[0]):
         _attend_head(head, q, keys, values, pos, scores, out)
 
 
-@kernel(parallel=True)
+@exact(parallel=True)
 def attention_threaded(q, keys, values, pos, scores, out):
     """`attention` with the heads shared among threads."""
     for head in prange(scores.shape[0]):
         _attend_head(np.int64(head), q, keys, values, pos, scores, out)
 
 
-@kernel
+@exact
 def swiglu(gate, up):
     """gate = silu(gate) * up (Shazeer 2020). gate, up: (T, hidden_dim)."""
     for t in range(gate.shape[0]):
         for i in range(gate.shape[1]):
-            gate[t, i] *= up[t, i] / (np.float32(1) + exp(-gate[t, i]))
+            value = gate[t, i]
+            gate[t, i] = value * (np.float32(1) / (np.float32(1) + exp(-value))) * up[t, i]
 
 
 @exact

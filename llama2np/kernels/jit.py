@@ -25,7 +25,7 @@ def _fingerprint():
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     versions = (platform.python_version(), np.__version__, numba.__version__, llvmlite.__version__)
-    digest.update(repr(versions).encode())
+    digest.update(repr((*versions, os.environ.get("LLAMA2NP_INT8"))).encode())
     return digest.hexdigest()[:16]
 
 
@@ -62,8 +62,9 @@ def _jit(function=None, **options):
 # Sums may be reordered and multiply-adds fused; nan and inf keep their meaning.
 kernel = partial(_jit, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
 
-# Every operation as written: where the order of float32 additions is part of the answer.
-exact = partial(_jit, error_model="numpy")
+# Every operation as written: where the order of float32 additions is part of the answer. `False`
+# has to be said: without it a function takes over the fastmath of whoever has it compiled first.
+exact = partial(_jit, error_model="numpy", fastmath=False)
 
 
 class _Once(event.Listener):

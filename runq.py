@@ -1,0 +1,17 @@
+#!/usr/bin/env python3
+"""Run a llama2.c checkpoint of version 2: int8 weights, Q8_0.
+
+./runq.py llama2_7b_q80.bin -m chat             talk
+./runq.py stories110M_q80.bin -i "Once upon"    continue a text
+./runq.py --help                                all flags
+"""
+
+import sys
+
+import bootstrap
+
+if __name__ == "__main__":
+    bootstrap.use_venv()
+    from llama2np.cli import run
+
+    sys.exit(run(sys.argv[1:], prog="runq.py", int8_only=True))
