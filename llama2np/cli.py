@@ -42,8 +42,8 @@ def run(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
             kernels.on_first_compile(lambda: screen.note("compiling the kernels, this once ..."))
         if int8_only and (version := read_header(options.model).version) != 2:
             raise ValueError(
-                f"{options.model}: version {version}, float32; expected version 2, int8: use run.py, "
-                f"or quantize it: python export.py OUT.bin --version 2 --bin {options.model}"
+                f"{options.model}: version {version}, float32; expected version 2, int8: use "
+                f"run.py, or quantize it: python export.py OUT.bin --version 2 --bin {options.model}"
             )
         model = Llama.load(options.model, options.tokenizer)
         (_chat if options.mode == "chat" else _generate)(model, options, screen)
