@@ -43,7 +43,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 # Karpathy's TinyStories models, and the tokenizer they share with Llama 2.
-stories15M.bin stories42M.bin stories110M.bin: tokenizer.bin
+stories15M.bin stories42M.bin stories110M.bin: | tokenizer.bin
 stories15M.bin stories42M.bin stories110M.bin tokenizer.bin: | $(VENV)/installed
 	$(BIN)/python -m tools.download $@
 

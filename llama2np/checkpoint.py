@@ -163,6 +163,8 @@ def save(path: str | os.PathLike, header: Header, tensors: Mapping[str, Tensor])
                 for matrix, its_scales in zip(q, scales, strict=True):
                     np.ascontiguousarray(matrix, "i1").tofile(file)
                     np.ascontiguousarray(its_scales, "<f4").tofile(file)
+            elif tensors[name].shape != shape:
+                raise ValueError(f"{name} has shape {tensors[name].shape}, expected {shape}")
             else:
                 np.ascontiguousarray(tensors[name], "<f4").tofile(file)
 

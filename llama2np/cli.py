@@ -43,7 +43,7 @@ def run(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
         if int8_only and (version := read_header(options.model).version) != 2:
             raise ValueError(
                 f"{options.model}: version {version}, float32; expected version 2, int8: use "
-                f"run.py, or quantize it: python export.py OUT.bin --version 2 --bin {options.model}"
+                f"run.py, or quantize it: export.py OUT.bin --version 2 --bin {options.model}"
             )
         model = Llama.load(options.model, options.tokenizer)
         (_chat if options.mode == "chat" else _generate)(model, options, screen)

@@ -1,0 +1,51 @@
+"""What the tests share: the reference data, and tiny checkpoints made here."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama2np.checkpoint import Header, save
+from llama2np.config import Config
+
+# Grouped-query, widths that are no power of two, more positions than a first KV cache holds.
+TINY = Config(
+    dim=48, hidden_dim=80, n_layers=3, n_heads=6, n_kv_heads=2, vocab_size=300, seq_len=96
+)
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of other programs' answers. In CI it has to be there."""
+    folder = ROOT.parent / "shared" / "reference"
+    if not folder.is_dir():
+        reason = f"the reference data is not at {folder}"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    return folder
+
+
+def random_tensors(header: Header, seed: int = 0) -> dict:
+    """Small random weights, by name, as `checkpoint.save` takes them."""
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in header.tensors():
+        values = random.standard_normal(shape, np.float32)
+        if header.quantized(name):
+            scales = random.random((*shape[:-1], shape[-1] // header.group_size), np.float32)
+            tensors[name] = random.integers(-127, 128, shape, np.int8), scales / 500
+        else:
+            tensors[name] = values * np.float32(0.2) + ("norm" in name)
+    return tensors
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a random checkpoint: write("name.bin", header, seed=0) -> its path."""
+
+    def write(name: str, header: Header, seed: int = 0) -> Path:
+        save(tmp_path / name, header, random_tensors(header, seed))
+        return tmp_path / name
+
+    return write

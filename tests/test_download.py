@@ -1,0 +1,353 @@
+"""tools/download.py against a server on this machine, with files of its own."""
+
+import io
+import random
+import re
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import closing, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from math import prod
+from pathlib import Path
+from urllib.request import install_opener
+
+import pytest
+
+from llama2np.checkpoint import Header
+from llama2np.config import Config
+from tools import download
+
+ROOT = Path(__file__).resolve().parents[1]
+NAME = "a.bin"
+DATA = random.Random(0).randbytes(600_000)  # more than two chunks
+SIZE = len(DATA)
+HELD = 200_000  # what a .part has in the tests of resuming
+OLD = DATA[:HELD]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves DATA under every path but those below, and keeps the Range headers it saw."""
+
+    def do_GET(self):
+        self.server.ranges.append(self.headers["Range"])
+        mode = self.path.split("/")[1]
+        if mode == "gibberish":
+            return self.wfile.write(b"good morning\r\n")
+        if mode == "moved":
+            return self.answer(302, {"Location": "/file"})
+        if mode == "missing":
+            return self.answer(404, {}, b"nothing here")
+        if mode == "other":  # say, the page of a proxy
+            return self.answer(200, {}, b"please log in")
+        if mode == "endless":
+            return self.answer(200, {"Content-Length": None}, DATA)
+        start = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
+        start = int(start[1]) if start and mode != "rangeless" else None
+        if mode == "past" and start:
+            return self.answer(416, {"Content-Range": f"bytes */{SIZE}"})
+        headers, body = {"Content-Length": str(SIZE - (start or 0))}, DATA[start:]
+        if start is not None:
+            total = SIZE + 1 if mode == "changed" else SIZE
+            headers["Content-Range"] = f"bytes {start}-{SIZE - 1}/{total}"
+        if mode == "long":
+            headers["Content-Length"], body = None, body + b"and more"
+        if mode in ("cut", "stall"):
+            body = body[: len(body) // 2]
+        self.answer(200 if start is None else 206, headers, body)
+        if mode == "stall":
+            self.server.stalling.wait(5)
+
+    def do_CONNECT(self):  # what an https proxy is asked
+        self.answer(403, {})
+
+    def answer(self, status, headers, body=b""):
+        self.send_response(status)
+        for key, value in ({"Content-Length": str(len(body))} | headers).items():
+            if value is not None:
+                self.send_header(key, value)
+        self.end_headers()
+        with suppress(ConnectionError):  # who asked may have heard enough
+            self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for scheme in ("http", "https", "all"):
+        for variable in (f"{scheme}_proxy", f"{scheme}_proxy".upper()):
+            monkeypatch.delenv(variable, raising=False)
+    install_opener(None)  # the one that urllib keeps knows the proxies of its first use
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.ranges, server.stalling = [], threading.Event()
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.stalling.set()
+        server.shutdown()
+        thread.join()
+    install_opener(None)
+
+
+class Folder:
+    """A folder to download into: what it holds, and what the tool said last."""
+
+    def __init__(self, path, capsys):
+        self.file, self.part = path / NAME, path / f"{NAME}.part"
+        self._path, self._capsys = path, capsys
+
+    def get(self, url):
+        status = download.main([NAME], {NAME: (SIZE, url)}, self._path)
+        self.out, self.err = self._capsys.readouterr()
+        return status
+
+    def has(self, **expected):
+        """Whether it holds these bytes under `file` and `part`, and nothing else."""
+        found = {path.suffix: path.read_bytes() for path in self._path.iterdir()}
+        return found == {{"file": ".bin", "part": ".part"}[k]: v for k, v in expected.items()}
+
+
+@pytest.fixture
+def folder(tmp_path, capsys):
+    return Folder(tmp_path, capsys)
+
+
+def test_sizes_are_those_of_the_format():
+    shapes = {
+        "stories15M.bin": Config(288, 768, 6, 6, 6, 32000, 256),
+        "stories42M.bin": Config(512, 1376, 8, 8, 8, 32000, 1024),
+        "stories110M.bin": Config(768, 2048, 12, 12, 12, 32000, 1024),
+    }
+    for name, config in shapes.items():
+        header = Header(version=0, config=config, tied=True)
+        size = len(header.to_bytes()) + sum(4 * prod(shape) for _, shape in header.tensors())
+        assert download.FILES[name][0] == size, name
+    assert download.FILES.keys() == shapes.keys() | {"tokenizer.bin"}
+
+
+def test_size_of_the_tokenizer():
+    reference = ROOT.parent / "shared/reference/llama32k/tokenizer.bin"
+    if not reference.exists():
+        pytest.skip("needs ../shared/reference/llama32k/tokenizer.bin")
+    assert download.FILES["tokenizer.bin"][0] == reference.stat().st_size
+
+
+def test_sources_end_in_the_name():
+    for name, (_, url) in download.FILES.items():
+        assert url.startswith("https://") and url.endswith(f"/{name}")
+
+
+def test_downloads(server, folder):
+    assert folder.get(f"{server.url}/file") == 0
+    assert folder.has(file=DATA)
+    assert folder.out == f"a.bin: 600,000 bytes from {server.url}/file\n"
+    assert folder.err == ""
+    assert server.ranges == [None]
+
+
+def test_a_terminal_gets_a_bar_instead(server, folder, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
+    assert folder.get(f"{server.url}/file") == 0
+    assert folder.has(file=DATA)
+    assert folder.out == ""
+    assert re.search(r"a\.bin: 100%.*600k/600k", screen.getvalue())
+
+
+@pytest.mark.parametrize("mode", ["file", "moved", "long"])
+def test_resumes(server, folder, mode):
+    folder.part.write_bytes(OLD)
+    assert folder.get(f"{server.url}/{mode}") == 0
+    assert folder.has(file=DATA)
+    assert folder.out.endswith(", resumed at 200,000\n")
+    assert set(server.ranges) == {"bytes=200000-"}  # behind the redirect too
+
+
+@pytest.mark.parametrize("mode", ["rangeless", "past"])
+def test_starts_over_where_the_server_cannot_resume(server, folder, mode):
+    folder.part.write_bytes(b"?" * HELD)
+    assert folder.get(f"{server.url}/{mode}") == 0
+    assert folder.has(file=DATA)
+    assert "resumed" not in folder.out
+    assert server.ranges == ["bytes=200000-"] + [None] * (mode == "past")
+
+
+def test_starts_over_when_the_part_is_too_large(server, folder):
+    folder.part.write_bytes(b"?" * (SIZE + 1))
+    assert folder.get(f"{server.url}/file") == 0
+    assert folder.has(file=DATA)
+    assert server.ranges == [None]
+
+
+def test_a_whole_part_is_only_renamed(server, folder):
+    folder.part.write_bytes(DATA)
+    assert folder.get(f"{server.url}/file") == 0
+    assert folder.has(file=DATA)
+    assert server.ranges == []
+
+
+def test_a_file_that_is_here_is_left_alone(server, folder):
+    folder.file.write_bytes(b"x" * SIZE)
+    assert folder.get(f"{server.url}/file") == 0
+    assert folder.has(file=b"x" * SIZE)
+    assert folder.out == "a.bin: already here, 600,000 bytes\n"
+    assert server.ranges == []
+
+
+def test_a_file_of_another_size_is_left_alone(server, folder):
+    folder.file.write_bytes(b"mine")
+    assert folder.get(f"{server.url}/file") == 1
+    assert folder.has(file=b"mine")
+    assert folder.err == (
+        "a.bin: needs 600,000 bytes, a.bin has 4: "
+        "move or remove that, then run the same command again\n"
+    )
+    assert server.ranges == []
+
+
+@pytest.mark.parametrize("mode, reason", [("cut", "closed early"), ("stall", "timed out")])
+def test_a_lost_connection_keeps_what_came(server, folder, monkeypatch, mode, reason):
+    monkeypatch.setattr(download, "_TIMEOUT", 0.5)
+    assert folder.get(f"{server.url}/{mode}") == 1
+    assert folder.has(part=DATA[:300_000])
+    assert folder.err == (
+        f"a.bin: lost 127.0.0.1 ({reason}) at 300,000 of 600,000 bytes: "
+        "run the same command again to resume\n"
+    )
+    server.stalling.set()
+    assert folder.get(f"{server.url}/file") == 0
+    assert folder.has(file=DATA)
+    assert server.ranges == [None, "bytes=300000-"]
+
+
+def test_ctrl_c_keeps_what_came(server, folder, monkeypatch):
+    class Bar(download.tqdm):
+        def update(self, n=1):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(download, "tqdm", Bar)
+    assert folder.get(f"{server.url}/file") == 130
+    held = folder.part.stat().st_size
+    assert 0 < held < SIZE
+    assert folder.has(part=DATA[:held])
+    assert folder.err == (
+        f"a.bin: stopped at {held:,} of 600,000 bytes: run the same command again to resume\n"
+    )
+
+
+def test_ctrl_c_before_the_first_byte(folder, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(download, "urlopen", interrupted)
+    assert folder.get("http://127.0.0.1/file") == 130
+    assert folder.has()
+    assert folder.err.startswith("a.bin: stopped at 0 of 600,000 bytes: ")
+
+
+@pytest.mark.parametrize(
+    "mode, said",
+    [
+        ("missing", "127.0.0.1 answers 404 Not Found: try again later. "),
+        ("other", "needs Content-Length 600000, 127.0.0.1 says 13: another file? "),
+        ("endless", "needs Content-Length 600000, 127.0.0.1 says nothing: another file? "),
+        (
+            "changed",
+            "needs Content-Range bytes 200000-599999/600000, "
+            "127.0.0.1 says bytes 200000-599999/600001: another file? ",
+        ),
+    ],
+)
+def test_another_answer_leaves_the_part_alone(server, folder, mode, said):
+    folder.part.write_bytes(OLD)
+    assert folder.get(f"{server.url}/{mode}") == 1
+    assert folder.has(part=OLD)
+    assert folder.err == f"a.bin: {said}{elsewhere(f'{server.url}/{mode}')}"
+    assert folder.out == ""
+
+
+def test_two_downloads_at_once(server, folder, monkeypatch):
+    class Bar(download.tqdm):
+        def __exit__(self, *error):
+            with open(folder.part, "ab") as other:
+                other.write(b"more")
+
+    folder.part.write_bytes(OLD)
+    monkeypatch.setattr(download, "tqdm", Bar)
+    assert folder.get(f"{server.url}/file") == 1
+    assert not folder.file.exists()
+    assert folder.err == (
+        "a.bin: needs 600,000 bytes, a.bin.part has 600,004: "
+        "move or remove that, then run the same command again\n"
+    )
+
+
+def test_no_http(server, folder):
+    unreachable(folder, f"{server.url}/gibberish", "127.0.0.1", "good morning")
+
+
+def test_nobody_listens(server, folder):
+    with closing(socket.create_server(("127.0.0.1", 0))) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/file"
+    unreachable(folder, url, "127.0.0.1", "Connection refused")
+
+
+def test_no_name_service(server, folder, monkeypatch):
+    def fails(*arguments, **options):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fails)
+    unreachable(folder, "https://a.invalid/file", "a.invalid", "Name or service not known")
+
+
+def test_a_proxy_refuses(server, folder, monkeypatch):
+    monkeypatch.setenv("https_proxy", server.url)
+    reason = "Tunnel connection failed: 403 Forbidden"
+    unreachable(folder, "https://a.invalid/file", "a.invalid", reason)
+
+
+def test_a_proxy_is_misspelt(server, folder, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http:/x")
+    reason = "proxy URL with no authority: 'http:/x'"
+    unreachable(folder, "https://a.invalid/file", "a.invalid", reason)
+
+
+def test_a_folder_that_cannot_be_written(server, folder):
+    folder.part.mkdir()
+    assert folder.get(f"{server.url}/file") == 1
+    assert folder.err == "a.bin: cannot be put here (Is a directory)\n"
+
+
+@pytest.mark.parametrize("argv", [["stories1M.bin"], [], ["stories15M.bin", "tokenizer.bin"]])
+def test_a_name_it_does_not_know(argv, tmp_path, capsys):
+    assert download.main(argv, folder=tmp_path) == 1
+    assert capsys.readouterr().err == (
+        f"{' '.join(argv) or 'no name'}: expected one of "
+        "stories15M.bin, stories42M.bin, stories110M.bin, tokenizer.bin\n"
+    )
+
+
+def test_runs_as_a_module():
+    command = [sys.executable, "-m", "tools.download", "stories1M.bin"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert ran.stdout == "" and ran.stderr.startswith("stories1M.bin: expected one of ")
+
+
+def unreachable(folder, url, host, reason):
+    assert folder.get(url) == 1
+    assert folder.has()
+    assert folder.err == (
+        f"a.bin: cannot reach {host} ({reason}): is there a network? {elsewhere(url)}"
+    )
+
+
+def elsewhere(url):
+    return f"The file can also be fetched by other means from {url} and put here\n"

@@ -1,0 +1,119 @@
+"""Every kernel against its naive twin, over sizes that are not round."""
+
+import naive
+import numpy as np
+import pytest
+
+from llama2np import kernels
+from llama2np.kernels import float32
+
+SIZES = (1, 7, 64, 65, 200)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def close(fast, slow):
+    np.testing.assert_allclose(fast, slow, rtol=2e-6, atol=2e-5)
+
+
+@pytest.mark.parametrize("rows", (1, 3))
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("matmul", (kernels.matmul, kernels.matmul_threaded))
+def test_matmul(matmul, n, rows):
+    for d in SIZES:
+        w, x, out = normal(d, n), normal(rows, n, seed=1), np.full((rows, d), np.nan, np.float32)
+        matmul(w, x, out)
+        close(out, naive.matmul(w, x))
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_rmsnorm_and_add(n):
+    x, weight, out = normal(3, n), normal(n, seed=1), np.zeros((3, n), np.float32)
+    kernels.rmsnorm(x, weight, np.float32(1e-5), out)
+    close(out, naive.rmsnorm(x, weight, 1e-5))
+    total = x.copy()
+    kernels.add(total, out)
+    np.testing.assert_array_equal(total, x + out)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_swiglu(n):
+    gate, up = normal(3, n) * 20, normal(3, n, seed=1)
+    expected = naive.swiglu(gate, up)
+    kernels.swiglu(gate, up)
+    close(gate, expected)
+
+
+def test_exp_is_rounded_from_float64():
+    x = np.concatenate([np.linspace(-110, 90, 2001), [-np.inf, np.inf, np.nan, -0.0, 1e-30]])
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32)
+        expected = np.exp(x.astype(float)).astype(np.float32)
+        found = np.array([float32.exp(value) for value in x], np.float32)
+    np.testing.assert_array_max_ulp(found, expected, 1)
+    assert (found != expected)[~np.isnan(x)].sum() <= 2
+
+
+@pytest.mark.parametrize("pairs", (1, 4, 33))
+def test_rope_angles(pairs):
+    frequencies = np.float32(1) / np.float32(1e4) ** np.linspace(0, 1, pairs, dtype=np.float32)
+    cos, sin = np.zeros((5, pairs), np.float32), np.zeros((5, pairs), np.float32)
+    kernels.rope_angles(frequencies, 1000, cos, sin)
+    angles = naive.rope_angles(frequencies, 1000, 5)
+    # an angle near 1000 is itself rounded to 3e-5
+    np.testing.assert_allclose([cos, sin], [np.cos(angles), np.sin(angles)], atol=5e-5)
+
+
+@pytest.mark.parametrize("attention", (kernels.attention, kernels.attention_threaded))
+@pytest.mark.parametrize("kv_heads, head_dim", ((6, 2), (2, 8), (1, 64), (3, 34)))
+def test_rope_and_attention(attention, kv_heads, head_dim):
+    """Rotated keys and values go into the cache, and a later block attends to all of it."""
+    capacity, n_heads, pairs = 70, 6, head_dim // 2
+    frequencies = 1 / 1e4 ** (np.arange(pairs, dtype=np.float32) / pairs).astype(np.float32)
+    keys = np.full((kv_heads, head_dim, capacity), np.nan, np.float32)
+    values = np.full((kv_heads, capacity, head_dim), np.nan, np.float32)
+    scores = np.full((n_heads, capacity), np.nan, np.float32)
+    slow_k, slow_v = [], []
+    for pos, count in ((0, 1), (1, 7), (8, 60)):
+        q = normal(count, n_heads * head_dim, seed=pos)
+        k = normal(count, kv_heads * head_dim, seed=pos + 1)
+        v = normal(count, kv_heads * head_dim, seed=pos + 2)
+        angles = naive.rope_angles(frequencies, pos, count)
+        slow_q = naive.rotate(q, angles, head_dim)
+        slow_k.append(naive.rotate(k, angles, head_dim))
+        slow_v.append(v)
+        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        kernels.rope(q, k, v, cos, sin, pos, keys, values)
+        close(q, slow_q)
+        out = np.full_like(q, np.nan)
+        attention(q, keys, values, pos, scores, out)
+        expected = naive.attention(
+            slow_q, np.concatenate(slow_k), np.concatenate(slow_v), head_dim, pos
+        )
+        close(out, expected)
+        flat = keys[:, :, : pos + count].transpose(2, 0, 1).reshape(pos + count, -1)
+        close(flat, np.concatenate(slow_k))
+    assert np.isnan(keys[:, :, 68:]).all() and np.isnan(values[:, 68:]).all()
+
+
+@pytest.mark.parametrize("temperature", (0.1, 1.0, 3.0))
+@pytest.mark.parametrize("n", SIZES)
+def test_softmax(n, temperature):
+    logits, out = normal(n) * 5, np.zeros(n, np.float32)
+    kernels.softmax(logits, np.float32(temperature), out)
+    close(out, naive.softmax(logits.astype(float) / temperature))
+
+
+def test_nan_and_infinity_pass_through():
+    """The sampler must see them: no kernel may take them for impossible."""
+    x, out = normal(1, 64), np.zeros((1, 64), np.float32)
+    x[0, 3] = np.nan
+    for matmul in (kernels.matmul, kernels.matmul_threaded):
+        matmul(normal(64, 64), x, out)
+        assert np.isnan(out).all()
+    kernels.rmsnorm(x, normal(64), np.float32(1e-5), out)
+    assert np.isnan(out).all()
+    kernels.swiglu(x, normal(1, 64))
+    assert np.isnan(x[0, 3]) and np.isfinite(x[0, :3]).all()

@@ -1,0 +1,145 @@
+"""The library: loading, generating, stopping."""
+
+import re
+import struct
+
+import numpy as np
+import pytest
+from conftest import TINY
+
+from llama2np import CheckpointError, Llama, Tokenizer, TokenizerError
+from llama2np.checkpoint import Header
+from llama2np.generation import until
+from llama2np.tokenizer import BOS, EOS
+
+
+def write_tokenizer(path, count=TINY.vocab_size):
+    """Specials, the bytes, and then one letter each, from "A" on; " " is the first of them."""
+    pieces = [b"<unk>", b"\n<s>\n", b"\n</s>\n"] + [b"<0x%02X>" % i for i in range(256)]
+    pieces += [b" "] + [bytes([ord("A") + i]) for i in range(count - len(pieces) - 1)]
+    data = struct.pack("<I", 6)
+    for i, piece in enumerate(pieces):
+        data += struct.pack("<fi", -i, len(piece)) + piece
+    path.write_bytes(data)
+    return path
+
+
+@pytest.fixture
+def model(write, tmp_path):
+    return Llama.load(write("tiny.bin", Header(1, TINY, True)), write_tokenizer(tmp_path / "t.bin"))
+
+
+def scripted(model, monkeypatch, tokens):
+    """Make the network want these tokens, one after the other."""
+    script = iter(tokens)
+
+    def forward(read, state, all_logits=False):
+        state.pos += len(read)
+        logits = np.zeros(TINY.vocab_size, np.float32)
+        logits[next(script)] = 1
+        return logits
+
+    monkeypatch.setattr(model.transformer, "forward", forward)
+
+
+def letters(text):
+    return [260 + ord(letter) - ord("A") for letter in text]
+
+
+def test_same_seed_same_text(model):
+    def text(**options):
+        return "".join(model.generate("AB", max_new_tokens=30, **options))
+
+    assert text(seed=7) == text(seed=7) != text(seed=8)
+    assert text(temperature=0) == text(temperature=0, seed=5)
+
+
+def test_one_piece_for_each_token(model, monkeypatch):
+    scripted(model, monkeypatch, [*letters("AB"), 3 + 0xC3, 3 + 0xA9, *letters("C")])
+    pieces = list(model.generate("X", max_new_tokens=5, temperature=0))
+    assert pieces == ["A", "B", "", "é", "C"]
+
+
+@pytest.mark.parametrize("end", (BOS, EOS))
+def test_it_stops_where_a_story_ends(model, monkeypatch, end):
+    scripted(model, monkeypatch, [*letters("AB"), end, *letters("C")])
+    assert "".join(model.generate("X", temperature=0)) == "AB"
+
+
+def test_bytes_left_over_at_the_end_are_not_lost(model, monkeypatch):
+    scripted(model, monkeypatch, [*letters("A"), 3 + 0xC3, EOS])
+    assert "".join(model.generate("X", temperature=0)) == "A\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize(
+    "stop, expected", (("CD", "AB"), (["E", "BC"], "A"), ("ABCDEF", ""), ("", "ABCDEF"), ((), None))
+)
+def test_stop_strings(model, monkeypatch, stop, expected):
+    scripted(model, monkeypatch, [*letters("ABCDEF"), EOS])
+    expected = "ABCDEF" if expected is None else expected
+    assert "".join(model.generate("X", temperature=0, stop=stop)) == expected
+
+
+def test_stop_holds_back_no_more_than_it_must():
+    assert list(until(["a", "b", "x", "cd"], ["bcd"])) == ["a", "", "bx", "cd"]
+    assert list(until(["x", "b", "cd", "e"], ["bcd"])) == ["x", "", ""]
+
+
+def test_lengths(model):
+    def count(prompt, **options):
+        pieces = model.generate(prompt, temperature=0, **options)
+        return len(list(pieces))
+
+    assert count("AB", max_new_tokens=0) == 0
+    assert count("AB", max_new_tokens=5) <= 5
+    full = "A" * (TINY.seq_len - 2)  # and BOS, and the leading space: the context is full
+    assert count(full, max_new_tokens=9) <= 1
+    with pytest.raises(ValueError, match="the prompt has 97 tokens, the context holds 96"):
+        model.generate(full + "A")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    (
+        ({"temperature": -1}, "temperature must be 0 or more, not -1"),
+        ({"top_p": 2}, "top_p must be 0 to 1, not 2"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be 0 or more, not -1"),
+        ({"seed": 2**64}, "seed must fit into 64 bits"),
+    ),
+)
+def test_arguments_are_checked_at_the_call(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        model.generate("A", **options)  # not first when somebody iterates
+
+
+def test_broken_weights_stop_with_a_message(write, tmp_path):
+    path = write("nan.bin", Header(1, TINY, True))
+    data = bytearray(path.read_bytes())
+    data[256 + 4 * 3 : 256 + 4 * 4] = struct.pack("<f", float("nan"))
+    path.write_bytes(data)
+    model = Llama.load(path, write_tokenizer(tmp_path / "t.bin"))
+    for temperature in (0, 1):
+        with pytest.raises(ValueError, match="not finite"):
+            list(model.generate("A", temperature=temperature))
+
+
+def test_where_the_tokenizer_is_found(write, tmp_path, monkeypatch):
+    beside, current = tmp_path / "beside", tmp_path / "current"
+    beside.mkdir(), current.mkdir()
+    path = write("tiny.bin", Header(0, TINY, True)).rename(beside / "tiny.bin")
+    monkeypatch.chdir(current)
+    with pytest.raises(TokenizerError, match=re.escape(f"nor in {beside}")):
+        Llama.load(path)
+    write_tokenizer(beside / "tokenizer.bin")
+    assert Llama.load(path).tokenizer.vocab_size == 300
+    write_tokenizer(current / "tokenizer.bin", 299)  # the current folder comes first
+    with pytest.raises(TokenizerError, match="holds 299 pieces, the model's vocabulary is 300"):
+        Llama.load(path)
+
+
+def test_model_and_tokenizer_taken_for_each_other(write, tmp_path):
+    path, tokenizer = write("m.bin", Header(0, TINY, True)), write_tokenizer(tmp_path / "t.bin")
+    with pytest.raises(CheckpointError, match="t.bin"):
+        Llama.load(tokenizer, path)
+    with pytest.raises(TokenizerError, match="m.bin: not a tokenizer.bin"):
+        Tokenizer.load(path)

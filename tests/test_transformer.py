@@ -1,0 +1,156 @@
+"""The forward pass against naive.py and against what the C programs computed."""
+
+import threading
+
+import naive
+import numpy as np
+import pytest
+from conftest import TINY, random_tensors
+
+from llama2np import checkpoint
+from llama2np.checkpoint import Header
+from llama2np.transformer import BLOCK, State, Transformer
+
+
+def in_blocks(transformer, tokens, size):
+    """All logits of a sequence that is read in blocks."""
+    state = State(transformer.config)
+    blocks = [tokens[at : at + size] for at in range(0, len(tokens), size)]
+    return np.concatenate([transformer.forward(b, state, all_logits=True) for b in blocks])
+
+
+def tokens_of(config, count, seed=0):
+    return np.random.default_rng(seed).integers(0, config.vocab_size, count)
+
+
+@pytest.mark.parametrize("tied", (True, False))
+@pytest.mark.parametrize("version", (0, 1))
+def test_float32_equals_naive(write, version, tied):
+    header = Header(version, TINY, tied)
+    transformer = Transformer(*checkpoint.load(write("tiny.bin", header)))
+    tokens = tokens_of(TINY, TINY.seq_len)
+    expected = naive.forward(TINY, random_tensors(header), tokens)
+    for size in (1, 7, 16, len(tokens)):
+        found = in_blocks(transformer, tokens, size)
+        np.testing.assert_allclose(found, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_int8_is_near_its_float32(write):
+    """Quantized activations cost accuracy, but little; and blocks change nothing, to the bit."""
+    header = Header(2, TINY, False, group_size=16)
+    transformer = Transformer(*checkpoint.load(write("tiny.bin", header)))
+    tokens = tokens_of(TINY, 40)
+    tensors = {
+        name: t[0] * np.repeat(t[1], 16, axis=-1) if isinstance(t, tuple) else t
+        for name, t in random_tensors(header).items()
+    }
+    expected = naive.forward(TINY, tensors, tokens)
+    found = in_blocks(transformer, tokens, 1)
+    assert np.abs(found - expected).mean() < 0.03 * np.abs(expected).mean()
+    for size in (7, 40):
+        np.testing.assert_array_equal(in_blocks(transformer, tokens, size), found)
+
+
+@pytest.mark.parametrize(
+    "name, path",
+    (
+        ("stories260K", "stories260K/stories260K.bin"),
+        ("gqa_untied_g64", "tiny_q80/gqa_untied_g64.bin"),
+        ("mha_tied_g32", "tiny_q80/mha_tied_g32.bin"),
+    ),
+)
+def test_logits_of_the_c_programs(reference, name, path):
+    transformer = Transformer(*checkpoint.load(reference / path))
+    with np.load(reference / "llama2c_logits.npz") as arrays:
+        tokens, expected = arrays[f"{name}_tokens"], arrays[f"{name}_logits"]
+    for size in (1, 7, 16, len(tokens)):
+        found = in_blocks(transformer, tokens, size)
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+def test_the_last_logits_are_the_last_row(write):
+    transformer = Transformer(*checkpoint.load(write("tiny.bin", Header(1, TINY, True))))
+    tokens = tokens_of(TINY, 9)
+    every = transformer.forward(tokens, State(TINY), all_logits=True)
+    last = transformer.forward(tokens, State(TINY))
+    assert every.shape == (9, TINY.vocab_size) and last.shape == (TINY.vocab_size,)
+    np.testing.assert_allclose(last, every[-1], atol=1e-5)
+
+
+def test_a_prompt_longer_than_a_block(write):
+    from dataclasses import replace
+
+    config = replace(TINY, seq_len=BLOCK + 20)
+    transformer = Transformer(*checkpoint.load(write("tiny.bin", Header(1, config, True))))
+    tokens = tokens_of(config, BLOCK + 20)
+    whole = transformer.forward(tokens, State(config), all_logits=True)
+    np.testing.assert_allclose(whole, in_blocks(transformer, tokens, 50), atol=1e-4)
+
+
+def test_logits_belong_to_the_caller(write):
+    transformer, state = Transformer(*checkpoint.load(write("t.bin", Header(0, TINY, True)))), None
+    state = State(TINY)
+    first = transformer.forward([1], state)
+    kept = first.copy()
+    transformer.forward([2], state)
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_the_cache_grows_with_use():
+    state = State(TINY)
+    assert state.keys[0].nbytes == 0
+    state.reserve(1)
+    assert state.keys[0].shape == (2, 8, 64) and state.values[0].shape == (2, 64, 8)
+    state.reserve(65)
+    assert state.keys[0].shape == (2, 8, 96)  # doubled, but never beyond seq_len
+
+
+@pytest.mark.parametrize("version", (1, 2))
+def test_threads_with_states_of_their_own(write, version):
+    """A model is read-only: sequences that run at the same time do not disturb each other."""
+    header = Header(version, TINY, True, group_size=16 if version == 2 else 0)
+    transformer = Transformer(*checkpoint.load(write("tiny.bin", header)))
+    sequences = [tokens_of(TINY, 40, seed) for seed in range(4)]
+    expected = [in_blocks(transformer, tokens, 5) for tokens in sequences]
+    found = [None] * 4
+
+    def work(i):
+        found[i] = in_blocks(transformer, sequences[i], 5)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "tokens, message",
+    (
+        ([], "one or more"),
+        ([[1, 2]], "one or more"),
+        ([1.5], "one or more"),
+        ([-1], "token -1 is not in the vocabulary of 0 to 299"),
+        ([3, 300], "token 300 is not in"),
+        ([0] * 97, "97 tokens at position 0 do not fit into the context of 96"),
+    ),
+)
+def test_nothing_out_of_range_reaches_a_kernel(write, tokens, message):
+    transformer = Transformer(*checkpoint.load(write("tiny.bin", Header(0, TINY, True))))
+    state = State(TINY)
+    with pytest.raises(ValueError, match=message):
+        transformer.forward(tokens, state)
+    assert state.pos == 0
+
+
+def test_a_full_context_and_a_foreign_state_are_refused(write):
+    from dataclasses import replace
+
+    transformer = Transformer(*checkpoint.load(write("tiny.bin", Header(0, TINY, True))))
+    state = State(TINY)
+    transformer.forward([0] * 96, state)
+    with pytest.raises(ValueError, match="1 tokens at position 96"):
+        transformer.forward([1], state)
+    with pytest.raises(ValueError, match="another shape"):
+        transformer.forward([1], State(replace(TINY, n_layers=2)))
