@@ -55,10 +55,15 @@ class Int8:
 
     def __call__(self, x: np.ndarray, out: np.ndarray) -> None:
         """out = quantized(x) @ w.T, as runq.c computes it. x: (T, n), out: (T, d) float32."""
-        x_q = np.empty(x.shape, np.int8)
-        x_scales = np.empty((x.shape[0], self.scales.shape[1]), np.float32)
-        kernels.quantize(x, x_q, x_scales)
-        self._matmul(self.q, self.scales, x_q, x_scales, out)
+        count, padded = len(x), len(x) if len(x) == 1 else -(-len(x) // 4) * 4  # tokens by fours
+        x_q = np.zeros((padded, x.shape[1]), np.int8)
+        x_scales = np.zeros((self.scales.shape[1], padded), np.float32)
+        x_sums = np.zeros(x_scales.shape, np.int32)
+        kernels.quantize(x, x_q, x_scales, x_sums)
+        whole = out if padded == count else np.empty((padded, out.shape[1]), np.float32)
+        self._matmul(self.q, self.scales, x_q, x_scales, x_sums, whole)
+        if whole is not out:
+            out[:] = whole[:count]
 
     def rows(self, tokens: np.ndarray, out: np.ndarray) -> None:
         """out[t] = w[tokens[t]], dequantized. tokens: (T,) int, out: (T, n) float32."""

@@ -1,0 +1,379 @@
+"""A user's mistake is one line on standard error and status 1. Also pipes, signals and locales."""
+
+import io
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama2np.cli import main, run
+
+ROOT = Path(__file__).parents[1]
+SHAPE = dict(dim=32, hidden_dim=48, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300, seq_len=64)
+GREEDY = ("-t", "0", "-n", "0")
+PROMPT = "Ünï 日本 🦙"
+
+
+def checkpoint_bytes(scale=0.1, **changes):
+    """A version 0 file of random weights. Its classifier never likes BOS or EOS best."""
+    s = SHAPE | changes
+    dim, hidden_dim, vocab_size = s["dim"], s["hidden_dim"], s["vocab_size"]
+    kv_dim = dim // s["n_heads"] * s["n_kv_heads"]
+    layer = 2 * dim + 2 * dim * dim + 2 * kv_dim * dim + 3 * hidden_dim * dim
+    rope_tables = s["seq_len"] * (dim // s["n_heads"])
+    count = 2 * vocab_size * dim + s["n_layers"] * layer + dim + rope_tables
+    weights = np.random.default_rng(0).standard_normal(count, np.float32) * np.float32(scale)
+    weights[-vocab_size * dim :][dim : 3 * dim] = 0
+    header = struct.pack("<7i", *(s | {"vocab_size": -vocab_size}).values())
+    return header + weights.tobytes()
+
+
+def tokenizer_bytes(count=300):
+    pieces = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"<0x%02X>" % byte for byte in range(256))]
+    pieces += [b" "] + [bytes([ord("A") + i]) for i in range(count - 260)]
+    return struct.pack("<I", 6) + b"".join(struct.pack("<fi", 0, len(p)) + p for p in pieces)
+
+
+GOOD, TOKENIZER = checkpoint_bytes(), tokenizer_bytes()
+
+
+def header(**changes):
+    """The good file with another header before its weights."""
+    numbers = SHAPE | {"vocab_size": -300} | changes
+    return struct.pack("<7i", *numbers.values()) + GOOD[28:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "model.bin").write_bytes(GOOD)
+    (folder / "endless.bin").write_bytes(checkpoint_bytes(seq_len=2**17))
+    (folder / "tokenizer.bin").write_bytes(TOKENIZER)
+    return folder
+
+
+@pytest.fixture
+def refused(folder, capfd, monkeypatch):
+    """refused(*argv) -> the one line on standard error with which the program says no."""
+    monkeypatch.chdir(folder)
+
+    def refused(*argv, out=""):
+        status = run([str(word) for word in argv], prog="run.py")
+        stdout, stderr = capfd.readouterr()
+        assert (status, stdout) == (1, out)
+        assert stderr.startswith("run.py: ") and stderr.endswith("\n")
+        assert stderr.count("\n") == 1
+        return stderr
+
+    return refused
+
+
+@pytest.fixture
+def start():
+    """start(*argv, **options) -> run.py in a process of its own, which ends with the test."""
+    children = []
+
+    def start(*argv, **options):
+        streams = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        argv = [sys.executable, ROOT / "run.py", *argv]
+        children.append(subprocess.Popen(argv, **streams | options))
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.kill()
+        child.__exit__(None, None, None)  # closes its streams and waits
+
+
+def finished(child, text=None):
+    """(status, standard output, standard error) of a process, in bytes."""
+    out, err = child.communicate(text, timeout=60)
+    return child.returncode, out, err
+
+
+# --- models and tokenizers ---
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        pytest.param(b"", "28 0", id="empty"),
+        pytest.param(GOOD[:10], "28 10", id="10 bytes"),
+        pytest.param(GOOD[:-1000], f"{len(GOOD):,} {len(GOOD) - 1000:,} truncated", id="truncated"),
+        pytest.param(GOOD + bytes(4), f"{len(GOOD):,} {len(GOOD) + 4:,}", id="overlong"),
+        pytest.param(header(dim=0), "dim=0", id="dim 0"),
+        pytest.param(header(n_layers=-2), "n_layers=-2", id="negative"),
+        pytest.param(header(hidden_dim=2**30), f"hidden_dim={2**30}", id="huge"),
+        pytest.param(header(vocab_size=-(2**31)), f"vocab_size={2**31}", id="huge vocabulary"),
+        pytest.param(header(n_kv_heads=3), "n_kv_heads=3 n_heads=4", id="n_kv_heads"),
+        pytest.param(header(n_heads=5), "n_heads=5 dim=32", id="n_heads"),
+        pytest.param(struct.pack("<Ii", 0x616B3432, 3) + GOOD, "version 3 expected", id="version"),
+        pytest.param(struct.pack("<Ii", 0x616B3432, 1), "256 8 truncated", id="short version 1"),
+        pytest.param(b"Once upon a time\n" * 99, "not a llama2.c checkpoint", id="text"),
+        pytest.param(TOKENIZER, "not a llama2.c checkpoint", id="tokenizer"),
+    ],
+)
+def test_a_bad_checkpoint(refused, tmp_path, data, words):
+    path = tmp_path / "bad.bin"
+    path.write_bytes(data)
+    said = refused(path)
+    for word in [str(path), *words.split()]:
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("bad.bin", b"", "4 0"),
+        ("bad.bin", GOOD, "not a tokenizer.bin"),
+        ("bad.bin", TOKENIZER[:-1], "piece 299 truncated"),
+        ("bad.bin", tokenizer_bytes(299), "299 300 -z"),
+        ("bad.model", TOKENIZER, "not a sentencepiece model"),
+    ],
+    ids=["empty", "model", "truncated", "other vocabulary", "not sentencepiece"],
+)
+def test_a_bad_tokenizer(refused, tmp_path, name, data, words):
+    path = tmp_path / name
+    path.write_bytes(data)
+    said = refused("model.bin", "-z", path)
+    for word in [str(path), *words.split()]:
+        assert word in said
+
+
+@pytest.mark.xfail(strict=True, reason="the message speaks of standard input")
+def test_a_tokenizer_model_with_broken_pieces_is_named(refused, tmp_path):
+    path = tmp_path / "bad.model"  # protobuf: piece 0 is "<unk>", piece 1 is not UTF-8
+    path.write_bytes(b"\x0a\x09\x0a\x05<unk>\x18\x02" + b"\x0a\x08\x0a\x01\xff\x15\0\0\0\0")
+    assert str(path) in refused("model.bin", "-z", path)
+
+
+def test_a_folder_and_no_file(refused, tmp_path):
+    assert f"{tmp_path}: Is a directory" in refused(tmp_path)
+    assert f"{tmp_path}: Is a directory" in refused("model.bin", "-z", tmp_path)
+    assert "no.bin: No such file" in refused("no.bin")
+    assert "no.bin: No such file" in refused("model.bin", "-z", "no.bin")
+
+
+@pytest.mark.xfail(strict=True, reason="the name is printed as it is")
+def test_a_name_of_two_lines_is_said_in_one(refused):
+    assert "no" in refused("no\nsuch.bin")
+
+
+def test_no_tokenizer_anywhere(refused, tmp_path, monkeypatch):
+    (tmp_path / "model.bin").write_bytes(GOOD)
+    monkeypatch.chdir(tmp_path)
+    assert "tokenizer.bin: not in the current folder" in (said := refused("model.bin"))
+    assert "-z" in said
+
+
+@pytest.mark.parametrize("temperature", ["0", "1"])
+def test_weights_that_are_not_finite(refused, tmp_path, temperature):
+    (tmp_path / "nan.bin").write_bytes(checkpoint_bytes(scale=np.nan))
+    said = refused(tmp_path / "nan.bin", "-t", temperature, "-i", "AB", out="AB\n")
+    assert "logits are not finite" in said
+
+
+# --- flags ---
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("-t abc", "-t number 0 'abc'"),
+        ("-t -1", "-t number 0 '-1'"),
+        ("-t nan", "-t number 0 'nan'"),
+        ("-t inf", "-t number 0 'inf'"),
+        ("-p 2", "-p 0 1 '2'"),
+        ("-p -0.1", "-p 0 1 '-0.1'"),
+        ("-n x", "-n whole 0 'x'"),
+        ("-n -3", "-n whole 0 '-3'"),
+        ("-n 2.5", "-n whole 0 '2.5'"),
+        ("-s abc", "-s whole 'abc'"),
+        (f"-s {2**64}", f"-s {2**64 - 1} '{2**64}'"),
+        ("--threads 0", "--threads 1 '0'"),
+        ("--threads 1000", "threads 1 1000"),
+        ("-m poem", "-m 'poem' generate chat"),
+        ("-q 1", "-q --help"),
+        ("--nonsense 1", "--nonsense --help"),
+        ("--temp 1", "--temp --help"),  # no abbreviations
+        ("-t", "-t argument"),
+        ("-i", "-i argument"),
+        ("--steps", "--steps argument"),
+        ("another.bin", "another.bin --help"),
+    ],
+)
+def test_a_bad_flag(refused, argv, words):
+    said = refused("model.bin", *argv.split())
+    for word in words.split():
+        assert word in said
+
+
+def test_no_arguments(refused, capfd):
+    assert "model" in refused()
+    assert main(["run"]) == 1
+    assert capfd.readouterr().err.startswith("llama2np run: ")
+    assert main([]) == 1
+    assert capfd.readouterr().err.startswith("usage: ")
+
+
+def test_a_prompt_longer_than_the_context(refused):
+    said = refused("model.bin", "-i", "A" * 63)  # and BOS and a space
+    assert "65" in said and "64" in said and "prompt" in said
+
+
+def test_a_chat_turn_longer_than_the_context(refused):
+    said = refused("model.bin", "-m", "chat", "-y", "", "-i", "A" * 64)
+    assert "context" in said and "64" in said
+
+
+def spoken(capfd, *argv):
+    """The standard output of a run that has nothing to complain of."""
+    assert run([str(word) for word in argv], prog="run.py") == 0
+    out, err = capfd.readouterr()
+    assert "run.py" not in err
+    return out
+
+
+@pytest.mark.parametrize("flag", ["-i", "--prompt"])
+@pytest.mark.parametrize("value", ["-x", "-t", "--steps", "-1", "-- A", "-x=A B", "=", "-i -", ""])
+def test_a_value_may_begin_with_a_dash(folder, capfd, flag, value):
+    out = spoken(capfd, folder / "model.bin", flag, value, *GREEDY)
+    assert out.startswith(value)
+    assert out == spoken(capfd, folder / "model.bin", *GREEDY, f"--prompt={value}")
+
+
+@pytest.mark.xfail(strict=True, reason="argparse takes the value for its separator: AttributeError")
+@pytest.mark.parametrize("flag", ["-i", "-y"])
+def test_a_value_may_be_two_dashes(folder, capfd, flag):
+    spoken(capfd, folder / "model.bin", flag, "--", *GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "value"),
+    [
+        ("-t", "--temperature", "2"),
+        ("-p", "--top-p", "0.1"),
+        ("-s", "--seed", "8"),
+        ("-n", "--steps", "6"),
+        ("-i", "--prompt", "CD"),
+    ],
+)
+def test_long_names_are_the_short_ones(folder, capfd, short, long, value):
+    """The last value of a flag wins, and it makes a difference."""
+    argv = (folder / "model.bin", *"-t 0.5 -p 0.8 -s 7 -n 40 -i AB".split())
+    out = spoken(capfd, *argv, short, value)
+    assert out == spoken(capfd, *argv, long, value) == spoken(capfd, *argv, f"{long}={value}")
+    assert out != spoken(capfd, *argv)
+
+
+def test_long_names_of_chat_are_the_short_ones(folder, capfd, monkeypatch, tmp_path):
+    (tmp_path / "other.bin").write_bytes(TOKENIZER.replace(b"A", b"a"))
+    outs = []
+    for mode, system, tokenizer in ("-m", "-y", "-z"), ("--mode", "--system", "--tokenizer"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+        argv = (mode, "chat", system, "S", tokenizer, tmp_path / "other.bin", "-i", "B", *GREEDY)
+        outs.append(spoken(capfd, folder / "model.bin", *argv))
+    assert outs[0] == outs[1] and outs[0].startswith("Assistant: ")
+
+
+# --- what only a process of its own can show ---
+
+
+@pytest.fixture
+def interruptible():
+    """Lets child processes be interrupted even where these tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_missing_file(start):
+    status, out, err = finished(start("no.bin"))
+    assert (status, out, err) == (1, b"", b"run.py: no.bin: No such file or directory\n")
+
+
+def test_a_prompt_that_is_not_utf_8(folder, start):
+    status, out, err = finished(start(folder / "model.bin", "-i", b"A\xffB"))
+    assert (status, out) == (1, b"")
+    assert err.startswith(b"run.py: --prompt: expected UTF-8, found byte 0xff")
+    assert err.count(b"\n") == 1
+
+
+def test_standard_input_that_is_not_utf_8(folder, start):
+    child = start(folder / "model.bin", "-i", "-", stdin=subprocess.PIPE)
+    status, out, err = finished(child, b"A\xffB")
+    assert (status, out) == (1, b"")
+    assert err.startswith(b"run.py: standard input: expected UTF-8, found byte 0xff at byte 1")
+    assert err.count(b"\n") == 1
+
+
+def test_a_prompt_from_standard_input(folder, start):
+    """To the last byte, but for the newline that ends it."""
+    child = start(folder / "model.bin", "-i", "-", *GREEDY, stdin=subprocess.PIPE)
+    status, out, err = finished(child, f"A\n {PROMPT}\n".encode())
+    assert status == 0 and err.startswith(b"achieved tok/s: ")
+    assert out == finished(start(folder / "model.bin", *GREEDY, "-i", f"A\n {PROMPT}"))[1]
+    assert out.startswith(f"A\n {PROMPT}".encode())
+
+
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LANG": "C"}], ids=str)
+def test_without_a_locale_text_is_utf_8(folder, start, locale):
+    bare = {k: v for k, v in os.environ.items() if k != "LANG" and not k.startswith("LC_")}
+    status, out, err = finished(start(folder / "model.bin", "-i", PROMPT, env=bare | locale))
+    assert status == 0
+    assert out.startswith(PROMPT.encode())
+
+
+def test_a_reader_that_has_enough_ends_it_in_silence(folder, start):
+    """As `| head -c 20` does."""
+    child = start(folder / "endless.bin", *GREEDY, "-i", "A" * 30)
+    assert child.stdout.read(20) == b"A" * 20
+    child.stdout.close()
+    assert (child.wait(60), child.stderr.read()) == (141, b"")
+
+
+def test_an_interrupt_ends_the_line(folder, start, interruptible):
+    child = start(folder / "endless.bin", *GREEDY, "-i", "AB")
+    first = child.stdout.read(2)
+    time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    status, out, err = finished(child)
+    assert (status, first, out[-1:], err) == (130, b"AB", b"\n", b"")
+
+
+@pytest.mark.xfail(strict=True, reason="BrokenPipeError out of the handler of KeyboardInterrupt")
+def test_an_interrupt_after_the_reader_has_gone(folder, start, interruptible):
+    """As where Ctrl-C ends both sides of a pipe."""
+    argv = (folder / "model.bin", "-m", "chat", "-y", "")
+    child = start(*argv, stdin=subprocess.PIPE)
+    child.stdout.read(len("User: "))
+    child.stdout.close()
+    time.sleep(0.2)  # by then it waits for its input
+    child.send_signal(signal.SIGINT)
+    assert child.wait(60) in (130, 141)
+    assert child.stderr.read() == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk(folder, start):
+    with open("/dev/full", "wb") as full:
+        status, _, err = finished(start(folder / "model.bin", *GREEDY, stdout=full))
+    assert status == 1
+    assert b"No space left" in err and err.count(b"\n") == 1
+
+
+@pytest.mark.xfail(strict=True, reason="AttributeError: Python has None for a closed stream")
+@pytest.mark.skipif(os.name == "nt", reason="closes streams as a POSIX shell does")
+@pytest.mark.parametrize("closed", ["-i - <&-", "-m chat <&-", ">&-"])
+def test_a_closed_stream_is_no_traceback(folder, closed):
+    command = f'exec "$0" "$1" "$2" {closed}'
+    argv = ["sh", "-c", command, sys.executable, ROOT / "run.py", folder / "model.bin"]
+    result = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    assert b"Traceback" not in result.stderr
+    assert result.stderr.count(b"\n") <= 1
