@@ -17,7 +17,6 @@ from llama2np.weights import Layer, Weights
 
 # A prompt goes through in blocks of this many tokens: enough to keep matrix products busy.
 BLOCK = 256
-_FIRST_CAPACITY = 64  # positions of KV cache to begin with; it doubles as it fills
 _THREADED_SCORES = 32768  # multiply-adds from which attention is worth sharing among threads
 
 
@@ -53,29 +52,32 @@ class State:
     def __init__(self, config: Config):
         self.config = config
         self.pos = 0  # tokens read so far, and the position of the next one
-        # A layer's keys are (n_kv_heads, head_dim, capacity), positions side by side; its values
-        # are (n_kv_heads, capacity, head_dim).
-        self.keys = [np.zeros((config.n_kv_heads, config.head_dim, 0), np.float32)]
-        self.keys *= config.n_layers
-        self.values = [np.zeros((config.n_kv_heads, 0, config.head_dim), np.float32)]
-        self.values *= config.n_layers
+        # A layer's keys and values, laid out as kernels/attention.py says.
+        self.keys = [self._no_keys(0)] * config.n_layers
+        self.values = [self._no_values(0)] * config.n_layers
         self.scores = np.zeros((config.n_heads, 0), np.float32)
         self._scratch = Scratch.for_tokens(1, config)
 
+    def _no_keys(self, capacity: int) -> np.ndarray:
+        c, block = self.config, kernels.BLOCK
+        return np.zeros((c.n_kv_heads, capacity // block, c.head_dim, block), np.float32)
+
+    def _no_values(self, capacity: int) -> np.ndarray:
+        return np.zeros((self.config.n_kv_heads, capacity, self.config.head_dim), np.float32)
+
     def reserve(self, count: int) -> None:
         """Make room for `count` positions in all."""
-        capacity = self.scores.shape[1]
-        if count <= capacity:
+        old = self.scores.shape[1]
+        if count <= old:
             return
-        c = self.config
-        capacity = min(max(count, 2 * capacity, _FIRST_CAPACITY), c.seq_len)
-        for i in range(c.n_layers):
-            keys = np.zeros((c.n_kv_heads, c.head_dim, capacity), np.float32)
-            keys[:, :, : self.pos] = self.keys[i][:, :, : self.pos]
-            values = np.zeros((c.n_kv_heads, capacity, c.head_dim), np.float32)
-            values[:, : self.pos] = self.values[i][:, : self.pos]
+        wanted = min(max(count, 2 * old), self.config.seq_len)
+        capacity = -(-wanted // kernels.BLOCK) * kernels.BLOCK
+        for i in range(self.config.n_layers):
+            keys, values = self._no_keys(capacity), self._no_values(capacity)
+            keys[:, : old // kernels.BLOCK] = self.keys[i]
+            values[:, :old] = self.values[i]
             self.keys[i], self.values[i] = keys, values
-        self.scores = np.zeros((c.n_heads, capacity), np.float32)
+        self.scores = np.zeros((self.config.n_heads, capacity), np.float32)
 
     def scratch(self, count: int) -> Scratch:
         """Scratch for `count` tokens; the one for a single token is kept."""

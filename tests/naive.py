@@ -54,7 +54,7 @@ def quantize(x, group):
 
 
 def matmul_int8(q, scales, x, x_scales):
-    """Group by group: exact integers, then float32 steps in runq.c's order."""
+    """By groups: exact integers, then float32 steps in runq.c's order. x_scales: (T, groups)."""
     out = np.zeros((len(x), len(q)), np.float32)
     group = q.shape[1] // scales.shape[1]
     for g in range(scales.shape[1]):

@@ -315,17 +315,19 @@ def test_standard_input_that_is_not_utf_8(folder, start):
 
 def test_a_prompt_from_standard_input(folder, start):
     """To the last byte, but for the newline that ends it."""
+    prompt = f" A\n {PROMPT} \n"
     child = start(folder / "model.bin", "-i", "-", *GREEDY, stdin=subprocess.PIPE)
-    status, out, err = finished(child, f"A\n {PROMPT}\n".encode())
+    status, out, err = finished(child, f"{prompt}\n".encode())
     assert status == 0 and err.startswith(b"achieved tok/s: ")
-    assert out == finished(start(folder / "model.bin", *GREEDY, "-i", f"A\n {PROMPT}"))[1]
-    assert out.startswith(f"A\n {PROMPT}".encode())
+    assert out == finished(start(folder / "model.bin", *GREEDY, "-i", prompt))[1]
+    assert out.startswith(prompt.encode())
 
 
-@pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LANG": "C"}], ids=str)
-def test_without_a_locale_text_is_utf_8(folder, start, locale):
+@pytest.mark.parametrize("setting", ["LC_ALL=C", "LANG=C", "PYTHONIOENCODING=ascii"])
+def test_whatever_the_locale_text_is_utf_8(folder, start, setting):
     bare = {k: v for k, v in os.environ.items() if k != "LANG" and not k.startswith("LC_")}
-    status, out, err = finished(start(folder / "model.bin", "-i", PROMPT, env=bare | locale))
+    env = bare | dict([setting.split("=")])
+    status, out, err = finished(start(folder / "model.bin", "-i", PROMPT, env=env))
     assert status == 0
     assert out.startswith(PROMPT.encode())
 

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from llama2np import kernels
-from llama2np.kernels import float32
+from llama2np.kernels.exp import exp
+from llama2np.kernels.jit import exact
+from llama2np.kernels.lanes import weighted_sum
 
 SIZES = (1, 7, 64, 65, 200)
 
@@ -51,7 +53,7 @@ def test_exp_is_rounded_from_float64():
     with np.errstate(over="ignore"):
         x = x.astype(np.float32)
         expected = np.exp(x.astype(float)).astype(np.float32)
-        found = np.array([float32.exp(value) for value in x], np.float32)
+        found = np.array([exp(value) for value in x], np.float32)
     np.testing.assert_array_max_ulp(found, expected, 1)
     assert (found != expected)[~np.isnan(x)].sum() <= 2
 
@@ -70,9 +72,9 @@ def test_rope_angles(pairs):
 @pytest.mark.parametrize("kv_heads, head_dim", ((6, 2), (2, 8), (1, 64), (3, 34)))
 def test_rope_and_attention(attention, kv_heads, head_dim):
     """Rotated keys and values go into the cache, and a later block attends to all of it."""
-    capacity, n_heads, pairs = 70, 6, head_dim // 2
+    capacity, n_heads, pairs = 2 * kernels.BLOCK, 6, head_dim // 2
     frequencies = 1 / 1e4 ** (np.arange(pairs, dtype=np.float32) / pairs).astype(np.float32)
-    keys = np.full((kv_heads, head_dim, capacity), np.nan, np.float32)
+    keys = np.zeros((kv_heads, 2, head_dim, kernels.BLOCK), np.float32)
     values = np.full((kv_heads, capacity, head_dim), np.nan, np.float32)
     scores = np.full((n_heads, capacity), np.nan, np.float32)
     slow_k, slow_v = [], []
@@ -93,9 +95,29 @@ def test_rope_and_attention(attention, kv_heads, head_dim):
             slow_q, np.concatenate(slow_k), np.concatenate(slow_v), head_dim, pos
         )
         close(out, expected)
-        flat = keys[:, :, : pos + count].transpose(2, 0, 1).reshape(pos + count, -1)
-        close(flat, np.concatenate(slow_k))
-    assert np.isnan(keys[:, :, 68:]).all() and np.isnan(values[:, 68:]).all()
+        by_position = keys.transpose(1, 3, 0, 2).reshape(capacity, -1)
+        close(by_position[: pos + count], np.concatenate(slow_k))
+        assert not by_position[pos + count :].any()
+    assert np.isnan(values[:, 68:]).all()
+
+
+@pytest.mark.parametrize("width", (1, 7, 8, 16, 23, 64, 96, 200))
+def test_weighted_sum_adds_in_order(width):
+    """To the bit what a loop over float32 gives, whatever the vectors it is made of."""
+
+    @exact
+    def fill(weights, rows, out):
+        weighted_sum(weights, 2, 9, rows, 3, width + 1, out, 1, width)
+
+    weights, rows, out = normal(11), normal(3 + 9 * (width + 1), seed=1), normal(width + 2)
+    first, last = out[0], out[-1]
+    expected = np.zeros(width, np.float32)
+    for k in range(9):
+        start = 3 + k * (width + 1)
+        expected += weights[2 + k] * rows[start : start + width]
+    fill(weights, rows, out)
+    np.testing.assert_array_equal(out[1:-1], expected)
+    assert out[0] == first and out[-1] == last
 
 
 @pytest.mark.parametrize("temperature", (0.1, 1.0, 3.0))

@@ -21,20 +21,33 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
+@pytest.mark.parametrize("size", (32, 64))
 @pytest.mark.parametrize("flavour", int8_dot.flavours())
-def test_dots(flavour):
-    """Each flavour's sums, at every offset, with the largest products there are."""
-    dot32, dot64 = int8_dot.dots(flavour)
+def test_products4(flavour, size):
+    """Every flavour, at odd offsets and steps, with the largest products there are: equal bits."""
+    products4 = int8_dot.products4(flavour, size)
 
     @exact
-    def both(a, b, start):
-        return dot32(a, b, start), dot64(a, b, start)
+    def four(a, i, i_step, b, j, j_step, a_scales, s, s_step, b_scales, b_sums, r):
+        return products4(a, i, i_step, b, j, j_step, a_scales, s, s_step, b_scales, b_sums, r)
 
-    extreme = np.full(200, -128, np.int8)
-    for a, b in ((integers(200), integers(200, seed=1)), (extreme, extreme)):
-        for start in range(0, 137, 7):
-            products = a.astype(int)[start:] * b.astype(int)[start:]
-            assert both(a, b, start) == (products[:32].sum(), products[:64].sum())
+    extreme = np.full(400, -128, np.int8)
+    a_scales, b_scales = normal(9), normal(9, seed=1)
+    for a, b in ((integers(400), integers(400, seed=1)), (extreme, extreme), (extreme, ~extreme)):
+        for i, i_step, j, j_step, s, s_step, r in (
+            (0, size, 0, size, 0, 1, 0),
+            (3, 0, 7, 71, 2, 0, 5),
+        ):
+            groups = [
+                (a[i + k * i_step :][:size].astype(int), b[j + k * j_step :][:size].astype(int))
+                for k in range(4)
+            ]
+            b_sums = np.zeros(9, np.int32)
+            b_sums[r : r + 4] = [group.sum() for _, group in groups]
+            found = four(a, i, i_step, b, j, j_step, a_scales, s, s_step, b_scales, b_sums, r)
+            for k, (left, right) in enumerate(groups):
+                product = np.float32(left @ right)
+                assert found[k] == product * a_scales[s + k * s_step] * b_scales[r + k]
 
 
 def test_flavours_end_with_the_portable_one():
@@ -42,54 +55,62 @@ def test_flavours_end_with_the_portable_one():
     assert int8_dot.FLAVOUR in int8_dot.flavours()
 
 
+def quantized(x, groups):
+    """x: (T, n) -> q, scales, sums, as the kernel fills them."""
+    q = np.full(x.shape, 99, np.int8)
+    scales, sums = np.zeros((groups, len(x)), np.float32), np.zeros((groups, len(x)), np.int32)
+    kernels.quantize(x, q, scales, sums)
+    return q, scales, sums
+
+
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("rows", (1, 5))
 def test_quantize(group, rows):
     x = normal(rows, 3 * group) * 100
     x[0, :group] = 0
-    q, scales = np.full(x.shape, 99, np.int8), np.zeros((rows, 3), np.float32)
-    kernels.quantize(x, q, scales)
+    q, scales, sums = quantized(x, 3)
     expected = naive.quantize(x, group)
     np.testing.assert_array_equal(q, expected[0])
-    np.testing.assert_array_equal(scales, expected[1])
+    np.testing.assert_array_equal(scales.T, expected[1])
+    np.testing.assert_array_equal(sums.T, q.reshape(rows, 3, group).sum(-1))
     assert not q[0, :group].any() and scales[0, 0] == 0
 
 
 def test_quantize_rounds_halves_away_from_zero():
     below_half = np.nextafter(np.float32(0.5), np.float32(0))
     x = np.array([[127, 0.5, -0.5, 1.5, -2.5, below_half, -below_half, 126.5]], np.float32)
-    q, scales = np.zeros(x.shape, np.int8), np.zeros((1, 1), np.float32)
-    kernels.quantize(x, q, scales)
+    q, scales, _ = quantized(x, 1)
     assert q.tolist() == [[127, 1, -1, 2, -3, 0, 0, 127]] and scales[0, 0] == 1
 
 
 @pytest.mark.parametrize("broken", (np.nan, np.inf))
 def test_quantize_does_not_hide_what_is_not_finite(broken):
-    x, q, scales = normal(1, 64), np.zeros((1, 64), np.int8), np.zeros((1, 2), np.float32)
+    x = normal(1, 64)
     x[0, 40] = broken
-    kernels.quantize(x, q, scales)
-    assert np.isfinite(scales[0, 0]) and not np.isfinite(scales[0, 1])
+    _, scales, _ = quantized(x, 2)
+    assert np.isfinite(scales[0, 0]) and not np.isfinite(scales[1, 0])
+
+
+def check_matmul(matmul, rows, d, group, groups, seed=0):
+    q, x = integers(d, groups * group, seed=seed), integers(rows, groups * group, seed=seed + 1)
+    scales, x_scales = normal(d, groups, seed=seed), normal(groups, rows, seed=seed + 1)
+    x_sums = x.reshape(rows, groups, group).sum(-1, dtype=np.int32).T.copy()
+    out = np.full((rows, d), np.nan, np.float32)
+    matmul(q, scales, x, x_scales, x_sums, out)
+    np.testing.assert_array_equal(out, naive.matmul_int8(q, scales, x, x_scales.T))
 
 
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("matmul", (kernels.matmul_int8, kernels.matmul_int8_threaded))
 def test_matmul(matmul, group):
-    for rows, d, groups in ((1, 1, 1), (1, 7, 3), (6, 65, 2), (17, 12, 5)):
-        q, x = integers(d, groups * group), integers(rows, groups * group, seed=1)
-        scales, x_scales = normal(d, groups, seed=2), normal(rows, groups, seed=3)
-        out = np.full((rows, d), np.nan, np.float32)
-        matmul(q, scales, x, x_scales, out)
-        np.testing.assert_array_equal(out, naive.matmul_int8(q, scales, x, x_scales))
+    for rows, d, groups in ((1, 1, 1), (1, 7, 3), (1, 65, 6), (4, 65, 2), (16, 12, 5)):
+        check_matmul(matmul, rows, d, group, groups)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 80), st.integers(1, 6), st.integers(0, 2**32 - 1))
-def test_any_group_size(group, groups, seed):
-    q, x = integers(3, groups * group, seed=seed), integers(2, groups * group, seed=seed + 1)
-    scales, x_scales = normal(3, groups, seed=seed), normal(2, groups, seed=seed + 1)
-    out = np.zeros((2, 3), np.float32)
-    kernels.matmul_int8(q, scales, x, x_scales, out)
-    np.testing.assert_array_equal(out, naive.matmul_int8(q, scales, x, x_scales))
+@given(st.sampled_from((1, 4, 8)), st.integers(1, 80), st.integers(1, 9), st.integers(0, 2**32 - 2))
+def test_any_shape(rows, group, groups, seed):
+    check_matmul(kernels.matmul_int8, rows, 3, group, groups, seed)
 
 
 @pytest.mark.parametrize("group", (4, 32, 64))

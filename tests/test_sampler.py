@@ -3,6 +3,7 @@
 import math
 import re
 from functools import cache
+from itertools import count
 
 import numpy as np
 import pytest
@@ -92,9 +93,19 @@ def test_draws_are_run_c_s(seed):
 
 
 @pytest.mark.parametrize("seed", VECTORS)
-def test_the_oracle_draws_as_run_c_too(seed):
-    coins = run_c_coins(seed)
-    assert [int(next(coins) * 2**24) for _ in range(4)] == [word >> 8 for word in VECTORS[seed]]
+def test_a_draw_has_24_bits(seed):
+    """The sampler's, and those of the oracle below."""
+    sampler, coins = Sampler(1.0, 0, seed), run_c_coins(seed)
+    expected = [(word >> 8) / 2**24 for word in VECTORS[seed]]
+    assert [next(coins) for _ in range(4)] == expected
+    assert [sampler._draw() for _ in range(4)] == expected
+
+
+def test_a_coin_on_the_border_takes_the_token_behind_it():
+    """The sum must exceed the coin, not reach it."""
+    seed = next(seed for seed in count(1) if next(run_c_coins(seed)) * 2**10 % 1 == 0)
+    coin = next(run_c_coins(seed))
+    assert Sampler(1.0, 0, seed).sample(np.zeros(2**10, f32)) == coin * 2**10
 
 
 @pytest.mark.parametrize("top_p", [0, 0.1, 0.5, 0.9, 0.999, 1])
@@ -212,11 +223,11 @@ def test_a_temperature_beyond_float32_is_refused_or_obeyed(temperature):
     assert chosen == {19} if temperature < 1 else len(chosen) > 10
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 17])
-def test_skip_is_so_many_draws(count):
+@pytest.mark.parametrize("number", [0, 1, 2, 17])
+def test_skip_is_so_many_draws(number):
     skipping, sampling = (Sampler(1.0, 0, 42) for _ in range(2))
-    skipping.skip(count)
-    for _ in range(count):
+    skipping.skip(number)
+    for _ in range(number):
         sampling.sample(random_logits(7))
     assert draws(skipping) == draws(sampling)
 

@@ -136,8 +136,8 @@ def test_encode_is_sentencepiece_s(ours_and_theirs, text):
     ],
 )
 def test_a_vocabulary_by_hand(text, expected):
-    pieces = [*BASE, b" ", b"a", b"aa", b"aaaa", b"ab", b" a", b"b"]
-    tokenizer = Tokenizer(pieces, [0.0] * 259 + [-5, -5, -2, -3, -1, -1e10, -5])
+    pieces = [*BASE, b" ", b"a", b"aa", b"aaaa", b"ab", b" a", b"b", b"aa"]  # "aa" twice
+    tokenizer = Tokenizer(pieces, [0.0] * 259 + [-5, -5, -2, -3, -1, -1e10, -5, -2])
     assert tokenizer.encode(text) == expected
 
 

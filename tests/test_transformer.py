@@ -98,11 +98,13 @@ def test_logits_belong_to_the_caller(write):
 
 def test_the_cache_grows_with_use():
     state = State(TINY)
-    assert state.keys[0].nbytes == 0
+    assert state.keys[0].nbytes == state.values[0].nbytes == 0
     state.reserve(1)
-    assert state.keys[0].shape == (2, 8, 64) and state.values[0].shape == (2, 64, 8)
+    assert state.keys[0].shape == (2, 1, 8, 64) and state.values[0].shape == (2, 64, 8)
+    state.keys[2][1, 0, 7, 63] = state.values[2][1, 63, 7] = 5
     state.reserve(65)
-    assert state.keys[0].shape == (2, 8, 96)  # doubled, but never beyond seq_len
+    assert state.keys[0].shape == (2, 2, 8, 64) and state.values[0].shape == (2, 128, 8)
+    assert state.keys[2][1, 0, 7, 63] == state.values[2][1, 63, 7] == 5
 
 
 @pytest.mark.parametrize("version", (1, 2))

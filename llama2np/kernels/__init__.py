@@ -2,15 +2,18 @@
 
 import numba
 
-from llama2np.kernels.float32 import (
-    add,
+from llama2np.kernels.attention import (
+    BLOCK,
     attention,
     attention_threaded,
+    rope,
+    rope_angles,
+)
+from llama2np.kernels.float32 import (
+    add,
     matmul,
     matmul_threaded,
     rmsnorm,
-    rope,
-    rope_angles,
     softmax,
     swiglu,
 )
@@ -23,6 +26,7 @@ from llama2np.kernels.int8 import (
 from llama2np.kernels.jit import CACHE_FOLDER, on_first_compile
 
 __all__ = [
+    "BLOCK",
     "CACHE_FOLDER",
     "add",
     "dequantize_rows",

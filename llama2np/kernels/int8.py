@@ -23,23 +23,26 @@ def quantize(x, q, scales, sums):
     The scale takes a group's largest magnitude to 127; halves are rounded away from zero.
     sums: (n / group, T) int32, the sum of q over each group.
     """
-    group = x.shape[1] // scales.shape[0]
+    tokens, groups = x.shape[0], scales.shape[0]
+    group = x.shape[1] // groups
+    x, q = x.reshape(tokens, groups, group), q[:tokens].reshape(tokens, groups, group)
     bits = x.view(np.int32)  # of positive floats, they sort alike; nan is the largest
-    for t in range(x.shape[0]):
-        for g in range(scales.shape[0]):
+    for t in range(tokens):
+        for g in range(groups):
             largest = np.int32(0)
-            for i in range(g * group, (g + 1) * group):
-                largest = max(largest, np.int32(bits[t, i] & 0x7FFFFFFF))
+            for i in range(group):
+                largest = np.int32(max(largest, np.int32(bits[t, g, i] & np.int32(0x7FFFFFFF))))
             magnitude = np.int32(largest)
             scale = magnitude.view(np.float32) / np.float32(127)
             scales[g, t] = scale
             divisor = scale if scale != 0 else np.float32(1)
-            total = np.int32(0)
-            for i in range(g * group, (g + 1) * group):
+            for i in range(group):
                 # float64: in float32, 0.49999997 + 0.5 is 1
-                ratio = np.float64(x[t, i] / divisor)
-                q[t, i] = np.int8(ratio + math.copysign(0.5, ratio))
-                total = np.int32(total + q[t, i])
+                ratio = np.float64(x[t, g, i] / divisor)
+                q[t, g, i] = np.int8(np.int32(ratio + math.copysign(0.5, ratio)))
+            total = np.int32(0)
+            for i in range(group):
+                total = np.int32(total + np.int32(q[t, g, i]))
             sums[g, t] = total
 
 
@@ -50,8 +53,8 @@ def _products4(size, a, i, i_step, b, j, j_step, a_scales, s, s_step, b_scales, 
     return _products4_32(a, i, i_step, b, j, j_step, a_scales, s, s_step, b_scales, b_sums, r)
 
 
-# In the three functions below all arrays are flat. `groups` is the number of groups in a row, `size`
-# that of values in a group, row i of q meets token t of `tokens`.
+# In the functions below all arrays are flat. `groups` is the number of groups in a row, `size` that
+# of values in a group; row i of q meets token t of `tokens`.
 
 
 @exact(forceinline=True)

@@ -1,0 +1,103 @@
+"""Rotary positions, the cache of keys and values, and causal attention over it.
+
+A head's values stand in the cache as they come, a row for each position: (capacity, head_dim). Its
+keys stand in blocks of BLOCK positions, (capacity / BLOCK, head_dim, BLOCK), so that the scores of
+a block can advance side by side, each of them summed in run.c's order.
+"""
+
+import math
+
+import numpy as np
+from numba import prange
+
+from llama2np.kernels.exp import exp
+from llama2np.kernels.jit import exact
+from llama2np.kernels.lanes import weighted_sum
+
+BLOCK = 64  # the cache's capacity is a multiple of it
+
+
+@exact
+def rope_angles(frequencies, pos, cos, sin):
+    """Fill cos and sin of position * frequency. frequencies: (pairs,), cos, sin: (T, pairs).
+
+    Row t is for position pos + t.
+    """
+    for t in range(cos.shape[0]):
+        for i in range(cos.shape[1]):
+            angle = np.float32(pos + t) * frequencies[i]
+            cos[t, i] = math.cos(angle)
+            sin[t, i] = math.sin(angle)
+
+
+@exact
+def rope(q, k, v, cos, sin, pos, keys, values):
+    """Rotate q in place; put the rotated k, and v, into the cache at pos ... pos + T - 1.
+
+    q: (T, n_heads * head_dim), k, v: (T, n_kv_heads * head_dim), cos, sin: (T, head_dim / 2),
+    keys: (n_kv_heads, capacity / BLOCK, head_dim, BLOCK), values: (n_kv_heads, capacity, head_dim).
+    A pair that turns by one angle is two neighbours, as Meta lays them out (Su et al. 2021).
+    """
+    n_kv_heads, _, head_dim = values.shape
+    for t in range(q.shape[0]):
+        block, lane = divmod(pos + t, BLOCK)
+        for head in range(q.shape[1] // head_dim):
+            for i in range(head_dim // 2):
+                at = head * head_dim + 2 * i
+                a, b = q[t, at], q[t, at + 1]
+                q[t, at] = a * cos[t, i] - b * sin[t, i]
+                q[t, at + 1] = a * sin[t, i] + b * cos[t, i]
+        for head in range(n_kv_heads):
+            for i in range(head_dim // 2):
+                at = head * head_dim + 2 * i
+                a, b = k[t, at], k[t, at + 1]
+                keys[head, block, 2 * i, lane] = a * cos[t, i] - b * sin[t, i]
+                keys[head, block, 2 * i + 1, lane] = a * sin[t, i] + b * cos[t, i]
+            for i in range(head_dim):
+                values[head, pos + t, i] = v[t, head * head_dim + i]
+
+
+@exact
+def _attend(head, kv_head, t, q, keys, values, n, scores, out):
+    """Softmax-weighted mean of the first n values, for one head of token t."""
+    _, capacity, head_dim = values.shape
+    own, mine = scores[head], t * q.shape[1] + head * head_dim
+    q, out, keys, values = q.reshape(-1), out.reshape(-1), keys.reshape(-1), values.reshape(-1)
+    start = kv_head * capacity * head_dim
+    for at in range(0, n, BLOCK):
+        weighted_sum(q, mine, head_dim, keys, start + at * head_dim, BLOCK, own, at, BLOCK)
+    root, top = np.sqrt(np.float32(head_dim)), np.float32(-np.inf)
+    for i in range(n):
+        own[i] /= root
+        top = max(top, own[i])
+    for i in range(n):
+        own[i] = exp(own[i] - top)
+    total = np.float32(0)
+    for i in range(n):
+        total += own[i]
+    for i in range(n):
+        own[i] /= total
+    weighted_sum(own, 0, n, values, start, head_dim, out, mine, head_dim)
+
+
+@exact
+def attention(q, keys, values, pos, scores, out):
+    """Causal attention of T tokens at pos ... pos + T - 1 over the cache (Vaswani et al. 2017).
+
+    q, out: (T, n_heads * head_dim), keys: (n_kv_heads, capacity / BLOCK, head_dim, BLOCK),
+    values: (n_kv_heads, capacity, head_dim), scores: (n_heads, capacity), scratch.
+    """
+    shared = scores.shape[0] // values.shape[0]  # query heads to a key/value head
+    for head in range(scores.shape[0]):
+        for t in range(q.shape[0]):
+            _attend(head, head // shared, t, q, keys, values, pos + t + 1, scores, out)
+
+
+@exact(parallel=True)
+def attention_threaded(q, keys, values, pos, scores, out):
+    """`attention` with the heads shared among threads."""
+    shared = scores.shape[0] // values.shape[0]
+    for i in prange(scores.shape[0]):
+        head = np.int64(i)
+        for t in range(q.shape[0]):
+            _attend(head, head // shared, t, q, keys, values, pos + t + 1, scores, out)

@@ -1,0 +1,34 @@
+"""e**x that LLVM can make vectors of."""
+
+import numpy as np
+
+from llama2np.kernels.jit import exact
+
+_ROUND = 1.5 * 2**52  # adding it to a float64 leaves the nearest integer in the low bits
+_ROUND_BITS = 0x4338000000000000
+
+
+@exact
+def exp(x):
+    """Return e**x of a float32, rounded from float64. A call into libm would not be vectorised.
+
+    x = n ln 2 + r with |r| <= ln 2 / 2, then Taylor's polynomial for e**r: relative error 1e-11.
+    """
+    y = np.float64(x)
+    if y < -110.0:  # 0 in float32
+        y = -110.0
+    if y > 90.0:  # inf in float32
+        y = 90.0
+    shifted = np.float64(y * 1.4426950408889634 + _ROUND)
+    r = y - (shifted - _ROUND) * 0.6931471805599453
+    p = r / 362880 + 1 / 40320
+    p = p * r + 1 / 5040
+    p = p * r + 1 / 720
+    p = p * r + 1 / 120
+    p = p * r + 1 / 24
+    p = p * r + 1 / 6
+    p = p * r + 1 / 2
+    p = p * r + 1
+    p = p * r + 1
+    power = np.int64((shifted.view(np.int64) - _ROUND_BITS + 1023) << 52)  # the bits of 2**n
+    return np.float32(p * power.view(np.float64))

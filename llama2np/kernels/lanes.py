@@ -1,0 +1,76 @@
+"""Sums side by side: many float32 sums advance together in vectors, each in its own order.
+
+A compiler may not reorder the additions of one sum, so it cannot make vectors of it; but many sums
+can advance at once. LLVM does not see that through a loop over memory, hence the vectors by name.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import config, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from llama2np.kernels.jit import exact
+
+_F32 = ir.FloatType()
+
+
+def _side_by_side(lanes):
+    """A function (weights, w, count, rows, r, step, out, o) that fills out[o : o + lanes]."""
+    vector = ir.VectorType(_F32, lanes)
+
+    def generate(context, builder, signature, arguments):
+        weights, rows, out = (
+            context.make_array(signature.args[k])(context, builder, arguments[k]).data
+            for k in (0, 3, 6)
+        )
+        _, w, count, _, r, step, _, o = arguments
+        address = builder.bitcast(builder.gep(out, [o]), vector.as_pointer())
+        sums = cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * lanes))
+        with cgutils.for_range(builder, count) as loop:
+            weight = builder.load(builder.gep(weights, [builder.add(w, loop.index)]))
+            row = builder.gep(rows, [builder.add(r, builder.mul(loop.index, step))])
+            row = builder.load(builder.bitcast(row, vector.as_pointer()), align=4)
+            weight = builder.insert_element(
+                ir.Constant(vector, ir.Undefined), weight, ir.Constant(ir.IntType(32), 0)
+            )
+            everywhere = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+            weight = builder.shuffle_vector(weight, weight, everywhere)
+            total = builder.fadd(builder.load(sums), builder.fmul(weight, row))
+            builder.store(total, sums)
+        builder.store(builder.load(sums), address, align=4)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def side_by_side(_context, weights, w, count, rows, r, step, out, o):
+        at = types.intp
+        return types.void(weights, at, at, rows, at, at, out, at), generate
+
+    return side_by_side
+
+
+_sums64, _sums16, _sums8 = _side_by_side(64), _side_by_side(16), _side_by_side(8)
+
+
+@exact(forceinline=True)
+def weighted_sum(weights, w, count, rows, r, step, out, o, width):
+    """out[o + i] = the sum of weights[w + k] * rows[r + k * step + i] for k = 0, 1 ... count - 1.
+
+    For i < width, each sum in that order. All arrays are flat float32.
+    """
+    done = 0
+    if not config.DISABLE_JIT:
+        while width - done >= 64:
+            _sums64(weights, w, count, rows, r + done, step, out, o + done)
+            done += 64
+        while width - done >= 16:
+            _sums16(weights, w, count, rows, r + done, step, out, o + done)
+            done += 16
+        while width - done >= 8:
+            _sums8(weights, w, count, rows, r + done, step, out, o + done)
+            done += 8
+    for i in range(done, width):
+        total = np.float32(0)
+        for k in range(count):
+            total += weights[w + k] * rows[r + k * step + i]
+        out[o + i] = total
