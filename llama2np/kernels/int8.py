@@ -35,10 +35,10 @@ def quantize(x, q, scales, sums):
             magnitude = np.int32(largest)
             scale = magnitude.view(np.float32) / np.float32(127)
             scales[g, t] = scale
-            divisor = scale if scale != 0 else np.float32(1)
+            usable = np.float32(0) < scale < np.float32(np.inf)  # not nan either
             for i in range(group):
                 # float64: in float32, 0.49999997 + 0.5 is 1
-                ratio = np.float64(x[t, g, i] / divisor)
+                ratio = np.float64(x[t, g, i] / scale) if usable else 0.0
                 q[t, g, i] = np.int8(np.int32(ratio + math.copysign(0.5, ratio)))
             total = np.int32(0)
             for i in range(group):
@@ -57,7 +57,7 @@ def _products4(size, a, i, i_step, b, j, j_step, a_scales, s, s_step, b_scales, 
 # of values in a group; row i of q meets token t of `tokens`.
 
 
-@exact(forceinline=True)
+@exact
 def _any_groups(first, groups, size, i, q, scales, t, tokens, x, x_scales, total):
     """Add the products of the groups from `first` on to `total`, one by one."""
     for g in range(first, groups):
