@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -35,10 +36,18 @@ def run(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
     """Generate or chat, as llama2.c's `run` (or `runq`: int8_only); return the exit status."""
     screen = _Screen()
     try:
+        return _run(argv, prog, int8_only, screen)
+    except BrokenPipeError:
+        sys.stdout = None  # so that Python does not try to flush it at exit
+        return _PIPE_CLOSED
+
+
+def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: _Screen) -> int:
+    try:
         options = _parse(argv, prog)
         if options.threads is not None:
             kernels.set_threads(options.threads)
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             kernels.on_first_compile(lambda: screen.note("compiling the kernels, this once ..."))
         if int8_only and (version := read_header(options.model).version) != 2:
             raise ValueError(
@@ -53,8 +62,7 @@ def run(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
         screen.write("\n")
         return _INTERRUPTED
     except BrokenPipeError:
-        sys.stdout = None  # so that Python does not try to flush it at exit
-        return _PIPE_CLOSED
+        raise
     except (ValueError, OSError, MemoryError) as error:
         screen.end_line()
         print(f"{prog}: {_one_line(error)}", file=sys.stderr)
@@ -123,6 +131,11 @@ class _Screen:
 
     def __init__(self) -> None:
         self._mid_line = False
+        # Python has None for a stream that the shell has closed.
+        if sys.stdin is None:
+            sys.stdin = open(os.devnull)
+        if sys.stdout is None:
+            sys.stdout = open(os.devnull, "w")
         for stream in (sys.stdin, sys.stdout):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(encoding="utf-8", errors="strict")
@@ -200,32 +213,45 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     )
     add(
         *("-i", "--prompt"),
+        type=_text,
         metavar="TEXT",
         help="the text to continue, in chat the first message; - reads standard input",
     )
     add(
         *("-z", "--tokenizer"),
+        type=_text,
         metavar="FILE",
         help="tokenizer.bin or a sentencepiece tokenizer.model (default: tokenizer.bin in the "
         "current folder, else beside the model)",
     )
-    add("-m", "--mode", choices=("generate", "chat"), default="generate", help="default generate")
-    add("-y", "--system", metavar="TEXT", help="chat: the system prompt; asked for if not given")
+    add(
+        *("-m", "--mode"),
+        type=_text,
+        choices=("generate", "chat"),
+        default="generate",
+        help="default generate",
+    )
+    add(
+        *("-y", "--system"),
+        type=_text,
+        metavar="TEXT",
+        help="chat: the system prompt; asked for if not given",
+    )
     add("--threads", type=_number(int, 1, None), metavar="N", help="default: the processors")
     add("--version", action="version", version=f"llama2np {__version__}")
     options = parser.parse_args(list(_joined(argv, parser)))
+    if options.prompt == "-":
+        options.prompt = sys.stdin.buffer.read().decode().removesuffix("\n")
     for flag in ("prompt", "system"):
-        text = getattr(options, flag)
-        if text == "-" and flag == "prompt":
-            text = sys.stdin.buffer.read().decode().removesuffix("\n")
-            options.prompt = text
-        if text is not None:
-            _check_utf8(text, f"--{flag}")
+        _check_utf8(getattr(options, flag) or "", f"--{flag}")
     return options
 
 
 def _joined(argv: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[str]:
-    """run.c's rule, which argparse lacks: what follows a flag is its value, even `-1` or `-i`."""
+    """run.c's rule, which argparse lacks: what follows a flag is its value, even `-1` or `--`.
+
+    Every value becomes --flag=.VALUE; the dot keeps argparse from seeing anything in it.
+    """
     takes_value = {
         flag: action.option_strings[-1]
         for action in parser._actions
@@ -234,8 +260,20 @@ def _joined(argv: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[st
     }
     words = iter(argv)
     for word in words:
-        value = next(words, None) if word in takes_value else None
-        yield word if value is None else f"{takes_value[word]}={value}"
+        flag, equals, value = word.partition("=")
+        if word in takes_value and (follows := next(words, None)) is not None:
+            yield f"{takes_value[word]}=.{follows}"
+        elif equals and flag.startswith("--") and flag in takes_value:
+            yield f"{flag}=.{value}"
+        elif len(word) > 2 and word[:2] in takes_value:  # -t0.8
+            yield f"{takes_value[word[:2]]}=.{word[2:]}"
+        else:
+            yield word
+
+
+def _text(value: str) -> str:
+    """A value as `_joined` passes it on."""
+    return value[1:]
 
 
 def _number(kind: type, low: float, high: float | None) -> Callable[[str], float]:
@@ -243,14 +281,15 @@ def _number(kind: type, low: float, high: float | None) -> Callable[[str], float
     noun = "a whole number" if kind is int else "a number"
     legal = f"{noun} of {low} or more" if high is None else f"{noun} from {low} to {high}"
 
-    def parse(text: str) -> float:
+    def parse(value: str) -> float:
+        text = _text(value)
         try:
-            value = kind(text)
+            number = kind(text)
         except ValueError:
-            value = None
-        if value is None or not low <= value <= (sys.float_info.max if high is None else high):
+            number = None
+        if number is None or not low <= number <= (sys.float_info.max if high is None else high):
             raise argparse.ArgumentTypeError(f"expected {legal}, found {text!r}")
-        return value
+        return number
 
     return parse
 
@@ -270,8 +309,9 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         byte = error.object[error.start]
         return f"standard input: expected UTF-8, found byte 0x{byte:02x} at byte {error.start}"
+    text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        text = f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError):
-        return f"not enough memory: {error}"
-    return " ".join(str(error).split())
+        text = f"not enough memory: {error}"
+    return " ".join(text.split())

@@ -20,8 +20,8 @@ class Sampler:
     """
 
     def __init__(self, temperature: float = 1.0, top_p: float = 0.9, seed: int | None = None):
-        if not 0 <= temperature < float("inf"):
-            raise ValueError(f"temperature must be 0 or more, not {temperature}")
+        if temperature != 0 and not 1e-30 <= temperature <= 1e30:  # else float32 overflows
+            raise ValueError(f"temperature must be 0, or 1e-30 to 1e30, not {temperature}")
         if not 0 <= top_p <= 1:
             raise ValueError(f"top_p must be 0 to 1, not {top_p}")
         if seed is not None and not -(2**63) <= seed < 2**64:

@@ -60,6 +60,8 @@ class Tokenizer:
         data = path.read_bytes()
         read = _read_sentencepiece if path.suffix == ".model" else _read_bin
         pieces, scores = read(path, data)
+        if len(pieces) < 3:
+            raise TokenizerError(f"{path}: holds {len(pieces)} pieces, expected 3 at the least")
         if vocab_size is not None and len(pieces) != vocab_size:
             raise TokenizerError(
                 f"{path}: holds {len(pieces):,} pieces, the model's vocabulary is {vocab_size:,}: "
@@ -166,7 +168,7 @@ def _spelled(piece: bytes) -> bytes:
 def _read_bin(path: Path, data: bytes) -> tuple[list[bytes], list[float]]:
     """llama2.c's format: uint32 longest piece; then for each float32 score, int32 length, bytes."""
     if len(data) < 4:
-        raise TokenizerError(f"{path}: a tokenizer.bin has at least 4 bytes, this has {len(data)}")
+        raise TokenizerError(f"{path}: not a tokenizer.bin: {len(data)} bytes, expected 4 at least")
     longest = struct.unpack_from("<I", data)[0]
     pieces, scores, offset = [], [], 4
     while offset < len(data):
@@ -191,11 +193,14 @@ def _read_sentencepiece(path: Path, data: bytes) -> tuple[list[bytes], list[floa
     from sentencepiece import SentencePieceProcessor  # only for those who have such a file
 
     try:
+        if not data:
+            raise ValueError("it is empty")  # sentencepiece would log to standard error
         model = SentencePieceProcessor(model_proto=data)
-    except (RuntimeError, ValueError, TypeError) as error:
+        count = model.vocab_size()
+        pieces = [model.id_to_piece(i).replace("▁", " ").encode() for i in range(count)]
+    except (RuntimeError, ValueError, TypeError) as error:  # UnicodeDecodeError is one of them
         raise TokenizerError(f"{path}: not a sentencepiece model: {error}") from None
-    pieces = [model.id_to_piece(i).replace("▁", " ").encode() for i in range(model.vocab_size())]
     for special, spelling in ((model.bos_id(), b"\n<s>\n"), (model.eos_id(), b"\n</s>\n")):
         if special >= 0:
             pieces[special] = spelling
-    return pieces, [model.get_score(i) for i in range(model.vocab_size())]
+    return pieces, [model.get_score(i) for i in range(count)]

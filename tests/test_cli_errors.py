@@ -148,7 +148,6 @@ def test_a_bad_tokenizer(refused, tmp_path, name, data, words):
         assert word in said
 
 
-@pytest.mark.xfail(strict=True, reason="the message speaks of standard input")
 def test_a_tokenizer_model_with_broken_pieces_is_named(refused, tmp_path):
     path = tmp_path / "bad.model"  # protobuf: piece 0 is "<unk>", piece 1 is not UTF-8
     path.write_bytes(b"\x0a\x09\x0a\x05<unk>\x18\x02" + b"\x0a\x08\x0a\x01\xff\x15\0\0\0\0")
@@ -162,7 +161,6 @@ def test_a_folder_and_no_file(refused, tmp_path):
     assert "no.bin: No such file" in refused("model.bin", "-z", "no.bin")
 
 
-@pytest.mark.xfail(strict=True, reason="the name is printed as it is")
 def test_a_name_of_two_lines_is_said_in_one(refused):
     assert "no" in refused("no\nsuch.bin")
 
@@ -250,7 +248,6 @@ def test_a_value_may_begin_with_a_dash(folder, capfd, flag, value):
     assert out == spoken(capfd, folder / "model.bin", *GREEDY, f"--prompt={value}")
 
 
-@pytest.mark.xfail(strict=True, reason="argparse takes the value for its separator: AttributeError")
 @pytest.mark.parametrize("flag", ["-i", "-y"])
 def test_a_value_may_be_two_dashes(folder, capfd, flag):
     spoken(capfd, folder / "model.bin", flag, "--", *GREEDY)
@@ -344,21 +341,22 @@ def test_a_reader_that_has_enough_ends_it_in_silence(folder, start):
 
 def test_an_interrupt_ends_the_line(folder, start, interruptible):
     child = start(folder / "endless.bin", *GREEDY, "-i", "AB")
-    assert child.stdout.read(100).startswith(b"AB")  # by then all kernels are compiled
+    assert child.stdout.read(8000).startswith(b"AB")  # by then all kernels are compiled
     child.send_signal(signal.SIGINT)
     status, out, err = finished(child)
     assert (status, out[-1:], err) == (130, b"\n", b"")
 
 
-@pytest.mark.xfail(strict=True, reason="BrokenPipeError out of the handler of KeyboardInterrupt")
 def test_an_interrupt_after_the_reader_has_gone(folder, start, interruptible):
     """As where Ctrl-C ends both sides of a pipe."""
     argv = (folder / "model.bin", "-m", "chat", "-y", "")
     child = start(*argv, stdin=subprocess.PIPE)
     child.stdout.read(len("User: "))
     child.stdout.close()
-    time.sleep(0.2)  # by then it waits for its input
-    child.send_signal(signal.SIGINT)
+    for _ in range(20):  # an early one may come before it waits for its input
+        if child.poll() is None:
+            time.sleep(0.3)
+            child.send_signal(signal.SIGINT)
     assert child.wait(60) in (130, 141)
     assert child.stderr.read() == b""
 
@@ -371,7 +369,6 @@ def test_a_full_disk(folder, start):
     assert b"No space left" in err and err.count(b"\n") == 1
 
 
-@pytest.mark.xfail(strict=True, reason="AttributeError: Python has None for a closed stream")
 @pytest.mark.skipif(os.name == "nt", reason="closes streams as a POSIX shell does")
 @pytest.mark.parametrize("closed", ["-i - <&-", "-m chat <&-", ">&-"])
 def test_a_closed_stream_is_no_traceback(folder, closed):

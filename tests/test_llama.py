@@ -101,7 +101,7 @@ def test_lengths(model):
 @pytest.mark.parametrize(
     "options, message",
     (
-        ({"temperature": -1}, "temperature must be 0 or more, not -1"),
+        ({"temperature": -1}, "temperature must be 0, or 1e-30 to 1e30, not -1"),
         ({"top_p": 2}, "top_p must be 0 to 1, not 2"),
         ({"max_new_tokens": -1}, "max_new_tokens must be 0 or more, not -1"),
         ({"seed": 2**64}, "seed must fit into 64 bits"),

@@ -269,8 +269,8 @@ def test_a_good_file_loads(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        pytest.param(b"", "at least 4 bytes.* has 0", id="empty"),
-        pytest.param(b"abc", "at least 4 bytes.* has 3", id="3 bytes"),
+        pytest.param(b"", "0 bytes, expected 4", id="empty"),
+        pytest.param(b"abc", "3 bytes, expected 4", id="3 bytes"),
         pytest.param(GOOD[:-1], "middle of piece 261: truncated", id="truncated"),
         pytest.param(MODEL, "not a tokenizer|truncated", id="model"),
         pytest.param(b"Once upon a time\n" * 99, "not a tokenizer|truncated", id="text"),
@@ -286,7 +286,6 @@ def test_a_bad_bin_is_refused(tmp_path, data, message):
     load_error(tmp_path / "bad.bin")
 
 
-@pytest.mark.xfail(strict=True, reason="a file without pieces loads, and then fails in encode")
 @pytest.mark.parametrize("name", ["few.bin", "few.model"])
 def test_a_file_without_pieces_is_refused(tmp_path, name, capfd):
     """And nothing but the exception speaks: sentencepiece logs to standard error."""
@@ -327,7 +326,6 @@ def test_a_truncated_sentencepiece_model_is_refused(tmp_path, trained, share):
     load_error(tmp_path / "cut.model", vocab_size=320)
 
 
-@pytest.mark.xfail(strict=True, reason="UnicodeDecodeError instead of TokenizerError")
 def test_a_sentencepiece_model_with_broken_pieces_is_refused(tmp_path, trained):
     assert "▁the".encode() in trained
     (tmp_path / "bad.model").write_bytes(trained.replace("▁the".encode(), b"\xff\x96\x81the"))
