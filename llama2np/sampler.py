@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
@@ -32,18 +33,19 @@ class Sampler:
         self._probabilities = np.zeros(0, np.float32)
 
     def sample(self, logits: np.ndarray) -> int:
-        """Return a token. logits: (vocab_size,) float32, left as they are.
+        """Return a token. logits: (vocab_size,) float32, left as they are; -inf is never chosen.
 
-        Raises ValueError if one of them is not finite: the weights are broken.
+        Raises ValueError for nan and inf, and if there is nothing to choose: broken weights.
         """
-        if not np.isfinite(logits).all():
-            raise ValueError("the model's logits are not finite: its weights are damaged")
         if self.temperature == 0:
-            return int(logits.argmax())
+            best = int(logits.argmax())  # the first nan, where there is one
+            _check_finite(logits[best])
+            return best
         if len(self._probabilities) != len(logits):
             self._probabilities = np.zeros(len(logits), np.float32)
         probabilities, coin = self._probabilities, self._draw()
         kernels.softmax(logits, self.temperature, probabilities)
+        _check_finite(probabilities[0])  # nan and inf spread to all
         if 0 < self.top_p < 1:
             return self._nucleus(probabilities, coin)
         return _pick(probabilities, coin)
@@ -80,3 +82,8 @@ def _pick(probabilities: np.ndarray, coin: np.float32, summed: bool = False) -> 
     """The first index whose cumulative sum exceeds `coin`, the last one if none does."""
     cumulative = probabilities if summed else np.cumsum(probabilities)
     return min(int(np.searchsorted(cumulative, coin, side="right")), len(cumulative) - 1)
+
+
+def _check_finite(number: np.float32) -> None:
+    if not math.isfinite(number):
+        raise ValueError("the model's logits are not finite: its weights are damaged")

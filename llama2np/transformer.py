@@ -126,11 +126,12 @@ class Transformer:
         tokens = np.asarray(tokens)
         if tokens.ndim != 1 or not tokens.size or tokens.dtype.kind not in "iu":
             raise ValueError(f"tokens must be one or more integers in a row, not {tokens!r}")
-        low, high, vocab_size = tokens.min(), tokens.max(), self.config.vocab_size
-        if low < 0 or high >= vocab_size:
-            wrong = low if low < 0 else high
-            raise ValueError(f"token {wrong} is not in the vocabulary of 0 to {vocab_size - 1}")
-        if state.config != self.config:
+        tokens = tokens.astype(np.int64, copy=False)
+        worst = int(tokens.view(np.uint64).argmax())  # read without a sign, -1 is the largest
+        if not 0 <= tokens[worst] < self.config.vocab_size:
+            most = self.config.vocab_size - 1
+            raise ValueError(f"token {tokens[worst]} is not in the vocabulary of 0 to {most}")
+        if state.config is not self.config and state.config != self.config:
             raise ValueError("the state was made for a model of another shape")
         if state.pos + len(tokens) > self.config.seq_len:
             raise ValueError(

@@ -186,13 +186,24 @@ def test_one_sampler_serves_vocabularies_of_any_size():
         assert sampler.sample(random_logits(size)) == expected
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_logits_that_are_not_finite_are_refused(temperature, bad):
     logits = random_logits(7).copy()
     logits[3] = bad
     with pytest.raises(ValueError, match="not finite"):
         Sampler(temperature).sample(logits)
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_minus_infinity_is_never_chosen(temperature):
+    """A way to forbid tokens; only if all are forbidden is there nothing to choose."""
+    logits = np.full(7, -np.inf, f32)
+    with pytest.raises(ValueError, match="not finite"):
+        Sampler(temperature, seed=1).sample(logits)
+    logits[[2, 5]] = 0
+    sampler = Sampler(temperature, 0, seed=1)
+    assert {sampler.sample(logits) for _ in range(50)} == ({2, 5} if temperature else {2})
 
 
 @pytest.mark.parametrize(
