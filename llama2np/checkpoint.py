@@ -2,7 +2,7 @@
 
 Formats: llama2.c's export.py (`legacy_export`, `version1_export`, `version2_export`). Everything
 is little-endian. A file is checked to the byte before anything in it is used, then mapped: no
-weight is copied.
+weight is copied. What llama2.c's headers have no field for stands in the zeros at their end.
 """
 
 from __future__ import annotations
@@ -17,11 +17,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama2np.config import Config
+from llama2np.output import replacing
 from llama2np.weights import Dense, Int8, Layer, Linear, Weights
 
 MAGIC = 0x616B3432  # "ak42": the first word of every version but 0
 _HEADER_SIZE = {0: 28, 1: 256, 2: 256}
 _FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
+# Versions 1 and 2 at byte 64: magic, bytes of the fields that follow, and these as float32. All
+# zero, as llama2.c leaves it, means Config's defaults, and so does a field of zero.
+_EXTENSION_MAGIC = b"l2np"
+_EXTENSION_START, _EXTENSION_HEAD = 64, 8
+_EXTENSION_FIELDS = ("rope_theta", "norm_eps")
 _MOST = 2**27 - 1  # no real network has a larger number in its header; text read as one does
 
 # Tensors in file order. Those of the layers are stacked: all wq, then all wk ...
@@ -33,6 +39,7 @@ _FILE_ORDER[2] = _FILE_ORDER[1]
 _LAYER_NORMS = ("attn_norm", "ffn_norm")
 _LAYER_MATRICES = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 _MATRICES = (*_LAYER_MATRICES, "embedding", "classifier")
+LAYER_TENSORS = (*_LAYER_NORMS, *_LAYER_MATRICES)  # a stack of one for each layer
 
 # A tensor as a file holds it: float32 values, or int8 values and their float32 scales.
 Tensor = np.ndarray | tuple[np.ndarray, np.ndarray]
@@ -58,6 +65,9 @@ class Header:
             raise ValueError(
                 f"group size {group} does not divide dim={dim} and hidden_dim={hidden_dim}"
             )
+        if self.version == 0 and (extra := _extension(self.config)):
+            values = ", ".join(f"{name}={value:g}" for name, value in extra.items())
+            raise ValueError(f"version 0 has no room for {values}: use --version 1")
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield (name, shape) of each tensor, in file order."""
@@ -106,6 +116,10 @@ class Header:
         packed = struct.pack("<Ii7iB", MAGIC, self.version, *numbers, self.tied)
         if self.version == 2:
             packed += struct.pack("<i", self.group_size)
+        if extra := _extension(self.config):
+            fields = np.array([extra.get(name, 0) for name in _EXTENSION_FIELDS], "<f4").tobytes()
+            packed = packed.ljust(_EXTENSION_START, b"\0")
+            packed += _EXTENSION_MAGIC + struct.pack("<I", len(fields)) + fields
         return packed.ljust(_HEADER_SIZE[self.version], b"\0")
 
 
@@ -151,22 +165,73 @@ def open_tensors(path: str | os.PathLike) -> tuple[Header, dict[str, Tensor]]:
     return header, tensors
 
 
-def save(path: str | os.PathLike, header: Header, tensors: Mapping[str, Tensor]) -> None:
-    """Write a checkpoint from its tensors, named and shaped as `Header.tensors` yields them."""
-    with open(path, "wb") as file:
+def save(
+    path: str | os.PathLike,
+    header: Header,
+    tensors: Mapping[str, Tensor | Iterator[np.ndarray]],
+) -> None:
+    """Write a checkpoint, tensor by tensor; whatever goes wrong leaves no part of it.
+
+    `tensors` holds those that `Header.tensors` yields, as whole tensors of that shape or as
+    iterators over arrays whose bytes, one after another, are the tensor in the file. The
+    rope_tables are zeros if not given. Raises ValueError for wrong shapes, and OSError.
+    """
+    with replacing(path, header.file_size) as file:
         file.write(header.to_bytes())
         for name, shape in header.tensors():
-            if name == "rope_tables":
-                np.zeros(shape, "<f4").tofile(file)
-            elif header.quantized(name):
-                q, scales = (part.reshape(-1, *part.shape[-2:]) for part in tensors[name])
-                for matrix, its_scales in zip(q, scales, strict=True):
-                    np.ascontiguousarray(matrix, "i1").tofile(file)
-                    np.ascontiguousarray(its_scales, "<f4").tofile(file)
-            elif tensors[name].shape != shape:
-                raise ValueError(f"{name} has shape {tensors[name].shape}, expected {shape}")
-            else:
-                np.ascontiguousarray(tensors[name], "<f4").tofile(file)
+            end = file.tell() + header.size(name, shape)
+            tensor = tensors.get(name) if name == "rope_tables" else tensors[name]
+            if tensor is None:
+                tensor = np.zeros(shape, np.float32)
+            parts = tensor if isinstance(tensor, Iterator) else _parts(header, name, shape, tensor)
+            for part in parts:
+                file.write(part)
+            if file.tell() != end:
+                raise ValueError(f"{name} has {file.tell() - end:+,} bytes more than expected")
+
+
+def _parts(
+    header: Header, name: str, shape: tuple[int, ...], tensor: Tensor
+) -> Iterator[np.ndarray]:
+    """The arrays of a whole tensor in the order of the file."""
+    values = tensor[0] if isinstance(tensor, tuple) else tensor
+    if values.shape != shape or isinstance(tensor, tuple) != header.quantized(name):
+        raise ValueError(f"{name} has shape {values.shape}, expected {shape}")
+    if not isinstance(tensor, tuple):
+        yield np.ascontiguousarray(values, "<f4")
+        return
+    q, scales = (part.reshape(-1, *part.shape[-2:]) for part in tensor)
+    for matrix, its_scales in zip(q, scales, strict=True):
+        yield np.ascontiguousarray(matrix, "i1")
+        yield np.ascontiguousarray(its_scales, "<f4")
+
+
+def _extension(config: Config) -> dict[str, float]:
+    """The fields that are not what llama2.c takes for granted."""
+    fields = {}
+    for name in _EXTENSION_FIELDS:
+        value = getattr(config, name)
+        if value != Config.__dataclass_fields__[name].default:
+            if not 0 < np.float32(value) < np.inf:
+                raise ValueError(f"{name}={value} is no float32")
+            fields[name] = value
+    return fields
+
+
+def _parse_extension(path: str | os.PathLike, head: bytes) -> dict[str, float]:
+    """The fields that the header of version 1 or 2 states beyond llama2.c's."""
+    block = head[_EXTENSION_START:]
+    if block[:4] != _EXTENSION_MAGIC:
+        return {}
+    start = _EXTENSION_HEAD + 4 * len(_EXTENSION_FIELDS)
+    size = _EXTENSION_HEAD + struct.unpack_from("<I", block, 4)[0]
+    if size < start or size > len(block) or any(block[start:size]):
+        raise CheckpointError(
+            f"{path}: its header has fields unknown here: written by a newer llama2np?"
+        )
+    values = np.frombuffer(block[_EXTENSION_HEAD:start], "<f4")
+    # Through text: 1e-6 comes back as 1e-6, not as the float64 of its float32.
+    return {n: float(str(v)) for n, v in zip(_EXTENSION_FIELDS, values, strict=True) if v != 0}
 
 
 def _parse_header(path: str | os.PathLike, head: bytes) -> Header:
@@ -182,11 +247,12 @@ def _parse_header(path: str | os.PathLike, head: bytes) -> Header:
             "truncated download?"
         )
     numbers = dict(zip(_FIELDS, struct.unpack_from("<7i", head, start), strict=True))
-    tied, group_size = numbers["vocab_size"] > 0, 0
+    tied, group_size, extra = numbers["vocab_size"] > 0, 0, {}
     if version == 0:
         numbers["vocab_size"] = abs(numbers["vocab_size"])
     else:
         tied = bool(head[36])
+        extra = _parse_extension(path, head)
     if version == 2:
         group_size = struct.unpack_from("<i", head, 37)[0]
     for name, value in numbers.items():
@@ -196,7 +262,7 @@ def _parse_header(path: str | os.PathLike, head: bytes) -> Header:
                 f"expected 1 to {_MOST:,}"
             )
     try:
-        config = Config(**numbers)
+        config = Config(**numbers, **extra)
     except ValueError as error:
         raise CheckpointError(f"{path}: not a llama2.c checkpoint: {error}") from None
     try:

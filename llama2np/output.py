@@ -1,0 +1,40 @@
+"""Files that are either complete or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+
+@contextmanager
+def replacing(path: str | os.PathLike, size: int = 0) -> Iterator[BinaryIO]:
+    """Open a file for `size` bytes that takes the place of `path` when the block is done.
+
+    It is written beside `path`, with ".part" added to the name; an exception, Ctrl-C among them,
+    removes it and leaves `path` as it was. Raises OSError: no such folder, not a regular file,
+    less than `size` bytes free.
+    """
+    path = os.path.realpath(path)  # a link goes on pointing at the file
+    part = f"{path}.part"
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file to write", path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "not a regular file, cannot be replaced", path)
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, "no such folder", folder)
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OSError(errno.ENOSPC, f"needs {size:,} bytes, the disk has {free:,} free", path)
+    try:
+        with open(part, "wb") as file:
+            yield file
+        os.replace(part, path)
+    except BaseException:
+        if os.path.exists(part):
+            os.unlink(part)
+        raise
