@@ -1,0 +1,73 @@
+"""JSON files that describe models, read with suspicion."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from llama2np.checkpoint import CheckpointError
+
+_LARGEST = 2**26
+_REQUIRED = object()
+
+
+class JsonFile:
+    """An object in a JSON file, whose fields are checked as they are read.
+
+    Raises CheckpointError naming the file and the field, and OSError.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = str(path)
+        with open(path, "rb") as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise CheckpointError(f"{path}: expected {_LARGEST:,} bytes at most")
+        self._fields = parse_object(data, self.path)
+
+    def inner(self, key: str) -> JsonFile:
+        """The object in that field, likewise."""
+        inner = object.__new__(JsonFile)
+        inner.path, inner._fields = f"{self.path}: {key}", self._fields[key]
+        return inner
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The field as it is."""
+        return self._fields.get(key, default)
+
+    def whole(self, key: str, default: Any = _REQUIRED) -> int:
+        """A whole number above 0; `default` where the field is missing or null."""
+        return self._checked(key, default, int, "a whole number above 0")
+
+    def number(self, key: str, default: Any = _REQUIRED) -> float:
+        """A number above 0; `default` where the field is missing or null."""
+        return float(self._checked(key, default, (int, float), "a number above 0"))
+
+    def _checked(self, key: str, default: Any, kind: type | tuple, expected: str) -> Any:
+        value = self._fields.get(key)
+        if value is None:
+            if default is _REQUIRED:
+                raise CheckpointError(f"{self.path}: has no {key}")
+            return default
+        if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < 1e30:
+            raise CheckpointError(f"{self.path}: {key}={value!r:.60}, expected {expected}")
+        return value
+
+
+def parse_object(data: bytes, where: str) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError for anything else, and for a key that comes twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) != len(pairs):
+            raise ValueError("a key comes twice")
+        return fields
+
+    try:
+        value = json.loads(data, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value

@@ -1,0 +1,83 @@
+"""llama2.c's own files: the .pt of its trainer, and .bin of any version."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from llama2np.checkpoint import LAYER_TENSORS, CheckpointError, Tensor, open_tensors
+from llama2np.convert.meta import config_of, our_names
+from llama2np.convert.source import Source, Stored, checked
+from llama2np.convert.torch_zip import TorchFile
+
+_COMPILED = "_orig_mod."  # what torch.compile puts before each name
+
+
+def read_pt(path: str | os.PathLike) -> Source:
+    """Open a checkpoint of llama2.c's train.py. Raises CheckpointError, and OSError."""
+    file = TorchFile(path)
+    content = file.content if isinstance(file.content, dict) else {}
+    arguments = content.get("model_args")
+    if not isinstance(arguments, dict) or "model" not in content:
+        raise CheckpointError(
+            f"{path}: has no model and model_args, expected a checkpoint of llama2.c's train.py"
+        )
+    tensors = {
+        name.removeprefix(_COMPILED): tensor
+        for name, tensor in file.tensors(content["model"]).items()
+    }
+    tensors = our_names(tensors)
+    heads = _number(path, arguments, "n_heads")
+    config = config_of(
+        str(path),
+        tensors,
+        dim=_number(path, arguments, "dim"),
+        n_layers=_number(path, arguments, "n_layers"),
+        n_heads=heads,
+        n_kv_heads=_number(path, arguments, "n_kv_heads", heads),
+        seq_len=_number(path, arguments, "max_seq_len", 2048),
+        norm_eps=_number(path, arguments, "norm_eps", 1e-5, float),
+    )
+    return checked(str(path), config, tensors)
+
+
+def read_bin(path: str | os.PathLike) -> Source:
+    """Open a .bin of version 0, 1 or 2. Raises CheckpointError, and OSError."""
+    header, tensors = open_tensors(path)
+    stored = {}
+    for name, tensor in tensors.items():
+        if name == "rope_tables":
+            continue
+        if name not in LAYER_TENSORS:
+            stored[name] = _stored(tensor)
+            continue
+        for i in range(header.config.n_layers):
+            one = tuple(t[i] for t in tensor) if isinstance(tensor, tuple) else tensor[i]
+            stored[f"{name}.{i}"] = _stored(one)
+    return checked(str(path), header.config, stored, header.tied or None)
+
+
+def _stored(tensor: Tensor) -> Stored:
+    if not isinstance(tensor, tuple):
+        return Stored.view(tensor)
+    q, scales = tensor
+    return Stored(q.shape, q.dtype.name, partial(_dequantized, q, scales))
+
+
+def _dequantized(q: np.ndarray, scales: np.ndarray, start: int, end: int) -> np.ndarray:
+    """Rows start to end of q (d, n) int8 × scales (d, n / group) float32."""
+    groups = q[start:end].reshape(end - start, scales.shape[1], -1)
+    return (groups * scales[start:end, :, None]).reshape(end - start, -1)
+
+
+def _number(
+    path: str | os.PathLike, arguments: dict, name: str, default: Any = None, kind: type = int
+) -> Any:
+    value = arguments.get(name)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, (int, kind)):
+        raise CheckpointError(f"{path}: model_args has {name}={value!r:.60}, expected a number")
+    return value

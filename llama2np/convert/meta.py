@@ -1,0 +1,129 @@
+"""Meta's Llama folders: params.json, and consolidated.00.pth, consolidated.01.pth ...
+
+Each file holds a slice of every matrix, for one processor of a row of them; llama2c.md of this
+project's notes, or llama2.c's export.py, says along which side.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from llama2np.checkpoint import CheckpointError
+from llama2np.config import Config
+from llama2np.convert.json_file import JsonFile
+from llama2np.convert.source import Source, Stored, checked, concatenated
+from llama2np.convert.torch_zip import TorchFile
+
+SEQ_LEN = 2048  # params.json does not say it; llama2.c's choice
+
+_NAMES = {
+    "tok_embeddings": "embedding",
+    "norm": "final_norm",
+    "output": "classifier",
+    "attention_norm": "attn_norm",
+    "attention.wq": "wq",
+    "attention.wk": "wk",
+    "attention.wv": "wv",
+    "attention.wo": "wo",
+    "ffn_norm": "ffn_norm",
+    "feed_forward.w1": "w_gate",
+    "feed_forward.w3": "w_up",
+    "feed_forward.w2": "w_down",
+}
+_NAME = re.compile(r"(?:layers\.(?P<layer>\d+)\.)?(?P<name>[a-z_.0-9]+?)\.weight")
+_IGNORED = re.compile(r"rope\.freqs|freqs_(cis|cos|sin)")  # tables that follow from the config
+_SIDE_BY_SIDE = ("embedding", "wo.", "w_down.")  # sliced along their columns
+_REFUSED = {
+    "use_scaled_rope": "RoPE scaling",
+    "moe": "mixture of experts",
+    "vision_chunk_size": "vision",
+}
+
+
+def read(folder: str | os.PathLike) -> Source:
+    """Open a Llama in Meta's form. Raises CheckpointError, and OSError."""
+    folder = Path(folder)
+    params = JsonFile(folder / "params.json")
+    for name, what in _REFUSED.items():
+        if value := params.get(name):
+            raise CheckpointError(
+                f"{params.path}: {name}={value!r:.60}: {what} is not supported yet"
+            )
+    dim = params.whole("dim")
+    tensors = _joined([TorchFile(path).tensors() for path in _shards(folder)], dim, folder)
+    tensors = our_names(tensors)
+    heads = params.whole("n_heads")
+    config = config_of(
+        params.path,
+        tensors,
+        dim=dim,
+        n_layers=params.whole("n_layers"),
+        n_heads=heads,
+        n_kv_heads=params.whole("n_kv_heads", heads),
+        seq_len=SEQ_LEN,
+        rope_theta=params.number("rope_theta", 10000.0),
+        norm_eps=params.number("norm_eps", 1e-5),
+    )
+    return checked(str(folder), config, tensors)
+
+
+def our_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The tensors under our names, where we have one; llama2.c's trainer uses Meta's too."""
+    named = {}
+    for name, tensor in tensors.items():
+        if _IGNORED.fullmatch(name):
+            continue
+        match = _NAME.fullmatch(name)
+        ours = _NAMES.get(match["name"], name) if match else name
+        named[f"{ours}.{int(match['layer'])}" if match and match["layer"] else ours] = tensor
+    return named
+
+
+def config_of(path: str, tensors: Mapping[str, Stored], **numbers: float) -> Config:
+    """A Config of `numbers`, hidden_dim and vocab_size from the tensors. CheckpointError."""
+    sizes = {}
+    for field, name in (("hidden_dim", "w_gate.0"), ("vocab_size", "embedding")):
+        if name not in tensors or len(tensors[name].shape) != 2:
+            raise CheckpointError(f"{path}: there is no matrix for {name} beside it")
+        sizes[field] = tensors[name].shape[0]
+    try:
+        return Config(**numbers, **sizes)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _shards(folder: Path) -> list[Path]:
+    paths = sorted(folder.glob("consolidated.*.pth"))
+    if not paths:
+        raise CheckpointError(f"{folder}: has no consolidated.00.pth")
+    for i, path in enumerate(paths):
+        expected = f"consolidated.{i:02d}.pth"
+        if path.name != expected:
+            raise CheckpointError(f"{folder / expected}: missing, found {paths[-1].name}")
+    return paths
+
+
+def _joined(shards: list[dict[str, Stored]], dim: int, folder: Path) -> dict[str, Stored]:
+    tensors = {}
+    for name, first in shards[0].items():
+        for i, shard in enumerate(shards):
+            if name not in shard:
+                raise CheckpointError(f"{folder}/consolidated.{i:02d}.pth: has no {name}")
+        if len(shards) == 1 or len(first.shape) != 2:
+            tensors[name] = first  # vectors are the same in each
+            continue
+        try:
+            tensors[name] = concatenated([shard[name] for shard in shards], _axis(name, first, dim))
+        except ValueError as error:
+            raise CheckpointError(f"{folder}: {name}: {error}") from None
+    return tensors
+
+
+def _axis(name: str, first: Stored, dim: int) -> int:
+    (ours,) = our_names({name: first}) or (name,)
+    if ours == "embedding" and first.shape[1] == dim:
+        return 0  # Llama 3 deals out the vocabulary instead
+    return int(ours.startswith(_SIDE_BY_SIDE))

@@ -1,0 +1,40 @@
+"""The cos and sin tables that version 0 carries and nobody reads, to the bit.
+
+llama2.c's exporter takes them from torch, whose float32 sine is off the nearest value in one of
+twenty cases: a polynomial for half a period, in float64, rounded at the end. It is that of Intel's
+vector library (https://github.com/numpy/SVML, svml_z0_sin_s_ha, BSD licence).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llama2np.config import Config
+
+_PI = (3.1415926535846666, 5.126688303189038e-12)  # in two parts, so that n times each is exact
+# sin x = x + x³ (a + x² (b + x² (c + x² d))), from d to a
+_SINE = (2.605780638722852e-06, -0.00019809602902257352, 0.00833306624608569, -0.1666665955042783)
+
+
+def rope_tables(config: Config) -> np.ndarray:
+    """cos and sin of position × frequency: (2, seq_len, head_dim / 2) float32."""
+    exponents = np.arange(0, config.head_dim, 2, np.float32) / np.float32(config.head_dim)
+    powers = np.power(10000.0, exponents.astype(np.float64)).astype(np.float32)
+    frequencies = np.float32(1) / powers
+    angles = np.outer(np.arange(config.seq_len, dtype=np.float32), frequencies).astype(np.float64)
+    half_turns = np.rint(angles / np.pi)
+    sin = _sine(angles, half_turns, half_turns)
+    half_turns = np.rint(angles / np.pi + 0.5)  # cos x = sin(x + π/2)
+    cos = _sine(angles, half_turns, half_turns - 0.5)
+    return np.stack((cos, sin))
+
+
+def _sine(angles: np.ndarray, half_turns: np.ndarray, turned: np.ndarray) -> np.ndarray:
+    """sin(angles - turned π), its sign changed for each odd half turn, in float32."""
+    x = angles - turned * _PI[0] - turned * _PI[1]
+    square = x * x
+    value = np.full_like(x, _SINE[0])
+    for factor in _SINE[1:]:
+        value = value * square + factor
+    sine = (x + x * (value * square)).astype(np.float32)
+    return np.where(half_turns % 2 == 1, -sine, sine)

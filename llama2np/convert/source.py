@@ -1,0 +1,167 @@
+"""What every reader gives: a Config, and tensors that are read when they are asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from llama2np.checkpoint import LAYER_TENSORS, CheckpointError, Header
+from llama2np.config import Config
+
+_BLOCK = 2**17  # values read at a time: what is done to a block is done in the processor's cache
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor in a file. Nothing of it is in memory but the block that is being read."""
+
+    shape: tuple[int, ...]
+    dtype: str  # what the file holds: float32, float16, bfloat16, int8 ...
+    read: Callable[[int, int], np.ndarray]  # first row, row past the last -> those rows
+
+    @classmethod
+    def view(cls, array: np.ndarray) -> Stored:
+        """The tensor that `array`, of a mapped file, shows."""
+        return cls(array.shape, array.dtype.name, lambda start, end: array[start:end])
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield all rows in turn, as contiguous float32 blocks."""
+        rows = self.shape[0]
+        width = math.prod(self.shape[1:])
+        step = max(_BLOCK // max(width, 1), 1)
+        for start in range(0, rows, step):
+            yield np.ascontiguousarray(self.read(start, min(start + step, rows)), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A network in somebody's files.
+
+    `tensors` has "embedding", "final_norm", "classifier" unless tied, and for each layer
+    "attn_norm.0", "wq.0" ... in the names and shapes of `weights.Layer`, rows of wq and wk in
+    Meta's order.
+    """
+
+    path: str
+    config: Config
+    tied: bool
+    tensors: Mapping[str, Stored]
+
+    @property
+    def size(self) -> int:
+        """The number of parameters."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+    def parts(self, name: str) -> list[Stored]:
+        """The tensors of all layers, or the one tensor, of a name in a .bin."""
+        if name not in LAYER_TENSORS:
+            return [self.tensors[name]]
+        return [self.tensors[f"{name}.{i}"] for i in range(self.config.n_layers)]
+
+    def with_seq_len(self, seq_len: int) -> Source:
+        """The same network for another number of positions."""
+        return replace(self, config=replace(self.config, seq_len=seq_len))
+
+
+def checked(
+    path: str, config: Config, tensors: Mapping[str, Stored], tied: bool | None = None
+) -> Source:
+    """Return a Source once every tensor is there, in the shape that `config` asks for.
+
+    `tied` None: the classifier is the embedding where it is missing or has the same values.
+    Raises CheckpointError for what is missing, misshapen, or left over: dropping a bias in
+    silence would give another network.
+    """
+    tensors = dict(tensors)
+    if tied or (tied is None and "classifier" not in tensors):
+        tied = True
+        tensors.pop("classifier", None)
+    for name, shape in _expected(config, bool(tied)):
+        if name not in tensors:
+            raise CheckpointError(f"{path}: has no tensor for {name}: is a shard missing?")
+        if tensors[name].shape != shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {tensors[name].shape}, expected {shape}: "
+                "is a shard missing, or another model's?"
+            )
+    known = {name for name, _ in _expected(config, bool(tied))}
+    if extra := sorted(tensors.keys() - known):
+        raise CheckpointError(
+            f"{path}: has {extra[0]}, which a Llama has not ({len(extra)} such tensors)"
+        )
+    if tied is None:
+        tied = _equal(tensors["embedding"], tensors["classifier"])
+    return Source(path, config, tied, tensors)
+
+
+def _expected(config: Config, tied: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, shape in Header(1, config, tied).tensors():
+        if name in LAYER_TENSORS:
+            yield from ((f"{name}.{i}", shape[1:]) for i in range(config.n_layers))
+        else:
+            yield name, shape
+
+
+def _equal(a: Stored, b: Stored) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a.blocks(), b.blocks(), strict=True))
+
+
+def concatenated(parts: Iterable[Stored], axis: int) -> Stored:
+    """One matrix from shards that stand below one another (axis 0) or side by side (axis 1).
+
+    Raises ValueError when their other sides or their types differ.
+    """
+    parts = list(parts)
+    other = 1 - axis
+    if len({(len(part.shape), part.shape[other], part.dtype) for part in parts}) != 1:
+        shapes = ", ".join(f"{part.shape} {part.dtype}" for part in parts)
+        raise ValueError(f"shards do not fit together: {shapes}")
+    sizes = [part.shape[axis] for part in parts]
+    shape = (sum(sizes), parts[0].shape[1]) if axis == 0 else (parts[0].shape[0], sum(sizes))
+    return Stored(shape, parts[0].dtype, partial((_rows_below, _rows_beside)[axis], parts))
+
+
+def _rows_beside(parts: list[Stored], start: int, end: int) -> np.ndarray:
+    return np.concatenate([part.read(start, end) for part in parts], axis=1)
+
+
+def _rows_below(parts: list[Stored], start: int, end: int) -> np.ndarray:
+    found, first = [], 0
+    for part in parts:
+        low, high = max(start - first, 0), min(end - first, part.shape[0])
+        if low < high:
+            found.append(part.read(low, high))
+        first += part.shape[0]
+    return np.concatenate(found)
+
+
+def interleaved(tensor: Stored, head_dim: int) -> Stored:
+    """Hugging Face's wq or wk in Meta's row order. tensor: (heads * head_dim, dim).
+
+    Hugging Face keeps a head's even rows before its odd ones; rotary pairs stand side by side
+    here. The number of heads follows from the rows, so that it is right for wk too.
+    """
+    order = np.arange(head_dim).reshape(2, -1).T.ravel()  # 0, half, 1, half + 1 ...
+    return _within_heads(tensor, order)
+
+
+def halved(tensor: Stored, head_dim: int) -> Stored:
+    """The inverse of `interleaved`."""
+    return _within_heads(tensor, np.arange(head_dim).reshape(-1, 2).T.ravel())
+
+
+def _within_heads(tensor: Stored, order: np.ndarray) -> Stored:
+    """The tensor with row order[i] of each head at its row i."""
+    height = len(order)
+
+    def read(start: int, end: int) -> np.ndarray:
+        first = start // height * height
+        rows = tensor.read(first, -(-end // height) * height)
+        heads = rows.reshape(-1, height, *rows.shape[1:])[:, order]
+        return heads.reshape(rows.shape)[start - first : end - first]
+
+    return Stored(tensor.shape, tensor.dtype, read)

@@ -1,0 +1,134 @@
+"""What torch.save writes since version 1.6: a zip archive of one pickle and a file per storage.
+
+Tensors are views of the mapped archive. Left out: the older format without zip, big-endian
+files, TorchScript. torch is not needed.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from llama2np.checkpoint import CheckpointError
+from llama2np.convert import pickle_data
+from llama2np.convert.dtypes import dtype_of
+from llama2np.convert.pickle_data import TensorRecord
+from llama2np.convert.source import Stored
+
+_LARGEST_PICKLE = 2**26  # a 70B model's has some 100 kB
+_LOCAL_HEADER = 30  # bytes before the name in front of each file in a zip archive
+
+
+class TorchFile:
+    """An opened .pt, .pth or pytorch_model.bin. Raises CheckpointError, and OSError."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = str(path)
+        self._data = _map(self.path)
+        self._files = self._list_files()
+        names = [
+            name for name in self._files if name.count("/") == 1 and name.endswith("/data.pkl")
+        ]
+        if len(names) != 1:
+            raise CheckpointError(f"{path}: a zip archive, but not one that torch.save wrote")
+        self._folder = names[0].removesuffix("data.pkl")
+        if bytes(self._file("byteorder", b"little")) != b"little":
+            raise CheckpointError(f"{path}: byteorder is not little: save it on a usual machine")
+        pickle = self._file("data.pkl")
+        if len(pickle) > _LARGEST_PICKLE:
+            raise CheckpointError(
+                f"{path}: its pickle has {len(pickle):,} bytes, expected at most "
+                f"{_LARGEST_PICKLE:,}"
+            )
+        try:
+            self.content: Any = pickle_data.load(bytes(pickle))
+        except pickle_data.PickleError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+
+    def tensor(self, name: str, record: TensorRecord) -> Stored:
+        """The tensor that a record in `content` describes. Raises CheckpointError."""
+        storage, where = record.storage, f"{self.path}: {name}"
+        data = self._file(f"data/{storage.key}")
+        dtype = dtype_of(storage.dtype, where)
+        needed = math.prod(record.shape)
+        last = sum((n - 1) * stride for n, stride in zip(record.shape, record.strides, strict=True))
+        available = len(data) // dtype.itemsize
+        if needed and (record.offset + last >= available or needed > available):
+            raise CheckpointError(
+                f"{where}: needs values up to {record.offset + last + 1:,}, its storage has "
+                f"{available:,}: truncated download?"
+            )
+        values = np.frombuffer(data, dtype, available)[record.offset :]
+        strides = [stride * dtype.itemsize for stride in record.strides]
+        view = np.lib.stride_tricks.as_strided(values, record.shape, strides, writeable=False)
+        return Stored.view(view)
+
+    def tensors(self, content: Any = None) -> dict[str, Stored]:
+        """All tensors of a dictionary in `content`, by default of itself."""
+        content = self.content if content is None else content
+        if not isinstance(content, dict):
+            raise CheckpointError(
+                f"{self.path}: expected a dictionary of tensors, found {type(content).__name__}"
+            )
+        return {
+            name: self.tensor(name, record)
+            for name, record in content.items()
+            if isinstance(name, str) and isinstance(record, TensorRecord)
+        }
+
+    def _file(self, name: str, default: bytes | None = None) -> memoryview:
+        """The bytes of a file in the archive."""
+        span = self._files.get(self._folder + name)
+        if span is None:
+            if default is None:
+                raise CheckpointError(f"{self.path}: {self._folder}{name} is missing in it")
+            return memoryview(default)
+        return memoryview(self._data)[span[0] : span[1]]
+
+    def _list_files(self) -> dict[str, tuple[int, int]]:
+        """Where the files of the archive begin and end, checked against its size."""
+        spans: dict[str, tuple[int, int]] = {}
+        for entry in self._directory():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+                raise CheckpointError(f"{self.path}: {entry.filename} is compressed or encrypted")
+            header = self._data[entry.header_offset : entry.header_offset + _LOCAL_HEADER]
+            lengths = [int.from_bytes(header[at : at + 2], "little") for at in (26, 28)]
+            start = entry.header_offset + _LOCAL_HEADER + sum(lengths)
+            end = start + entry.file_size
+            if header[:4] != b"PK\3\4" or end > len(self._data):
+                raise CheckpointError(
+                    f"{self.path}: {entry.filename} claims {entry.file_size:,} bytes from byte "
+                    f"{start:,} on, the file has {len(self._data):,}: truncated download?"
+                )
+            if entry.filename in spans:
+                raise CheckpointError(f"{self.path}: holds {entry.filename} twice")
+            spans[entry.filename] = start, end
+        by_start = sorted((span, name) for name, span in spans.items() if span[0] < span[1])
+        for (a, name), (b, other) in zip(by_start, by_start[1:], strict=False):
+            if a[1] > b[0]:
+                raise CheckpointError(f"{self.path}: {name} and {other} overlap")
+        return spans
+
+    def _directory(self) -> list[zipfile.ZipInfo]:
+        if self._data[:4] != b"PK\3\4":
+            legacy = self._data[:2] == b"\x80\x02"
+            reason = "written by torch before 1.6, or no model" if legacy else "not a torch file"
+            hint = ": load it and save it again with a newer torch" if legacy else ""
+            raise CheckpointError(f"{self.path}: {reason}, expected a zip archive{hint}")
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return archive.infolist()
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"{self.path}: {error}: truncated download?") from None
+
+
+def _map(path: str) -> mmap.mmap | bytes:
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return b""  # which cannot be mapped
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -1,0 +1,115 @@
+"""Source → .bin of any version, or a Hugging Face folder; block by block, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from llama2np.checkpoint import CheckpointError, Header, save
+from llama2np.convert import safetensors
+from llama2np.convert.dtypes import dtype_of
+from llama2np.convert.huggingface import hf_config, hf_names, hf_tensor
+from llama2np.convert.q80 import Error, group_size_for, quantize
+from llama2np.convert.rope_tables import rope_tables
+from llama2np.convert.source import Source
+from llama2np.output import replacing
+
+Progress = Callable[[int], object]  # is told of each number of values done
+
+
+def write_bin(
+    source: Source, path: str | os.PathLike, version: int, progress: Progress = int
+) -> tuple[Header, dict[str, Error]]:
+    """Write a .bin of version 0, 1 or 2; return its header, and of version 2 the errors.
+
+    The errors have a key for each quantized tensor: "embedding", "wq.0" ... Raises ValueError
+    where the version cannot hold the network, and OSError; `path` is then as it was.
+    """
+    group_size = group_size_for(source.config) if version == 2 else 0
+    header = Header(version, source.config, source.tied, group_size)
+    errors: dict[str, Error] = {}
+    tensors = {
+        name: _quantized(source, name, group_size, errors, progress)
+        if header.quantized(name)
+        else _floats(source, name, progress)
+        for name, _ in header.tensors()
+    }
+    save(path, header, tensors)
+    return header, errors
+
+
+def _floats(source: Source, name: str, progress: Progress) -> Iterator[np.ndarray]:
+    if name == "rope_tables":
+        yield rope_tables(source.config)
+        return
+    for part in source.parts(name):
+        for block in part.blocks():
+            yield block.astype("<f4", copy=False)
+            progress(block.size)
+
+
+def _quantized(
+    source: Source, name: str, group: int, errors: dict[str, Error], progress: Progress
+) -> Iterator[np.ndarray]:
+    """A matrix, or each of a stack of them, as its int8 values and then its scales."""
+    parts = source.parts(name)
+    for i, part in enumerate(parts):
+        key = f"{name}.{i}" if len(parts) > 1 else name
+        error, all_scales = errors.setdefault(key, Error()), []
+        for block in part.blocks():
+            try:
+                q, scales, its_error = quantize(block, group)
+            except ValueError as problem:
+                raise CheckpointError(f"{source.path}: {key} {problem}") from None
+            yield q
+            error.add(its_error)
+            all_scales.append(scales)
+            progress(block.size)
+        yield np.concatenate(all_scales).astype("<f4", copy=False)
+
+
+def write_huggingface(
+    source: Source, folder: str | os.PathLike, dtype: str = "float32", progress: Progress = int
+) -> None:
+    """Write model.safetensors and config.json of a network, for transformers.
+
+    dtype: "float32", "float16" or "bfloat16". Raises CheckpointError for values that dtype cannot
+    hold, and OSError; what was in `folder` is then as it was.
+    """
+    folder, kind = Path(folder), dtype_of(dtype, "dtype")
+    names = {theirs: ours for ours, theirs in hf_names(source.config) if ours in source.tensors}
+    shapes = {theirs: source.tensors[ours].shape for theirs, ours in names.items()}
+    start = safetensors.header_for(shapes, kind)
+    size = len(start) + kind.itemsize * sum(map(math.prod, shapes.values()))
+    config = json.dumps(hf_config(source, dtype), indent=2) + "\n"
+    made = not folder.exists()
+    folder.mkdir(exist_ok=True)
+    try:
+        with ExitStack() as both:
+            described = both.enter_context(replacing(folder / "config.json"))
+            weights = both.enter_context(replacing(folder / "model.safetensors", size))
+            described.write(config.encode())
+            weights.write(start)
+            for theirs, ours in names.items():
+                for block in hf_tensor(source, ours).blocks():
+                    weights.write(_as(kind, block, f"{source.path}: {theirs}"))
+                    progress(block.size)
+    except BaseException:
+        if made:
+            folder.rmdir()
+        raise
+
+
+def _as(kind: np.dtype, block: np.ndarray, where: str) -> np.ndarray:
+    """The block in another type, as bytes."""
+    with np.errstate(over="ignore"):
+        converted = block.astype(kind)
+    if np.isinf(converted).any() and not np.isinf(block).any():
+        raise CheckpointError(f"{where} holds values beyond {kind.name}: use --dtype fp32")
+    return converted.view(np.uint8)
