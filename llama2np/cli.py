@@ -7,14 +7,21 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 from llama2np import __version__, kernels
 from llama2np.checkpoint import read_header
+from llama2np.cli_flags import (
+    INTERRUPTED,
+    PIPE_CLOSED,
+    Parser,
+    flag_value,
+    joined,
+    number,
+    one_line,
+)
 from llama2np.llama import Llama
 
-_INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE: what a shell reports
-_PIPE_CLOSED = 141
 # All control characters but white space: a model must not drive the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 
@@ -22,14 +29,30 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `llama2np`: the first word says what to do."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    commands = {"run": run}
+    commands = {"run": run, "export": _export, "inspect": _inspect}
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:], prog=f"llama2np {argv[0]}")
     if argv == ["--version"]:
         print(f"llama2np {__version__}")
         return 0
-    print("usage: llama2np run MODEL [flags]; llama2np run --help", file=sys.stderr)
+    print(
+        "usage: llama2np run MODEL [flags]; llama2np export OUT [flags]; llama2np inspect FILE; "
+        "llama2np run --help",
+        file=sys.stderr,
+    )
     return 0 if argv in (["-h"], ["--help"]) else 1
+
+
+def _export(argv: Sequence[str], prog: str) -> int:
+    from llama2np.cli_export import export
+
+    return export(argv, prog)
+
+
+def _inspect(argv: Sequence[str], prog: str) -> int:
+    from llama2np.cli_export import inspect
+
+    return inspect(argv, prog)
 
 
 def run(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
@@ -39,7 +62,7 @@ def run(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
         return _run(argv, prog, int8_only, screen)
     except BrokenPipeError:
         sys.stdout = None  # so that Python does not try to flush it at exit
-        return _PIPE_CLOSED
+        return PIPE_CLOSED
 
 
 def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: _Screen) -> int:
@@ -60,12 +83,12 @@ def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: _Screen) -> in
         return 0
     except KeyboardInterrupt:
         screen.write("\n")
-        return _INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:
         raise
     except (ValueError, OSError, MemoryError) as error:
         screen.end_line()
-        print(f"{prog}: {_one_line(error)}", file=sys.stderr)
+        print(f"{prog}: {one_line(error)}", file=sys.stderr)
         return 1
 
 
@@ -170,13 +193,8 @@ class _Screen:
         return line
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise ValueError(f"{message} (--help shows the flags)")
-
-
 def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog=prog,
         description="Run a llama2.c checkpoint: continue a text, or chat.",
         allow_abbrev=False,
@@ -185,14 +203,14 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     add("model", help="the checkpoint, a .bin file")
     add(
         *("-t", "--temperature"),
-        type=_number(float, 0, None),
+        type=number(float, 0, None),
         default=1.0,
         metavar="T",
         help="0 always takes the likeliest token, more is more daring (default 1.0)",
     )
     add(
         *("-p", "--top-p"),
-        type=_number(float, 0, 1),
+        type=number(float, 0, 1),
         default=0.9,
         metavar="P",
         help="choose among the likeliest tokens that together exceed this probability; "
@@ -200,98 +218,51 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     )
     add(
         *("-s", "--seed"),
-        type=_number(int, -(2**63), 2**64 - 1),
+        type=number(int, -(2**63), 2**64 - 1),
         metavar="N",
         help="the same seed gives the same text; 0 is a new one each time (default)",
     )
     add(
         *("-n", "--steps"),
-        type=_number(int, 0, None),
+        type=number(int, 0, None),
         default=256,
         metavar="N",
         help="positions to fill, the prompt's included; 0 is the model's context (default 256)",
     )
     add(
         *("-i", "--prompt"),
-        type=_text,
+        type=flag_value,
         metavar="TEXT",
         help="the text to continue, in chat the first message; - reads standard input",
     )
     add(
         *("-z", "--tokenizer"),
-        type=_text,
+        type=flag_value,
         metavar="FILE",
         help="tokenizer.bin or a sentencepiece tokenizer.model (default: tokenizer.bin in the "
         "current folder, else beside the model)",
     )
     add(
         *("-m", "--mode"),
-        type=_text,
+        type=flag_value,
         choices=("generate", "chat"),
         default="generate",
         help="default generate",
     )
     add(
         *("-y", "--system"),
-        type=_text,
+        type=flag_value,
         metavar="TEXT",
         help="chat: the system prompt; asked for if not given",
     )
-    add("--threads", type=_number(int, 1, None), metavar="N", help="default: the processors")
+    add("--threads", type=number(int, 1, None), metavar="N", help="default: the processors")
     add("--version", action="version", version=f"llama2np {__version__}")
-    options = parser.parse_args(list(_joined(argv, parser)))
+    options = parser.parse_args(list(joined(argv, parser)))
     if options.prompt == "-":
         options.prompt = sys.stdin.buffer.read().decode().removesuffix("\n")
     for flag in ("prompt", "system"):
         _check_utf8(getattr(options, flag) or "", f"--{flag}")
     return options
-
-
-def _joined(argv: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[str]:
-    """run.c's rule, which argparse lacks: what follows a flag is its value, even `-1` or `--`.
-
-    Every value becomes --flag=.VALUE; the dot keeps argparse from seeing anything in it.
-    """
-    takes_value = {
-        flag: action.option_strings[-1]
-        for action in parser._actions
-        if action.nargs is None
-        for flag in action.option_strings
-    }
-    words = iter(argv)
-    for word in words:
-        flag, equals, value = word.partition("=")
-        if word in takes_value and (follows := next(words, None)) is not None:
-            yield f"{takes_value[word]}=.{follows}"
-        elif equals and flag.startswith("--") and flag in takes_value:
-            yield f"{flag}=.{value}"
-        elif len(word) > 2 and word[:2] in takes_value:  # -t0.8
-            yield f"{takes_value[word[:2]]}=.{word[2:]}"
-        else:
-            yield word
-
-
-def _text(value: str) -> str:
-    """A value as `_joined` passes it on."""
-    return value[1:]
-
-
-def _number(kind: type, low: float, high: float | None) -> Callable[[str], float]:
-    """A parser of numbers from `low` to `high`, for argparse."""
-    noun = "a whole number" if kind is int else "a number"
-    legal = f"{noun} of {low} or more" if high is None else f"{noun} from {low} to {high}"
-
-    def parse(value: str) -> float:
-        text = _text(value)
-        try:
-            number = kind(text)
-        except ValueError:
-            number = None
-        if number is None or not low <= number <= (sys.float_info.max if high is None else high):
-            raise argparse.ArgumentTypeError(f"expected {legal}, found {text!r}")
-        return number
-
-    return parse
 
 
 def _check_utf8(text: str, flag: str) -> None:
@@ -303,15 +274,3 @@ def _check_utf8(text: str, flag: str) -> None:
         raise ValueError(
             f"{flag}: expected UTF-8, found byte 0x{byte:02x} at character {error.start}"
         ) from None
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        byte = error.object[error.start]
-        return f"standard input: expected UTF-8, found byte 0x{byte:02x} at byte {error.start}"
-    text = str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"
-    if isinstance(error, MemoryError):
-        text = f"not enough memory: {error}"
-    return " ".join(text.split())

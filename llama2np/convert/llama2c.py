@@ -64,7 +64,8 @@ def _stored(tensor: Tensor) -> Stored:
     if not isinstance(tensor, tuple):
         return Stored.view(tensor)
     q, scales = tensor
-    return Stored(q.shape, q.dtype.name, partial(_dequantized, q, scales))
+    size = q.nbytes + scales.nbytes
+    return Stored(q.shape, q.dtype.name, size, partial(_dequantized, q, scales))
 
 
 def _dequantized(q: np.ndarray, scales: np.ndarray, start: int, end: int) -> np.ndarray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from llama2np.checkpoint import CheckpointError
 from llama2np.convert.dtypes import dtype_of
 from llama2np.convert.json_file import parse_object
+from llama2np.convert.mapped import map_file
 from llama2np.convert.source import Stored
 
 _LARGEST_HEADER = 100_000_000
@@ -27,16 +27,14 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 def read(path: str | os.PathLike) -> dict[str, Stored]:
     """The tensors of a .safetensors file, mapped. Raises CheckpointError, and OSError."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
-            raise CheckpointError(
-                f"{path}: not a safetensors file: claims a header of {length:,} bytes, "
-                f"the file has {size:,}"
-            )
-        header = parse_object(file.read(length), f"{path}: header")
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    data = map_file(path)
+    size, length = len(data), int.from_bytes(data[:8], "little")
+    if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+        raise CheckpointError(
+            f"{path}: not a safetensors file: claims a header of {length:,} bytes, "
+            f"the file has {size:,}"
+        )
+    header = parse_object(data[8 : 8 + length], f"{path}: header")
     header.pop("__metadata__", None)
     start = 8 + length
     spans = {name: _span(f"{path}: {name}", entry) for name, entry in header.items()}

@@ -21,12 +21,13 @@ class Stored:
 
     shape: tuple[int, ...]
     dtype: str  # what the file holds: float32, float16, bfloat16, int8 ...
+    nbytes: int  # what it takes there
     read: Callable[[int, int], np.ndarray]  # first row, row past the last -> those rows
 
     @classmethod
     def view(cls, array: np.ndarray) -> Stored:
         """The tensor that `array`, of a mapped file, shows."""
-        return cls(array.shape, array.dtype.name, lambda start, end: array[start:end])
+        return cls(array.shape, array.dtype.name, array.nbytes, lambda start, end: array[start:end])
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield all rows in turn, as contiguous float32 blocks."""
@@ -93,8 +94,8 @@ def checked(
         raise CheckpointError(
             f"{path}: has {extra[0]}, which a Llama has not ({len(extra)} such tensors)"
         )
-    if tied is None:
-        tied = _equal(tensors["embedding"], tensors["classifier"])
+    if tied is None and (tied := _equal(tensors["embedding"], tensors["classifier"])):
+        del tensors["classifier"]
     return Source(path, config, tied, tensors)
 
 
@@ -122,7 +123,8 @@ def concatenated(parts: Iterable[Stored], axis: int) -> Stored:
         raise ValueError(f"shards do not fit together: {shapes}")
     sizes = [part.shape[axis] for part in parts]
     shape = (sum(sizes), parts[0].shape[1]) if axis == 0 else (parts[0].shape[0], sum(sizes))
-    return Stored(shape, parts[0].dtype, partial((_rows_below, _rows_beside)[axis], parts))
+    read = partial((_rows_below, _rows_beside)[axis], parts)
+    return Stored(shape, parts[0].dtype, sum(part.nbytes for part in parts), read)
 
 
 def _rows_beside(parts: list[Stored], start: int, end: int) -> np.ndarray:
@@ -164,4 +166,4 @@ def _within_heads(tensor: Stored, order: np.ndarray) -> Stored:
         heads = rows.reshape(-1, height, *rows.shape[1:])[:, order]
         return heads.reshape(rows.shape)[start - first : end - first]
 
-    return Stored(tensor.shape, tensor.dtype, read)
+    return replace(tensor, read=read)

@@ -7,7 +7,6 @@ files, TorchScript. torch is not needed.
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import zipfile
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from llama2np.checkpoint import CheckpointError
 from llama2np.convert import pickle_data
 from llama2np.convert.dtypes import dtype_of
+from llama2np.convert.mapped import map_file
 from llama2np.convert.pickle_data import TensorRecord
 from llama2np.convert.source import Stored
 
@@ -29,7 +29,7 @@ class TorchFile:
 
     def __init__(self, path: str | os.PathLike):
         self.path = str(path)
-        self._data = _map(self.path)
+        self._data = map_file(self.path)
         self._files = self._list_files()
         names = [
             name for name in self._files if name.count("/") == 1 and name.endswith("/data.pkl")
@@ -125,10 +125,3 @@ class TorchFile:
                 return archive.infolist()
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{self.path}: {error}: truncated download?") from None
-
-
-def _map(path: str) -> mmap.mmap | bytes:
-    with open(path, "rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            return b""  # which cannot be mapped
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -6,12 +6,12 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
 
-from llama2np.checkpoint import CheckpointError, Header, save
+from llama2np.checkpoint import LAYER_TENSORS, CheckpointError, Header, save
 from llama2np.convert import safetensors
 from llama2np.convert.dtypes import dtype_of
 from llama2np.convert.huggingface import hf_config, hf_names, hf_tensor
@@ -28,11 +28,15 @@ def write_bin(
 ) -> tuple[Header, dict[str, Error]]:
     """Write a .bin of version 0, 1 or 2; return its header, and of version 2 the errors.
 
-    The errors have a key for each quantized tensor: "embedding", "wq.0" ... Raises ValueError
-    where the version cannot hold the network, and OSError; `path` is then as it was.
+    The errors have a key for each quantized tensor: "embedding", "wq.0" ... Raises
+    CheckpointError where the version cannot hold the network, and OSError; `path` is then as it
+    was.
     """
     group_size = group_size_for(source.config) if version == 2 else 0
-    header = Header(version, source.config, source.tied, group_size)
+    try:
+        header = Header(version, source.config, source.tied, group_size)
+    except ValueError as error:
+        raise CheckpointError(f"{source.path}: {error}") from None
     errors: dict[str, Error] = {}
     tensors = {
         name: _quantized(source, name, group_size, errors, progress)
@@ -60,7 +64,7 @@ def _quantized(
     """A matrix, or each of a stack of them, as its int8 values and then its scales."""
     parts = source.parts(name)
     for i, part in enumerate(parts):
-        key = f"{name}.{i}" if len(parts) > 1 else name
+        key = f"{name}.{i}" if name in LAYER_TENSORS else name
         error, all_scales = errors.setdefault(key, Error()), []
         for block in part.blocks():
             try:
@@ -102,7 +106,8 @@ def write_huggingface(
                     progress(block.size)
     except BaseException:
         if made:
-            folder.rmdir()
+            with suppress(OSError):
+                folder.rmdir()
         raise
 
 

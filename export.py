@@ -1,0 +1,20 @@
+#!/usr/bin/env python3
+"""Convert a checkpoint to llama2.c's .bin, or a tokenizer.model to tokenizer.bin; without torch.
+
+./export.py llama2_7b.bin --meta-llama path/to/7B               Meta's
+./export.py model.bin --hf path/to/folder --version 1           Hugging Face's
+./export.py model.bin --checkpoint out/ckpt.pt --version 2      llama2.c's trainer's, as int8
+./export.py small.bin --bin stories15M.bin --version 2          quantize a .bin
+./export.py folder --bin stories15M.bin --version -1            for transformers
+./export.py tokenizer.bin --tokenizer tokenizer.model           the tokenizer
+"""
+
+import sys
+
+import bootstrap
+
+if __name__ == "__main__":
+    bootstrap.use_venv()
+    from llama2np.cli_export import export
+
+    sys.exit(export(sys.argv[1:], prog="export.py"))

@@ -1,0 +1,146 @@
+"""The commands `export` and `inspect`: llama2.c's export.py flags, and a few more."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from llama2np.cli_flags import Parser, guarded, joined, number
+from llama2np.convert import huggingface, llama2c, meta, tokenizer
+from llama2np.convert.inspection import describe
+from llama2np.convert.q80 import Error
+from llama2np.convert.source import Source
+from llama2np.convert.write import write_bin, write_huggingface
+
+# The flag of each kind of source: reader, what to name after it, help.
+_SOURCES = {
+    "checkpoint": (llama2c.read_pt, "FILE", "a .pt of llama2.c's train.py"),
+    "meta-llama": (meta.read, "FOLDER", "Meta's: params.json and consolidated.*.pth"),
+    "hf": (huggingface.read, "FOLDER", "Hugging Face's: config.json and the weights beside it"),
+    "bin": (llama2c.read_bin, "FILE", "a .bin of any version, to write it as another"),
+}
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def export(argv: Sequence[str], prog: str) -> int:
+    """Convert a checkpoint, or a tokenizer; return the exit status."""
+    return guarded(prog, lambda: _export(_parse_export(argv, prog)))
+
+
+def inspect(argv: Sequence[str], prog: str) -> int:
+    """Print what a checkpoint holds; return the exit status."""
+    return guarded(prog, lambda: _inspect(_parse_inspect(argv, prog)))
+
+
+def _export(options: argparse.Namespace) -> None:
+    if options.tokenizer is not None:
+        count = tokenizer.write_bin(options.tokenizer, options.filepath)
+        print(f"wrote {options.filepath}: {count:,} pieces")
+        return
+    if options.dtype != "fp32" and options.version != -1:
+        raise ValueError(
+            f"--dtype {options.dtype} needs --version -1: .bin files are float32 or int8"
+        )
+    source = _open(options)
+    if options.seq_len is not None:
+        source = source.with_seq_len(options.seq_len)
+    with _progress(source) as progress:
+        if options.version == -1:
+            write_huggingface(source, options.filepath, _DTYPES[options.dtype], progress)
+            summary = f"Hugging Face, {_DTYPES[options.dtype]}"
+        else:
+            header, errors = write_bin(source, options.filepath, options.version, progress)
+            summary = f"version {header.version}, {header.file_size:,} bytes"
+            if errors:
+                summary += f", {_quantization(header.group_size, source, errors)}"
+    print(f"wrote {options.filepath}: {summary}")
+
+
+def _open(options: argparse.Namespace) -> Source:
+    for flag, (read, *_) in _SOURCES.items():
+        path = getattr(options, flag.replace("-", "_"))
+        if path is not None:
+            return read(path)
+    raise ValueError("no source given")  # argparse has seen to it that there is one
+
+
+def _quantization(group_size: int, source: Source, errors: dict[str, Error]) -> str:
+    """The group size, why it is not llama2.c's where it is not, and what the rounding cost."""
+    config, total = source.config, Error()
+    for error in errors.values():
+        total.add(error)
+    why = "" if group_size == 64 else f" to fit dim={config.dim} and hidden_dim={config.hidden_dim}"
+    return (
+        f"group size {group_size}{why}, max quantization group error across all weights: "
+        f"{total.largest:.6g}, mean {total.mean:.6g}"
+    )
+
+
+@contextmanager
+def _progress(source: Source) -> Iterator[Callable[[int], object]]:
+    """A bar on a terminal, for the values that have been written."""
+    if not sys.stderr.isatty():
+        yield int
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=source.size, unit=" values", unit_scale=True, leave=False) as bar:
+        yield bar.update
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    for line in describe(options.path, options.against):
+        print(line, flush=True)
+
+
+def _parse_export(argv: Sequence[str], prog: str) -> argparse.Namespace:
+    parser = Parser(
+        prog=prog,
+        description="Convert a checkpoint to llama2.c's .bin, or to a Hugging Face folder; "
+        "or a tokenizer.model to tokenizer.bin.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("filepath", help="the file to write; with --version -1 the folder")
+    add(
+        "--version",
+        type=int,
+        choices=(0, 1, 2, -1),
+        default=0,
+        help="0: float32, what llama2.c's run reads (default); 1: float32 with a full header; "
+        "2: int8 (Q8_0); -1: Hugging Face",
+    )
+    add("--dtype", choices=tuple(_DTYPES), default="fp32", help="of --version -1 (default fp32)")
+    add(
+        "--seq-len",
+        type=number(int, 1, 2**27 - 1),
+        metavar="N",
+        help="positions of the network, where the source does not say it or not as you want it "
+        f"(Meta's: default {meta.SEQ_LEN})",
+    )
+    sources = parser.add_mutually_exclusive_group(required=True)
+    for flag, (_, value, text) in _SOURCES.items():
+        sources.add_argument(f"--{flag}", metavar=value, type=Path, help=text)
+    sources.add_argument(
+        "--tokenizer", metavar="FILE", type=Path, help="a sentencepiece tokenizer.model"
+    )
+    return parser.parse_args(list(joined(argv, parser)))
+
+
+def _parse_inspect(argv: Sequence[str], prog: str) -> argparse.Namespace:
+    parser = Parser(
+        prog=prog,
+        description="Say what a checkpoint of any kind that export reads holds.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("path", type=Path, help="the file or folder")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="FILE",
+        help="what it was made from: also say how far each tensor is from that",
+    )
+    return parser.parse_args(list(joined(argv, parser)))

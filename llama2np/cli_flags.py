@@ -1,0 +1,90 @@
+"""What the commands share: how flags are read and how errors are told."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE: what a shell reports
+PIPE_CLOSED = 141
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise ValueError(f"{message} (--help shows the flags)")
+
+
+def joined(argv: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[str]:
+    """run.c's rule, which argparse lacks: what follows a flag is its value, even `-1` or `--`.
+
+    Every value becomes --flag=.VALUE; the dot keeps argparse from seeing anything in it.
+    """
+    takes_value = {
+        flag: action.option_strings[-1]
+        for action in parser._actions
+        if action.nargs is None
+        for flag in action.option_strings
+    }
+    words = iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if word in takes_value and (follows := next(words, None)) is not None:
+            yield f"{takes_value[word]}=.{follows}"
+        elif equals and flag.startswith("--") and flag in takes_value:
+            yield f"{flag}=.{value}"
+        elif len(word) > 2 and word[:2] in takes_value:  # -t0.8
+            yield f"{takes_value[word[:2]]}=.{word[2:]}"
+        else:
+            yield word
+
+
+def flag_value(value: str) -> str:
+    """A value as `joined` passes it on."""
+    return value[1:]
+
+
+def number(kind: type, low: float, high: float | None) -> Callable[[str], float]:
+    """A parser of numbers from `low` to `high`, for argparse."""
+    noun = "a whole number" if kind is int else "a number"
+    legal = f"{noun} of {low} or more" if high is None else f"{noun} from {low} to {high}"
+
+    def parse(value: str) -> float:
+        text = flag_value(value)
+        try:
+            found = kind(text)
+        except ValueError:
+            found = None
+        if found is None or not low <= found <= (sys.float_info.max if high is None else high):
+            raise argparse.ArgumentTypeError(f"expected {legal}, found {text!r}")
+        return found
+
+    return parse
+
+
+def one_line(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        byte = error.object[error.start]
+        return f"standard input: expected UTF-8, found byte 0x{byte:02x} at byte {error.start}"
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        text = f"not enough memory: {error}"
+    return " ".join(text.split())
+
+
+def guarded(prog: str, command: Callable[[], None]) -> int:
+    """Run a command; return its exit status, an error being one line to standard error."""
+    try:
+        command()
+        return 0
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stdout = None  # so that Python does not try to flush it at exit
+        return PIPE_CLOSED
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"{prog}: {one_line(error)}", file=sys.stderr)
+        return 1

@@ -1,0 +1,110 @@
+"""What a checkpoint of any kind holds, in lines for people."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from llama2np.checkpoint import CheckpointError, read_header
+from llama2np.convert import huggingface, llama2c, meta, safetensors
+from llama2np.convert.q80 import Error
+from llama2np.convert.source import Source, Stored
+from llama2np.convert.torch_zip import TorchFile
+
+
+def describe(path: str | os.PathLike, against: str | os.PathLike | None = None) -> Iterator[str]:
+    """Yield lines on a checkpoint: its kind, Config, size, tensors, and whether all is finite.
+
+    With `against`, the checkpoint that it was made from, a line for each tensor says how far its
+    values are from those. Raises CheckpointError, and OSError.
+    """
+    kind, found = open_any(path)
+    original = None if against is None else _tensors(open_any(against)[1])
+    tensors = _tensors(found)
+    yield f"{path}: {kind}"
+    if isinstance(found, Source):
+        yield " ".join(f"{name}={value}" for name, value in asdict(found.config).items())
+        yield f"{found.size:,} parameters, classifier {'tied' if found.tied else 'of its own'}"
+    rows = _stacked(tensors) if original is None else {name: [name] for name in tensors}
+    width = max(map(len, rows), default=0)
+    all_finite = True
+    for label, names in rows.items():
+        parts = [tensors[name] for name in names]
+        error = None if original is None else _compared(names[0], parts[0], original)
+        finite = all(_finite(part) for part in parts)
+        all_finite &= finite
+        yield f"{label:{width}}  {_summary(parts)}{_told(error)}{'' if finite else ', NOT FINITE'}"
+    yield "all values are finite" if all_finite else "there are values that are nan or inf"
+
+
+def open_any(path: str | os.PathLike) -> tuple[str, Source | dict[str, Stored]]:
+    """Open a checkpoint by what it looks like: a Source, or the tensors of a file without config.
+
+    The first value says what it is. Raises CheckpointError, and OSError.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (path / "params.json").exists():
+            return "Meta", meta.read(path)
+        if (path / "config.json").exists():
+            return "Hugging Face", huggingface.read(path)
+        raise CheckpointError(f"{path}: a folder without params.json (Meta) or config.json (HF)")
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\3\4"
+    if is_zip or path.suffix in (".pt", ".pth"):
+        torch_file = TorchFile(path)
+        if isinstance(torch_file.content, dict) and "model_args" in torch_file.content:
+            return "llama2.c's trainer", llama2c.read_pt(path)
+        return "tensors in a torch file", torch_file.tensors()
+    if path.suffix == ".safetensors":
+        return "tensors in a safetensors file", safetensors.read(path)
+    header = read_header(path)
+    kind = f"llama2.c .bin, version {header.version}, {header.file_size:,} bytes"
+    if header.version == 2:
+        kind += f", Q8_0 in groups of {header.group_size}"
+    return kind, llama2c.read_bin(path)
+
+
+def _tensors(found: Source | dict[str, Stored]) -> Mapping[str, Stored]:
+    return found.tensors if isinstance(found, Source) else found
+
+
+def _stacked(tensors: Mapping[str, Stored]) -> dict[str, list[str]]:
+    """The names of the tensors by what they are called without the number of their layer."""
+    rows: dict[str, list[str]] = {}
+    for name in tensors:
+        label = ".".join("*" if part.isdecimal() else part for part in name.split("."))
+        rows.setdefault(label, []).append(name)
+    return rows
+
+
+def _summary(parts: list[Stored]) -> str:
+    shapes = {part.shape for part in parts}
+    shape = str(parts[0].shape) if len(shapes) == 1 else "various shapes"
+    count = f"{len(parts)} x " if len(parts) > 1 else ""
+    dtypes = " and ".join(sorted({part.dtype for part in parts}))
+    return f"{count}{shape} {dtypes}, {sum(part.nbytes for part in parts):,} bytes"
+
+
+def _finite(tensor: Stored) -> bool:
+    return all(bool(np.isfinite(block).all()) for block in tensor.blocks())
+
+
+def _compared(name: str, tensor: Stored, original: Mapping[str, Stored]) -> Error | None:
+    """How far a tensor is from the one of that name; None where there is none of its shape."""
+    other = original.get(name)
+    if other is None or other.shape != tensor.shape:
+        return None
+    error = Error()
+    for ours, theirs in zip(tensor.blocks(), other.blocks(), strict=True):
+        apart = np.abs(ours - theirs)
+        error.add(Error(float(apart.max(initial=0)), float(apart.sum()), apart.size))
+    return error
+
+
+def _told(error: Error | None) -> str:
+    return "" if error is None else f", max error {error.largest:.6g}, mean {error.mean:.6g}"
