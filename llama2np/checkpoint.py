@@ -208,11 +208,11 @@ def _parts(
 
 def _extension(config: Config) -> dict[str, float]:
     """The fields that are not what llama2.c takes for granted."""
-    fields = {}
+    fields, float32 = {}, np.finfo(np.float32)
     for name in _EXTENSION_FIELDS:
         value = getattr(config, name)
         if value != Config.__dataclass_fields__[name].default:
-            if not 0 < np.float32(value) < np.inf:
+            if not float32.tiny <= value <= float32.max:
                 raise ValueError(f"{name}={value} is no float32")
             fields[name] = value
     return fields

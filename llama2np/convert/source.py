@@ -27,11 +27,12 @@ class Stored:
     @classmethod
     def view(cls, array: np.ndarray) -> Stored:
         """The tensor that `array`, of a mapped file, shows."""
-        return cls(array.shape, array.dtype.name, array.nbytes, lambda start, end: array[start:end])
+        rows = np.atleast_1d(array)
+        return cls(array.shape, array.dtype.name, array.nbytes, lambda start, end: rows[start:end])
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield all rows in turn, as contiguous float32 blocks."""
-        rows = self.shape[0]
+        rows = self.shape[0] if self.shape else 1
         width = math.prod(self.shape[1:])
         step = max(_BLOCK // max(width, 1), 1)
         for start in range(0, rows, step):
