@@ -212,7 +212,7 @@ def _extension(config: Config) -> dict[str, float]:
     for name in _EXTENSION_FIELDS:
         value = getattr(config, name)
         if value != Config.__dataclass_fields__[name].default:
-            if not float32.tiny <= value <= float32.max:
+            if not float(float32.tiny) <= value <= float(float32.max):
                 raise ValueError(f"{name}={value} is no float32")
             fields[name] = value
     return fields

@@ -54,6 +54,10 @@ def read(folder: str | os.PathLike) -> Source:
     params = JsonFile(folder / "config.json")
     config, tied = _config(params), params.get("tie_word_embeddings") is True
     found = {name: tensor for name, tensor in _tensors(folder).items() if _IGNORED not in name}
+    if config.n_layers > len(found):  # a number that would keep the loop below busy for long
+        raise CheckpointError(
+            f"{params.path}: num_hidden_layers={config.n_layers}, found {len(found)} tensors in all"
+        )
     tensors = {}
     for ours, theirs in hf_names(config):
         if theirs in found:

@@ -21,9 +21,9 @@ class JsonFile:
     def __init__(self, path: str | os.PathLike):
         self.path = str(path)
         with open(path, "rb") as file:
-            data = file.read(_LARGEST + 1)
-        if len(data) > _LARGEST:
-            raise CheckpointError(f"{path}: expected {_LARGEST:,} bytes at most")
+            if (size := os.fstat(file.fileno()).st_size) > _LARGEST:
+                raise CheckpointError(f"{path}: has {size:,} bytes, expected at most {_LARGEST:,}")
+            data = file.read(size)
         self._fields = parse_object(data, self.path)
 
     def inner(self, key: str) -> JsonFile:
