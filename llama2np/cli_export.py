@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from llama2np.cli_flags import Parser, guarded, joined, number
+from llama2np.cli_flags import Parser, flag_value, guarded, joined, number
 from llama2np.convert import huggingface, llama2c, meta, tokenizer
 from llama2np.convert.inspection import describe
 from llama2np.convert.q80 import Error
@@ -40,17 +40,16 @@ def _export(options: argparse.Namespace) -> None:
         count = tokenizer.write_bin(options.tokenizer, options.filepath)
         print(f"wrote {options.filepath}: {count:,} pieces")
         return
-    if options.dtype != "fp32" and options.version != -1:
-        raise ValueError(
-            f"--dtype {options.dtype} needs --version -1: .bin files are float32 or int8"
-        )
+    dtype = options.dtype or "fp32"  # argparse would take a default for a flag's value
+    if dtype != "fp32" and options.version != -1:
+        raise ValueError(f"--dtype {dtype} needs --version -1: .bin files are float32 or int8")
     source = _open(options)
     if options.seq_len is not None:
         source = source.with_seq_len(options.seq_len)
     with _progress(source) as progress:
         if options.version == -1:
-            write_huggingface(source, options.filepath, _DTYPES[options.dtype], progress)
-            summary = f"Hugging Face, {_DTYPES[options.dtype]}"
+            write_huggingface(source, options.filepath, _DTYPES[dtype], progress)
+            summary = f"Hugging Face, {_DTYPES[dtype]}"
         else:
             header, errors = write_bin(source, options.filepath, options.version, progress)
             summary = f"version {header.version}, {header.file_size:,} bytes"
@@ -107,13 +106,18 @@ def _parse_export(argv: Sequence[str], prog: str) -> argparse.Namespace:
     add("filepath", help="the file to write; with --version -1 the folder")
     add(
         "--version",
-        type=int,
-        choices=(0, 1, 2, -1),
+        type=number(int, -1, 2),
         default=0,
+        metavar="N",
         help="0: float32, what llama2.c's run reads (default); 1: float32 with a full header; "
         "2: int8 (Q8_0); -1: Hugging Face",
     )
-    add("--dtype", choices=tuple(_DTYPES), default="fp32", help="of --version -1 (default fp32)")
+    add(
+        "--dtype",
+        type=flag_value,
+        choices=tuple(_DTYPES),
+        help="of --version -1 (default fp32)",
+    )
     add(
         "--seq-len",
         type=number(int, 1, 2**27 - 1),
@@ -123,9 +127,9 @@ def _parse_export(argv: Sequence[str], prog: str) -> argparse.Namespace:
     )
     sources = parser.add_mutually_exclusive_group(required=True)
     for flag, (_, value, text) in _SOURCES.items():
-        sources.add_argument(f"--{flag}", metavar=value, type=Path, help=text)
+        sources.add_argument(f"--{flag}", metavar=value, type=_path, help=text)
     sources.add_argument(
-        "--tokenizer", metavar="FILE", type=Path, help="a sentencepiece tokenizer.model"
+        "--tokenizer", metavar="FILE", type=_path, help="a sentencepiece tokenizer.model"
     )
     return parser.parse_args(list(joined(argv, parser)))
 
@@ -139,8 +143,12 @@ def _parse_inspect(argv: Sequence[str], prog: str) -> argparse.Namespace:
     parser.add_argument("path", type=Path, help="the file or folder")
     parser.add_argument(
         "--against",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="what it was made from: also say how far each tensor is from that",
     )
     return parser.parse_args(list(joined(argv, parser)))
+
+
+def _path(value: str) -> Path:
+    return Path(flag_value(value))

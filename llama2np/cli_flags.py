@@ -11,6 +11,8 @@ PIPE_CLOSED = 141
 
 
 class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ValueErrors."""
+
     def error(self, message: str) -> None:
         raise ValueError(f"{message} (--help shows the flags)")
 
@@ -63,6 +65,7 @@ def number(kind: type, low: float, high: float | None) -> Callable[[str], float]
 
 
 def one_line(error: Exception) -> str:
+    """The text of an error for a line of standard error."""
     if isinstance(error, UnicodeDecodeError):
         byte = error.object[error.start]
         return f"standard input: expected UTF-8, found byte 0x{byte:02x} at byte {error.start}"

@@ -167,6 +167,7 @@ def test_values_beyond_half_precision(tmp_path, write):
     assert not (tmp_path / "hf").exists()
 
 
+@pytest.mark.filterwarnings("ignore")  # of packages that are not ours
 def test_transformers_loads_the_folder(reference, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
