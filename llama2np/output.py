@@ -34,7 +34,9 @@ def replacing(path: str | os.PathLike, size: int = 0) -> Iterator[BinaryIO]:
         with open(part, "wb") as file:
             yield file
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         if os.path.exists(part):
             os.unlink(part)
+        if isinstance(error, OSError) and error.filename is None:  # a failed write does not say
+            raise OSError(error.errno, error.strerror, path) from None
         raise
