@@ -1,7 +1,7 @@
 """Meta's Llama folders: params.json, and consolidated.00.pth, consolidated.01.pth ...
 
-Each file holds a slice of every matrix, for one processor of a row of them; llama2c.md of this
-project's notes, or llama2.c's export.py, says along which side.
+Each file holds a slice of every matrix, for one processor of a row of them: some of its rows, or
+of its columns, as llama2.c's export.py joins them.
 """
 
 from __future__ import annotations
