@@ -246,7 +246,6 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
         *("-m", "--mode"),
         type=flag_value,
         choices=("generate", "chat"),
-        default="generate",
         help="default generate",
     )
     add(

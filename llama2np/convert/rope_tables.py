@@ -1,8 +1,8 @@
 """The cos and sin tables that version 0 carries and nobody reads, to the bit.
 
 llama2.c's exporter takes them from torch, whose float32 sine is off the nearest value in one of
-twenty cases: a polynomial for half a period, in float64, rounded at the end. It is that of Intel's
-vector library (https://github.com/numpy/SVML, svml_z0_sin_s_ha, BSD licence).
+twenty cases: a polynomial for half a period, in float64, rounded at the end. The polynomial and the
+two parts of pi are those of Intel's vector library, svml_z0_sin_s_ha (github.com/numpy/SVML).
 """
 
 from __future__ import annotations
