@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from llama2np import __version__, kernels
 from llama2np.checkpoint import read_header
@@ -87,7 +88,8 @@ def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: _Screen) -> in
     except BrokenPipeError:
         raise
     except (ValueError, OSError, MemoryError) as error:
-        screen.end_line()
+        with suppress(OSError):  # where it is the output that failed
+            screen.end_line()
         print(f"{prog}: {one_line(error)}", file=sys.stderr)
         return 1
 

@@ -1,5 +1,6 @@
 """A user's mistake is one line on standard error and status 1. Also pipes, signals and locales."""
 
+import errno
 import io
 import os
 import signal
@@ -341,7 +342,7 @@ def test_a_reader_that_has_enough_ends_it_in_silence(folder, start):
 
 def test_an_interrupt_ends_the_line(folder, start, interruptible):
     child = start(folder / "endless.bin", *GREEDY, "-i", "AB")
-    assert child.stdout.read(8000).startswith(b"AB")  # by then all kernels are compiled
+    assert child.stdout.read(2000).startswith(b"AB")  # by then all kernels are compiled
     child.send_signal(signal.SIGINT)
     status, out, err = finished(child)
     assert (status, out[-1:], err) == (130, b"\n", b"")
@@ -359,6 +360,19 @@ def test_an_interrupt_after_the_reader_has_gone(folder, start, interruptible):
             child.send_signal(signal.SIGINT)
     assert child.wait(60) in (130, 141)
     assert child.stderr.read() == b""
+
+
+def test_a_disk_that_fills_up_midway(folder, capsys, monkeypatch):
+    class Disk(io.StringIO):
+        def write(self, text):
+            if len(self.getvalue() + text) > 9:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", Disk())
+    assert run([str(folder / "model.bin"), *GREEDY, "-i", "AB"], prog="run.py") == 1
+    assert len(sys.stdout.getvalue()) == 9
+    assert capsys.readouterr().err == "run.py: [Errno 28] No space left on device\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
