@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from types import FrameType
 
 from llama2np import __version__, kernels
 from llama2np.checkpoint import read_header
@@ -19,6 +20,7 @@ from llama2np.cli_flags import (
     flag_value,
     joined,
     number,
+    on_interrupt,
     one_line,
 )
 from llama2np.llama import Llama
@@ -60,7 +62,8 @@ def run(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
     """Generate or chat, as llama2.c's `run` (or `runq`: int8_only); return the exit status."""
     screen = _Screen()
     try:
-        return _run(argv, prog, int8_only, screen)
+        with on_interrupt(screen.interrupt):
+            return _run(argv, prog, int8_only, screen)
     except BrokenPipeError:
         sys.stdout = None  # so that Python does not try to flush it at exit
         return PIPE_CLOSED
@@ -71,7 +74,7 @@ def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: _Screen) -> in
         options = _parse(argv, prog)
         if options.threads is not None:
             kernels.set_threads(options.threads)
-        if sys.stderr is not None and sys.stderr.isatty():
+        if sys.stderr.isatty():
             kernels.on_first_compile(lambda: screen.note("compiling the kernels, this once ..."))
         if int8_only and (version := read_header(options.model).version) != 2:
             raise ValueError(
@@ -156,16 +159,31 @@ class _Screen:
 
     def __init__(self) -> None:
         self._mid_line = False
+        self._interrupted = False
         # Python has None for a stream that the shell has closed.
         if sys.stdin is None:
             sys.stdin = open(os.devnull)
         if sys.stdout is None:
             sys.stdout = open(os.devnull, "w")
+        if sys.stderr is None:
+            sys.stderr = open(os.devnull, "w")
         for stream in (sys.stdin, sys.stdout):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(encoding="utf-8", errors="strict")
 
+    def interrupt(self, _signal: int, frame: FrameType | None) -> None:
+        """Ctrl-C. In numba it waits for the next `write`: llvmlite's callbacks would swallow it."""
+        while frame:
+            if frame.f_globals["__name__"].partition(".")[0] in ("numba", "llvmlite"):
+                self._interrupted = True
+                return
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
     def write(self, text: str) -> None:
+        if self._interrupted:
+            self._interrupted = False
+            raise KeyboardInterrupt
         text = _CONTROL.sub("", text)
         if text:
             sys.stdout.write(text)

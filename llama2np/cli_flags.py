@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE: what a shell reports
 PIPE_CLOSED = 141
@@ -77,10 +79,25 @@ def one_line(error: Exception) -> str:
     return " ".join(text.split())
 
 
+@contextmanager
+def on_interrupt(handler: Callable) -> Iterator[None]:
+    """Have Ctrl-C call `handler` in the block, unless whoever started us wants it ignored."""
+    before = signal.getsignal(signal.SIGINT)
+    if before not in (signal.SIG_DFL, signal.default_int_handler):
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def guarded(prog: str, command: Callable[[], None]) -> int:
     """Run a command; return its exit status, an error being one line to standard error."""
     try:
-        command()
+        with on_interrupt(signal.default_int_handler):
+            command()
         return 0
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)

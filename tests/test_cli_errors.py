@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llama2np import cli
 from llama2np.cli import main, run
 
 ROOT = Path(__file__).parents[1]
@@ -391,3 +392,20 @@ def test_a_closed_stream_is_no_traceback(folder, closed):
     result = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
     assert b"Traceback" not in result.stderr
     assert result.stderr.count(b"\n") <= 1
+
+
+def test_ctrl_c_while_a_kernel_is_loaded_is_kept_for_the_next_piece(folder, monkeypatch, capsys):
+    """llvmlite's callbacks swallow exceptions, so one must not be raised there."""
+    screen = cli._Screen()
+
+    def in_numba():
+        screen.interrupt(signal.SIGINT, sys._getframe())
+
+    exec("def call(f): f()", scope := {"__name__": "numba.core.dispatcher"})
+    scope["call"](in_numba)
+    with pytest.raises(KeyboardInterrupt):
+        screen.write("next")
+    screen.write("then")
+    assert capsys.readouterr().out == "then"
+    with pytest.raises(KeyboardInterrupt):
+        in_numba()
