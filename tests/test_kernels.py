@@ -101,7 +101,7 @@ def test_rope_and_attention(attention, kv_heads, head_dim):
     assert np.isnan(values[:, 68:]).all()
 
 
-@pytest.mark.parametrize("width", (1, 7, 8, 16, 23, 64, 96, 200))
+@pytest.mark.parametrize("width", (1, 7, 8, 16, 23, 32, 48, 57, 63, 64, 96, 200))
 def test_weighted_sum_adds_in_order(width):
     """To the bit what a loop over float32 gives, whatever the vectors it is made of."""
 

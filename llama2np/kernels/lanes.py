@@ -49,7 +49,8 @@ def _side_by_side(lanes):
     return side_by_side
 
 
-_sums64, _sums16, _sums8 = _side_by_side(64), _side_by_side(16), _side_by_side(8)
+_sums64, _sums48, _sums32 = _side_by_side(64), _side_by_side(48), _side_by_side(32)
+_sums16, _sums8 = _side_by_side(16), _side_by_side(8)
 
 
 @exact(forceinline=True)
@@ -63,10 +64,17 @@ def weighted_sum(weights, w, count, rows, r, step, out, o, width):
         while width - done >= 64:
             _sums64(weights, w, count, rows, r + done, step, out, o + done)
             done += 64
-        while width - done >= 16:
+        # The rest in as few passes over the rows as can be: each pass reads all of them again.
+        if width - done >= 48:
+            _sums48(weights, w, count, rows, r + done, step, out, o + done)
+            done += 48
+        if width - done >= 32:
+            _sums32(weights, w, count, rows, r + done, step, out, o + done)
+            done += 32
+        if width - done >= 16:
             _sums16(weights, w, count, rows, r + done, step, out, o + done)
             done += 16
-        while width - done >= 8:
+        if width - done >= 8:
             _sums8(weights, w, count, rows, r + done, step, out, o + done)
             done += 8
     for i in range(done, width):
