@@ -23,11 +23,10 @@ from llama2np.kernels.int8 import (
     matmul_int8_threaded,
     quantize,
 )
-from llama2np.kernels.jit import CACHE_FOLDER, on_first_compile
+from llama2np.kernels.jit import on_first_compile
 
 __all__ = [
     "BLOCK",
-    "CACHE_FOLDER",
     "add",
     "dequantize_rows",
     "matmul_int8",
