@@ -15,6 +15,6 @@ import bootstrap
 
 if __name__ == "__main__":
     bootstrap.use_venv()
-    from llama2np.cli_export import export
+    from llama2np.cli.export import main
 
-    sys.exit(export(sys.argv[1:], prog="export.py"))
+    sys.exit(main(sys.argv[1:], prog="export.py"))

@@ -13,6 +13,6 @@ import bootstrap
 
 if __name__ == "__main__":
     bootstrap.use_venv()
-    from llama2np.cli import run
+    from llama2np.cli.run import main
 
-    sys.exit(run(sys.argv[1:], prog="run.py"))
+    sys.exit(main(sys.argv[1:], prog="run.py"))

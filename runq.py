@@ -12,6 +12,6 @@ import bootstrap
 
 if __name__ == "__main__":
     bootstrap.use_venv()
-    from llama2np.cli import run
+    from llama2np.cli.run import main
 
-    sys.exit(run(sys.argv[1:], prog="runq.py", int8_only=True))
+    sys.exit(main(sys.argv[1:], prog="runq.py", int8_only=True))

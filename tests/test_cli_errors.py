@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama2np import cli
-from llama2np.cli import main, run
+from llama2np.cli import main
+from llama2np.cli.run import main as run
+from llama2np.cli.screen import Screen
 
 ROOT = Path(__file__).parents[1]
 SHAPE = dict(dim=32, hidden_dim=48, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300, seq_len=64)
@@ -396,7 +397,7 @@ def test_a_closed_stream_is_no_traceback(folder, closed):
 
 def test_ctrl_c_while_a_kernel_is_loaded_is_kept_for_the_next_piece(folder, monkeypatch, capsys):
     """llvmlite's callbacks swallow exceptions, so one must not be raised there."""
-    screen = cli._Screen()
+    screen = Screen()
 
     def in_numba():
         screen.interrupt(signal.SIGINT, sys._getframe())

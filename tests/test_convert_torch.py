@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama2np.checkpoint import CheckpointError
-from llama2np.cli_export import export
+from llama2np.cli.export import main as export
 from llama2np.convert import pickle_data
 from llama2np.convert.pickle_data import PickleError
 from llama2np.convert.torch_zip import TorchFile

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from llama2np import checkpoint
 from llama2np.checkpoint import CheckpointError, Header, read_header
-from llama2np.cli_export import export
+from llama2np.cli.export import main as export
 from llama2np.config import Config
 from llama2np.convert import huggingface, llama2c, meta
 from llama2np.convert.q80 import group_size_for, quantize
@@ -374,7 +374,7 @@ def test_a_disk_that_fills_up(reference, tmp_path):
     """A real failure of a real write: the system allows this process no larger file."""
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300000, 300000));"
-        "from llama2np.cli_export import export; sys.exit(export(sys.argv[1:], 'export.py'))"
+        "from llama2np.cli.export import main; sys.exit(main(sys.argv[1:], 'export.py'))"
     )
     (tmp_path / "x.bin").write_bytes(b"precious")
     done = subprocess.run(
@@ -443,7 +443,7 @@ def test_memory_stays_below_one_tensor(tmp_path, version):
 
 def test_nothing_heavy_is_imported(reference, tmp_path):
     code = (
-        "import sys; from llama2np.cli_export import export; assert export(sys.argv[1:], 'x') == 0;"
+        "import sys; from llama2np.cli.export import main; assert main(sys.argv[1:], 'x') == 0;"
         "heavy = 'torch transformers safetensors ml_dtypes tqdm sentencepiece'.split();"
         "print(*[name for name in heavy if name in sys.modules])"
     )

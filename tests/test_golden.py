@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from llama2np import Llama, cli
+from llama2np import Llama
 from llama2np.checkpoint import Header, open_tensors, save
+from llama2np.cli.run import main as run
 from llama2np.sampler import Sampler
 from llama2np.tokenizer import EOS
 
@@ -30,7 +31,7 @@ def test_the_cases_are_there(reference):
 
 @pytest.mark.parametrize("case", cases("run_c_cases"))
 def test_run(reference, case, capsys):
-    assert cli.run(arguments(reference, case), prog="run.py") == 0
+    assert run(arguments(reference, case), prog="run.py") == 0
     assert capsys.readouterr().out.encode() == case["stdout"].encode("latin-1")
 
 
@@ -39,13 +40,13 @@ def test_run_with_the_same_weights_in_version_1(reference, case, capsys, tmp_pat
     header, tensors = open_tensors(reference / case["model"])
     save(tmp_path / "v1.bin", Header(1, header.config, header.tied), tensors)
     arguments_v1 = [str(tmp_path / "v1.bin"), *arguments(reference, case)[1:]]
-    assert cli.run(arguments_v1, prog="run.py") == 0
+    assert run(arguments_v1, prog="run.py") == 0
     assert capsys.readouterr().out.encode() == case["stdout"].encode("latin-1")
 
 
 @pytest.mark.parametrize("case", [c for c in cases("runq_c_cases") if "stdout" in c.values[0]])
 def test_runq(reference, case, capsys):
-    assert cli.run(arguments(reference, case), prog="runq.py", int8_only=True) == 0
+    assert run(arguments(reference, case), prog="runq.py", int8_only=True) == 0
     assert capsys.readouterr().out.encode() == case["stdout"].encode("latin-1")
 
 
@@ -71,7 +72,7 @@ def test_chat(reference, case, capsys, monkeypatch):
     import io
 
     monkeypatch.setattr("sys.stdin", io.StringIO(case["stdin"]))
-    assert cli.run(arguments(reference, case), prog="run.py") == 0
+    assert run(arguments(reference, case), prog="run.py") == 0
     output = capsys.readouterr()
     assert output.out.encode() == case["stdout"].encode("latin-1")
     assert "the context of 96 positions (-n) is full" in output.err

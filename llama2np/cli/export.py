@@ -1,4 +1,4 @@
-"""The commands `export` and `inspect`: llama2.c's export.py flags, and a few more."""
+"""The command `export`: llama2.c's export.py flags, and a few more."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
-from llama2np.cli_flags import Parser, flag_value, guarded, joined, number
+from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
 from llama2np.convert import huggingface, llama2c, meta, tokenizer
-from llama2np.convert.inspection import describe
 from llama2np.convert.q80 import Error
 from llama2np.convert.source import Source
 from llama2np.convert.write import write_bin, write_huggingface
@@ -25,14 +23,9 @@ _SOURCES = {
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
-def export(argv: Sequence[str], prog: str) -> int:
+def main(argv: Sequence[str], prog: str) -> int:
     """Convert a checkpoint, or a tokenizer; return the exit status."""
-    return guarded(prog, lambda: _export(_parse_export(argv, prog)))
-
-
-def inspect(argv: Sequence[str], prog: str) -> int:
-    """Print what a checkpoint holds; return the exit status."""
-    return guarded(prog, lambda: _inspect(_parse_inspect(argv, prog)))
+    return guarded(prog, lambda: _export(_parse(argv, prog)))
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -90,12 +83,7 @@ def _progress(source: Source) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
-def _inspect(options: argparse.Namespace) -> None:
-    for line in describe(options.path, options.against):
-        print(line, flush=True)
-
-
-def _parse_export(argv: Sequence[str], prog: str) -> argparse.Namespace:
+def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     parser = Parser(
         prog=prog,
         description="Convert a checkpoint to llama2.c's .bin, or to a Hugging Face folder; "
@@ -127,28 +115,8 @@ def _parse_export(argv: Sequence[str], prog: str) -> argparse.Namespace:
     )
     sources = parser.add_mutually_exclusive_group(required=True)
     for flag, (_, value, text) in _SOURCES.items():
-        sources.add_argument(f"--{flag}", metavar=value, type=_path, help=text)
+        sources.add_argument(f"--{flag}", metavar=value, type=path_value, help=text)
     sources.add_argument(
-        "--tokenizer", metavar="FILE", type=_path, help="a sentencepiece tokenizer.model"
+        "--tokenizer", metavar="FILE", type=path_value, help="a sentencepiece tokenizer.model"
     )
     return parser.parse_args(list(joined(argv, parser)))
-
-
-def _parse_inspect(argv: Sequence[str], prog: str) -> argparse.Namespace:
-    parser = Parser(
-        prog=prog,
-        description="Say what a checkpoint of any kind that export reads holds.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("path", type=Path, help="the file or folder")
-    parser.add_argument(
-        "--against",
-        type=_path,
-        metavar="FILE",
-        help="what it was made from: also say how far each tensor is from that",
-    )
-    return parser.parse_args(list(joined(argv, parser)))
-
-
-def _path(value: str) -> Path:
-    return Path(flag_value(value))

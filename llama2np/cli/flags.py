@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE: what a shell reports
 PIPE_CLOSED = 141
@@ -46,6 +47,11 @@ def joined(argv: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[str
 def flag_value(value: str) -> str:
     """A value as `joined` passes it on."""
     return value[1:]
+
+
+def path_value(value: str) -> Path:
+    """A path as `joined` passes it on."""
+    return Path(flag_value(value))
 
 
 def number(kind: type, low: float, high: float | None) -> Callable[[str], float]:

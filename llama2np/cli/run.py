@@ -1,19 +1,16 @@
-"""The command line: run.c's flags on the library. The only flags, printing and exit statuses."""
+"""The command `run`: run.c's flags on the library."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import re
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from types import FrameType
 
 from llama2np import __version__, kernels
 from llama2np.checkpoint import read_header
-from llama2np.cli_flags import (
+from llama2np.cli.flags import (
     INTERRUPTED,
     PIPE_CLOSED,
     Parser,
@@ -23,44 +20,13 @@ from llama2np.cli_flags import (
     on_interrupt,
     one_line,
 )
+from llama2np.cli.screen import Screen
 from llama2np.llama import Llama
 
-# All control characters but white space: a model must not drive the terminal.
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `llama2np`: the first word says what to do."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    commands = {"run": run, "export": _export, "inspect": _inspect}
-    if argv and argv[0] in commands:
-        return commands[argv[0]](argv[1:], prog=f"llama2np {argv[0]}")
-    if argv == ["--version"]:
-        print(f"llama2np {__version__}")
-        return 0
-    print(
-        "usage: llama2np run MODEL [flags]; llama2np export OUT [flags]; llama2np inspect FILE; "
-        "llama2np run --help",
-        file=sys.stderr,
-    )
-    return 0 if argv in (["-h"], ["--help"]) else 1
-
-
-def _export(argv: Sequence[str], prog: str) -> int:
-    from llama2np.cli_export import export
-
-    return export(argv, prog)
-
-
-def _inspect(argv: Sequence[str], prog: str) -> int:
-    from llama2np.cli_export import inspect
-
-    return inspect(argv, prog)
-
-
-def run(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
+def main(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
     """Generate or chat, as llama2.c's `run` (or `runq`: int8_only); return the exit status."""
-    screen = _Screen()
+    screen = Screen()
     try:
         with on_interrupt(screen.interrupt):
             return _run(argv, prog, int8_only, screen)
@@ -69,7 +35,7 @@ def run(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
         return PIPE_CLOSED
 
 
-def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: _Screen) -> int:
+def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: Screen) -> int:
     try:
         options = _parse(argv, prog)
         if options.threads is not None:
@@ -97,7 +63,7 @@ def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: _Screen) -> in
         return 1
 
 
-def _generate(model: Llama, options: argparse.Namespace, screen: _Screen) -> None:
+def _generate(model: Llama, options: argparse.Namespace, screen: Screen) -> None:
     """Print the prompt as its tokens spell it, then what follows, then the speed."""
     prompt = options.prompt or ""
     tokens = model.tokenizer.encode(prompt)
@@ -122,7 +88,7 @@ def _generate(model: Llama, options: argparse.Namespace, screen: _Screen) -> Non
         print(f"achieved tok/s: {(count - 1) / elapsed:f}", file=sys.stderr)
 
 
-def _chat(model: Llama, options: argparse.Namespace, screen: _Screen) -> None:
+def _chat(model: Llama, options: argparse.Namespace, screen: Screen) -> None:
     """Talk until the input or the context ends."""
     try:
         system = options.system
@@ -152,65 +118,6 @@ def _chat(model: Llama, options: argparse.Namespace, screen: _Screen) -> None:
         )
     except EOFError:
         return
-
-
-class _Screen:
-    """Standard output, written at once, in UTF-8, and free of control characters."""
-
-    def __init__(self) -> None:
-        self._mid_line = False
-        self._interrupted = False
-        # Python has None for a stream that the shell has closed.
-        if sys.stdin is None:
-            sys.stdin = open(os.devnull)
-        if sys.stdout is None:
-            sys.stdout = open(os.devnull, "w")
-        if sys.stderr is None:
-            sys.stderr = open(os.devnull, "w")
-        for stream in (sys.stdin, sys.stdout):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(encoding="utf-8", errors="strict")
-
-    def interrupt(self, _signal: int, frame: FrameType | None) -> None:
-        """Ctrl-C. In numba it waits for the next `write`: llvmlite's callbacks would swallow it."""
-        while frame:
-            if frame.f_globals["__name__"].partition(".")[0] in ("numba", "llvmlite"):
-                self._interrupted = True
-                return
-            frame = frame.f_back
-        raise KeyboardInterrupt
-
-    def write(self, text: str) -> None:
-        if self._interrupted:
-            self._interrupted = False
-            raise KeyboardInterrupt
-        text = _CONTROL.sub("", text)
-        if text:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-            self._mid_line = not text.endswith("\n")
-
-    def end_line(self) -> None:
-        if self._mid_line:
-            self.write("\n")
-
-    def note(self, text: str) -> None:
-        """A line to standard error, on a line of its own on a terminal."""
-        if sys.stdout.isatty():
-            self.end_line()
-        print(text, file=sys.stderr, flush=True)
-
-    def ask(self, question: str) -> str:
-        """A line of standard input; on a terminal with line editing and history. EOFError."""
-        if sys.stdin.isatty():
-            try:
-                import readline  # noqa: F401  (input() uses it from then on)
-            except ImportError:
-                pass
-        self._mid_line = True
-        line = input(question)
-        self._mid_line = not sys.stdin.isatty()
-        return line
 
 
 def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:

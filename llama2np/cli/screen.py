@@ -1,0 +1,70 @@
+"""Standard output and input as `run` uses them."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from types import FrameType
+
+# All control characters but white space: a model must not drive the terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
+
+
+class Screen:
+    """Standard output, written at once, in UTF-8, and free of control characters."""
+
+    def __init__(self) -> None:
+        self._mid_line = False
+        self._interrupted = False
+        # Python has None for a stream that the shell has closed.
+        if sys.stdin is None:
+            sys.stdin = open(os.devnull)
+        if sys.stdout is None:
+            sys.stdout = open(os.devnull, "w")
+        if sys.stderr is None:
+            sys.stderr = open(os.devnull, "w")
+        for stream in (sys.stdin, sys.stdout):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(encoding="utf-8", errors="strict")
+
+    def interrupt(self, _signal: int, frame: FrameType | None) -> None:
+        """Ctrl-C. In numba it waits for the next `write`: llvmlite's callbacks would swallow it."""
+        while frame:
+            if frame.f_globals["__name__"].partition(".")[0] in ("numba", "llvmlite"):
+                self._interrupted = True
+                return
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    def write(self, text: str) -> None:
+        if self._interrupted:
+            self._interrupted = False
+            raise KeyboardInterrupt
+        text = _CONTROL.sub("", text)
+        if text:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            self._mid_line = not text.endswith("\n")
+
+    def end_line(self) -> None:
+        if self._mid_line:
+            self.write("\n")
+
+    def note(self, text: str) -> None:
+        """A line to standard error, on a line of its own on a terminal."""
+        if sys.stdout.isatty():
+            self.end_line()
+        print(text, file=sys.stderr, flush=True)
+
+    def ask(self, question: str) -> str:
+        """A line of standard input; on a terminal with line editing and history. EOFError."""
+        if sys.stdin.isatty():
+            try:
+                import readline  # noqa: F401  (input() uses it from then on)
+            except ImportError:
+                pass
+        self._mid_line = True
+        line = input(question)
+        self._mid_line = not sys.stdin.isatty()
+        return line
