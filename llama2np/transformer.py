@@ -7,17 +7,16 @@ and look at every array.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
 from llama2np import kernels
 from llama2np.config import Config
-from llama2np.weights import Layer, Weights
+from llama2np.weights import Int8, Layer, Weights
 
 # A prompt goes through in blocks of this many tokens: enough to keep matrix products busy.
 BLOCK = 256
-_THREADED_SCORES = 32768  # multiply-adds from which attention is worth sharing among threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +33,11 @@ class Scratch:
     up: np.ndarray  # (T, hidden_dim)
     cos: np.ndarray  # (T, head_dim / 2)
     sin: np.ndarray  # (T, head_dim / 2)
+    arrays: tuple = field(init=False, repr=False)  # all of these, as the kernels take them
+
+    def __post_init__(self) -> None:
+        arrays = tuple(getattr(self, part.name) for part in fields(self) if part.init)
+        object.__setattr__(self, "arrays", arrays)
 
     @classmethod
     def for_tokens(cls, count: int, config: Config) -> Scratch:
@@ -146,9 +150,20 @@ class Transformer:
         self.weights.embedding.rows(tokens, s.x)
         kernels.rope_angles(self._frequencies, state.pos, s.cos, s.sin)
         for layer, keys, values in zip(self.weights.layers, state.keys, state.values, strict=True):
+            self.block(layer, keys, values, state, s)
+        state.pos += len(tokens)
+
+    def block(
+        self, layer: Layer, keys: np.ndarray, values: np.ndarray, state: State, s: Scratch
+    ) -> None:
+        """x += attention(x), then x += feed_forward(x); for one token in a single kernel."""
+        if len(s.x) == 1:
+            block = kernels.block_int8 if isinstance(layer.wq, Int8) else kernels.block_float32
+            cache = keys, values, state.scores
+            block(layer.arrays, s.arrays, *cache, state.pos, self._eps, kernels.SHARED)
+        else:
             self.attend(layer, keys, values, state, s)
             self.feed_forward(layer, s)
-        state.pos += len(tokens)
 
     def attend(
         self, layer: Layer, keys: np.ndarray, values: np.ndarray, state: State, s: Scratch
@@ -159,8 +174,8 @@ class Transformer:
         layer.wk(s.h, s.k)
         layer.wv(s.h, s.v)
         kernels.rope(s.q, s.k, s.v, s.cos, s.sin, state.pos, keys, values)
-        work = s.q.size * (state.pos + len(s.q))
-        attention = kernels.attention_threaded if work > _THREADED_SCORES else kernels.attention
+        work = 2 * s.q.size * (state.pos + len(s.q))
+        attention = kernels.attention if work < kernels.SHARED else kernels.attention_threaded
         attention(s.q, keys, values, state.pos, state.scores, s.mixed)
         layer.wo(s.mixed, s.h)
         kernels.add(s.x, s.h)
