@@ -4,31 +4,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from llama2np.beam import Beam, beam_search
     from llama2np.chat import Chat
     from llama2np.checkpoint import CheckpointError
     from llama2np.config import Config
+    from llama2np.generation import Generation
     from llama2np.llama import Llama
     from llama2np.sampler import Sampler
+    from llama2np.speculative import DraftModel, PromptLookup
     from llama2np.tokenizer import Tokenizer, TokenizerError
     from llama2np.transformer import State, Transformer
 
 __all__ = [
+    "Beam",
     "Chat",
     "CheckpointError",
     "Config",
+    "DraftModel",
+    "Generation",
     "Llama",
+    "PromptLookup",
     "Sampler",
     "State",
     "Tokenizer",
     "TokenizerError",
     "Transformer",
+    "beam_search",
 ]
 __version__ = "0.1.0"
 
+# Where a name stands, if not in the module that has its name.
 _MODULES = {
     "CheckpointError": "checkpoint",
+    "DraftModel": "speculative",
+    "Generation": "generation",
+    "PromptLookup": "speculative",
     "State": "transformer",
     "TokenizerError": "tokenizer",
+    "beam_search": "beam",
 }
 
 
