@@ -34,7 +34,9 @@ class Llama:
         self.tokenizer = tokenizer
 
     @classmethod
-    def load(cls, path: str | os.PathLike, tokenizer: str | os.PathLike | None = None) -> Llama:
+    def load(
+        cls, path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None
+    ) -> Llama:
         """Open a checkpoint and its tokenizer: `tokenizer`, else tokenizer.bin in the current
         folder, else the one beside the checkpoint.
 
@@ -113,7 +115,7 @@ class Llama:
         return Chat(self.transformer, self.tokenizer, Sampler(**sampling), system, positions)
 
 
-def _find_tokenizer(path: str | os.PathLike) -> Path:
+def _find_tokenizer(path: str | os.PathLike[str]) -> Path:
     beside = Path(path).parent
     for folder in (Path(), beside):
         if (folder / "tokenizer.bin").is_file():

@@ -49,10 +49,12 @@ def penalize_frequency(
     presence: float = 0.0,
     frequency: float = 0.0,
 ) -> np.ndarray:
-    """Subtract `presence` from the logit of each of `tokens`, and `frequency` for each time it is
-    there (OpenAI's penalties)."""
+    """Subtract `presence` from the logits of `tokens`, and `frequency` each time one is there.
+
+    OpenAI's presence_penalty and frequency_penalty.
+    """
     counts = np.bincount(np.asarray(tokens, np.int64), minlength=len(logits))
-    return (logits - presence * (counts > 0) - frequency * counts).astype(np.float32)
+    return logits - (presence * (counts > 0) + frequency * counts).astype(np.float32)
 
 
 def keep_min_p(logits: np.ndarray, min_p: float, temperature: float = 1.0) -> np.ndarray:

@@ -52,5 +52,5 @@ class PromptLookup:
             places = np.flatnonzero((windows == tokens[-n:]).all(axis=1))
             if places.size:
                 follows = int(places[-1]) + n
-                return tokens[follows : follows + self._ahead].tolist()
+                return list(tokens[follows : follows + self._ahead].tolist())
         return []

@@ -21,7 +21,7 @@ class Dense:
     """A float32 matrix w (d, n). Calling it multiplies: out = x @ w.T."""
 
     w: np.ndarray
-    _matmul: Callable = field(init=False, repr=False)
+    _matmul: Callable[..., None] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         threaded = self.w.size >= _THREADED_SIZE
@@ -46,7 +46,7 @@ class Int8:
 
     q: np.ndarray
     scales: np.ndarray
-    _matmul: Callable = field(init=False, repr=False)
+    _matmul: Callable[..., None] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         threaded = self.q.size >= _THREADED_SIZE
