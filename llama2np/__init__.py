@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from llama2np.chat import Chat
     from llama2np.checkpoint import CheckpointError
     from llama2np.config import Config
+    from llama2np.convert.export import export
     from llama2np.generation import Generation
     from llama2np.llama import Llama
     from llama2np.sampler import Sampler
@@ -30,6 +31,7 @@ __all__ = [
     "TokenizerError",
     "Transformer",
     "beam_search",
+    "export",
 ]
 __version__ = "0.1.0"
 
@@ -42,6 +44,7 @@ _MODULES = {
     "State": "transformer",
     "TokenizerError": "tokenizer",
     "beam_search": "beam",
+    "export": "convert.export",
 }
 
 
