@@ -65,10 +65,9 @@ class State:
         """The tokens read so far: a view, (pos,) int64."""
         return self._tokens[: self.pos]
 
-    def advance(self, tokens: np.ndarray) -> None:
-        """Note that `tokens` (T,), whose keys and values are in the cache now, have been read."""
+    def note(self, tokens: np.ndarray) -> None:
+        """Take down `tokens` (T,), which are going to be read at pos and on."""
         self._tokens[self.pos : self.pos + len(tokens)] = tokens
-        self.pos += len(tokens)
 
     def truncate(self, pos: int) -> None:
         """Forget all but the first `pos` tokens. Raises ValueError if there are fewer."""
@@ -92,7 +91,8 @@ class State:
         twin.reserve(self.pos)
         for i in range(self.config.n_layers):
             twin._copy_layer(i, self.keys[i], self.values[i], self.pos)
-        twin.advance(self.tokens)
+        twin.note(self.tokens)
+        twin.pos = self.pos
         return twin
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -119,7 +119,8 @@ class State:
             rows[:, : len(tokens)] = keys[i]
             blocks = rows.reshape(config.n_kv_heads, -1, kernels.BLOCK, config.head_dim)
             state.keys[i][:] = blocks.swapaxes(2, 3)
-        state.advance(tokens)
+        state.note(tokens)
+        state.pos = len(tokens)
         return state
 
     def _no_keys(self, capacity: int) -> np.ndarray:
@@ -183,6 +184,7 @@ class Transformer:
         for start in range(0, count, BLOCK):
             block = tokens[start : start + BLOCK]
             s = state.scratch(len(block))
+            state.note(block)
             self._read(block, state, s)
             if all_logits:
                 self._classify(s, s.x, logits[start : start + len(block)])
@@ -217,7 +219,7 @@ class Transformer:
         for layer, keys, values in zip(self.weights.layers, state.keys, state.values, strict=True):
             self.attend(layer, keys, values, state, s)
             self.feed_forward(layer, s)
-        state.advance(tokens)
+        state.pos += len(tokens)
 
     def attend(
         self, layer: Layer, keys: np.ndarray, values: np.ndarray, state: State, s: Scratch
