@@ -48,12 +48,14 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    """The public names, imported at first use: a command loads what it needs and no more."""
-    if name not in __all__:
-        raise AttributeError(f"module 'llama2np' has no attribute {name!r}")
-    module = import_module(f"llama2np.{_MODULES.get(name, name.lower())}")
-    return getattr(module, name)
+if not TYPE_CHECKING:  # who would take any name for one of ours
+
+    def __getattr__(name: str) -> object:
+        """The public names, imported at first use: a command loads what it needs and no more."""
+        if name not in __all__:
+            raise AttributeError(f"module 'llama2np' has no attribute {name!r}")
+        module = import_module(f"llama2np.{_MODULES.get(name, name.lower())}")
+        return getattr(module, name)
 
 
 def __dir__() -> list[str]:

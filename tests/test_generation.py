@@ -81,10 +81,10 @@ def test_log_probabilities_are_the_model_s_own(model):  # noqa: F811
 
 
 def test_log_probabilities_only_on_request(model):  # noqa: F811
-    story = model.generate("AB", max_new_tokens=4)
+    story = model.generate("AB", max_new_tokens=4, temperature=0)
     story.read()
     assert story.logprobs == story.top_logprobs == []
-    story = model.generate("AB", max_new_tokens=4, logprobs=0)
+    story = model.generate("AB", max_new_tokens=4, temperature=0, logprobs=0)
     story.read()
     assert len(story.logprobs) == 4 and story.top_logprobs == [{}] * 4
 
