@@ -1,6 +1,8 @@
 """What a Generation knows about its text, States that are shared, and speculative decoding."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_llama import letters, model, scripted, write_tokenizer  # noqa: F401
 
-from llama2np import DraftModel, Llama, PromptLookup
+from llama2np import DraftModel, Llama, PromptLookup, kernels
 from llama2np.checkpoint import Header
 from llama2np.logits import log_softmax
 from llama2np.tokenizer import BOS, EOS
@@ -156,6 +158,20 @@ def test_penalties_reach_the_sampler(model):  # noqa: F811
 # Speculative decoding
 
 
+def one_thread(test):
+    """Run a test with one thread of the kernels: a row of tiny models should not wait for others.
+
+    The number of numba's threads is that of the thread that calls it.
+    """
+
+    @wraps(test)
+    def alone(*args, **kwargs):
+        with ThreadPoolExecutor(1, initializer=kernels.set_threads, initargs=(1,)) as pool:
+            return pool.submit(test, *args, **kwargs).result()
+
+    return alone
+
+
 def written(model, prompt, **options):  # noqa: F811
     story = model.generate(prompt, **options)
     story.read()
@@ -184,25 +200,44 @@ def prompts(model, count):  # noqa: F811
         yield model.generate("", seed=seed, max_new_tokens=3 + seed % 17).read()
 
 
-def test_greedy_speculative_output_is_plain_output_on_50_prompts(reference, quantized):
-    large = reference_model(reference)
-    accepted = 0
-    for prompt in prompts(large, 50):
-        options = {"temperature": 0, "max_new_tokens": 40}
-        plain = written(large, prompt, **options)
-        assert written(large, prompt, draft=PromptLookup(), **options) == plain
-        draft = DraftModel(quantized)
-        blocks = []
-
-        def counted(tokens, draft=draft, blocks=blocks):
-            blocks.append(len(tokens))
-            return draft(tokens)
-
-        assert written(large, prompt, draft=counted, **options) == plain
-        accepted += len(plain[0]) - len(blocks)
-    assert accepted > 20 * 50  # the guesses are good: few passes for many tokens
+def same_unless_tied(model, plain, guessed):  # noqa: F811
+    """Whether the tokens are the same, but for what follows a tie within float32's rounding."""
+    if plain.tokens == guessed.tokens:
+        return True
+    pairs = zip(plain.tokens, guessed.tokens, strict=False)
+    at = next(i for i, (a, b) in enumerate(pairs) if a != b)
+    logits = model.forward([*plain.prompt, *plain.tokens[:at]], model.new_state())
+    return abs(logits[plain.tokens[at]] - logits[guessed.tokens[at]]) < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+@one_thread
+def test_greedy_speculative_output_is_plain_output_on_50_prompts(reference, quantized, kind):
+    model = quantized if kind == "int8" else reference_model(reference)  # noqa: F811
+    options = {"temperature": 0, "max_new_tokens": 40}
+    equal = passes = 0
+    for prompt in prompts(model, 50):
+        plain = model.generate(prompt, **options)
+        plain.read()
+        for draft in (PromptLookup(), DraftModel(quantized)):
+
+            def counted(tokens, draft=draft):
+                nonlocal passes
+                passes += isinstance(draft, DraftModel)
+                return draft(tokens)
+
+            guessed = model.generate(prompt, draft=counted, **options)
+            guessed.read()
+            equal += plain.tokens == guessed.tokens
+            assert same_unless_tied(model, plain, guessed)
+            if plain.tokens == guessed.tokens:
+                assert plain.stop_reason == guessed.stop_reason
+                assert plain.state.tokens.tolist() == guessed.state.tokens.tolist()
+    assert equal == 100 if kind == "int8" else equal >= 97
+    assert passes < 50 * 20  # the small model guesses well: few passes for 40 tokens
+
+
+@one_thread
 def test_speculative_sampling_draws_the_same_tokens(quantized):
     """In int8, where rows do not depend on their number: any seed, any option, to the last bit."""
     for seed, prompt in enumerate(prompts(quantized, 12), 1):
@@ -219,21 +254,23 @@ def int8_model(write, tmp_path):
     return Llama.load(path, write_tokenizer(tmp_path / "t.bin"))
 
 
+_GUESSES = st.lists(st.integers(0, TINY.vocab_size - 1), max_size=9)
+
+
 @settings(deadline=None, max_examples=40)
-@given(data=st.data())
-def test_no_guess_however_bad_changes_the_output(int8_model_once, data):
+@given(script=st.lists(_GUESSES, min_size=1, max_size=5), limit=st.integers(0, 200))
+@one_thread
+def test_no_guess_however_bad_changes_the_output(int8_model_once, script, limit):
     model = int8_model_once  # noqa: F811
-    guesses = st.lists(st.integers(0, TINY.vocab_size - 1), max_size=9)
-    script = data.draw(st.lists(guesses, min_size=1, max_size=5))
     truth = written(model, "AB", temperature=0, max_new_tokens=200)
+    start = len(model.tokenizer.encode("AB"))
 
     def draft(tokens):
         """Some right tokens, then anything."""
         guess = script[len(tokens) % len(script)]
-        so_far = len(tokens) - len(model.tokenizer.encode("AB"))
-        return truth[0][so_far : so_far + len(guess) // 2] + guess
+        at = len(tokens) - start
+        return truth[0][at : at + len(guess) // 2] + guess
 
-    limit = data.draw(st.integers(0, 200))
     plain = written(model, "AB", temperature=0, max_new_tokens=limit)
     assert written(model, "AB", temperature=0, max_new_tokens=limit, draft=draft) == plain
 
