@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama2np.generation import Model
-from llama2np.logits import log_softmax
+from llama2np.logits import likeliest, log_softmax
 from llama2np.tokenizer import BOS, EOS
 from llama2np.transformer import State
 
@@ -70,7 +70,7 @@ def _continued(beam: Beam, state: State, logits: np.ndarray, count: int) -> Iter
         yield beam, state, logits
         return
     logprobs = log_softmax(logits)
-    for token in np.argsort(-logprobs, kind="stable")[:count]:
+    for token in likeliest(logprobs, count):
         logprob = beam.logprob + float(logprobs[token])
         yield Beam((*beam.tokens, int(token)), logprob), state, logits
 

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from llama2np.config import Config
-from llama2np.logits import log_softmax
+from llama2np.logits import likeliest, log_softmax
 from llama2np.sampler import Sampler
 from llama2np.tokenizer import BOS, EOS, Decoder, Tokenizer
 from llama2np.transformer import State
@@ -86,15 +86,14 @@ class Generation(Iterator[str]):
         draft: Draft | None = None,
     ):
         self.prompt = list(prompt)  # its tokens
+        self.state = state  # has read the prompt and all tokens but the last
         self.tokens: list[int] = []  # all that were chosen, also those that ended it
         self.text = ""  # all that was yielded
         self.stop_reason: StopReason | None = None  # None while there is more to come
-        self.logprobs: list[float] = []  # of each token, if asked for
-        self.top_logprobs: list[
-            dict[int, float]
-        ] = []  # token: log-probability, the likeliest first
+        # If asked for: each token's, and {token: log-probability} of the likeliest in its place.
+        self.logprobs: list[float] = []
+        self.top_logprobs: list[dict[int, float]] = []
         self.seconds: list[float] = []  # what each token took, the first one with the prompt
-        self.state = state  # has read the prompt and all tokens but the last
         self._tokenizer, self._logprobs = tokenizer, logprobs
         room = model.config.seq_len - len(self.prompt) + 1
         self._limit: StopReason = "context"
@@ -151,8 +150,8 @@ class Generation(Iterator[str]):
         if self._logprobs is None:
             return
         logprobs = log_softmax(logits)
-        best = np.argsort(-logprobs, kind="stable")[: self._logprobs]
         self.logprobs.append(float(logprobs[token]))
+        best = likeliest(logprobs, self._logprobs)
         self.top_logprobs.append({int(i): float(logprobs[i]) for i in best})
 
 

@@ -73,6 +73,15 @@ def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
     return np.where(logits < np.partition(logits, -k)[-k], _NEVER, logits)
 
 
+def likeliest(logits: np.ndarray, count: int) -> np.ndarray:
+    """The tokens of the `count` largest logits, the largest first, lower tokens before equals."""
+    count = min(count, len(logits))
+    if count == 0:
+        return np.zeros(0, np.int64)
+    tokens = np.flatnonzero(logits >= np.partition(logits, -count)[-count])
+    return tokens[np.argsort(-logits[tokens], kind="stable")][:count]
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Log-probabilities of the tokens in nats, float64. logits: (..., vocab_size)."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)

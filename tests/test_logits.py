@@ -12,6 +12,7 @@ from llama2np.logits import (
     add_bias,
     keep_min_p,
     keep_top_k,
+    likeliest,
     log_softmax,
     penalize_frequency,
     penalize_repetition,
@@ -82,6 +83,12 @@ def test_min_p_keeps_by_probability(logits, min_p, temperature):
     kept = keep_min_p(logits, min_p, temperature) > NEVER
     shares = np.exp((logits.astype(float) - logits.max()) / temperature)
     assert kept[shares > min_p * 1.001].all() and not kept[shares < min_p * 0.999].any()
+
+
+@settings(deadline=None)
+@given(arrays(f32, st.integers(1, 40), elements=st.integers(-3, 3)), st.integers(0, 50))
+def test_the_likeliest_are_those_of_a_whole_sort(logits, count):
+    assert likeliest(logits, count).tolist() == np.argsort(-logits, kind="stable")[:count].tolist()
 
 
 @settings(deadline=None)
