@@ -102,7 +102,8 @@ class Generation(Iterator[str]):
         unread = state.reuse(self.prompt)
         end = len(self.prompt) + room - 1
         source = continue_tokens(model, state, unread, sampler, end, draft)
-        self._pieces = until(self._decoded(source if room else iter(())), stop)
+        pieces = self._decoded(source if room else iter(()))
+        self._pieces = until(pieces, stop) if stop else pieces
 
     def __next__(self) -> str:
         try:
