@@ -1,6 +1,7 @@
 """States that are saved, forked, cut and shared: each goes on token for token."""
 
 import json
+import os
 import zipfile
 from dataclasses import replace
 
@@ -160,6 +161,24 @@ def test_damaged_states_are_one_line(transformer, tmp_path, arrays, message):
     with pytest.raises(ValueError, match=message) as error:
         State.load(path, TINY)
     assert "s.npz: " in str(error.value) and "\n" not in str(error.value)
+
+
+class Evil:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_in_the_file_is_not_run(transformer, tmp_path):
+    read(transformer).save(tmp_path / "s.npz")
+    damaged(tmp_path / "s.npz", tokens=np.array([Evil(tmp_path / "made")], object))
+    with pytest.raises(ValueError, match="s.npz: not a saved state"):
+        State.load(tmp_path / "s.npz", TINY)
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\3\4", b"nonsense", b"\x93NUMPY\1\0"])
