@@ -6,6 +6,7 @@ Arrays are views of the mapped file: nothing is copied, and any number of sequen
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,9 @@ class Layer:
     w_gate: Linear  # dim -> hidden_dim
     w_up: Linear  # dim -> hidden_dim
     w_down: Linear  # hidden_dim -> dim
-    arrays: tuple = field(init=False, repr=False)  # all of these, as the kernels take them
+    arrays: tuple[Any, ...] = field(
+        init=False, repr=False
+    )  # all of these, as the kernels take them
 
     def __post_init__(self) -> None:
         values = (getattr(self, part.name) for part in fields(self) if part.init)
