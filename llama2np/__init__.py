@@ -10,23 +10,27 @@ if TYPE_CHECKING:
     from llama2np.llama import Llama
     from llama2np.sampler import Sampler
     from llama2np.tokenizer import Tokenizer, TokenizerError
+    from llama2np.trace import Edit, Trace
     from llama2np.transformer import State, Transformer
 
 __all__ = [
     "Chat",
     "CheckpointError",
     "Config",
+    "Edit",
     "Llama",
     "Sampler",
     "State",
     "Tokenizer",
     "TokenizerError",
+    "Trace",
     "Transformer",
 ]
 __version__ = "0.1.0"
 
 _MODULES = {
     "CheckpointError": "checkpoint",
+    "Edit": "trace",
     "State": "transformer",
     "TokenizerError": "tokenizer",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from llama2np.generation import continue_tokens, until
 from llama2np.sampler import Sampler
 from llama2np.tokenizer import BOS, EOS, Decoder, Tokenizer, TokenizerError
 from llama2np.transformer import State, Transformer
+
+if TYPE_CHECKING:
+    from llama2np.trace import Hook
 
 
 class Llama:
@@ -97,6 +101,17 @@ class Llama:
         """Begin a conversation of at most `positions` tokens in all, by default the context."""
         sampler = Sampler(temperature, top_p, seed)
         return Chat(self.transformer, self.tokenizer, sampler, system, positions)
+
+    def with_hooks(self, *hooks: Hook) -> Llama:
+        """The same model, whose arrays are shown to `hooks`: see `Trace` and `Edit`.
+
+        It shares weights and tokenizer with this one, which is not changed: whoever else uses it
+        is not disturbed, and does not slow down. Results that no Edit changes are the same bits.
+        Raises ValueError for a layer that the network has not.
+        """
+        from llama2np.watched import Watched  # only for those who look
+
+        return Llama(Watched(self.transformer, hooks), self.tokenizer)
 
     def _pieces(self, tokens: list[int], sampler: Sampler, count: int) -> Iterator[str]:
         if not count:
