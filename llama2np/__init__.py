@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from llama2np.chat import Chat
     from llama2np.checkpoint import CheckpointError
     from llama2np.config import Config
+    from llama2np.evaluation import Comparison, Evaluation, compare, evaluate
     from llama2np.llama import Llama
     from llama2np.sampler import Sampler
     from llama2np.tokenizer import Tokenizer, TokenizerError
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat",
     "CheckpointError",
+    "Comparison",
     "Config",
     "Edit",
+    "Evaluation",
     "Llama",
     "Sampler",
     "State",
@@ -25,12 +28,17 @@ __all__ = [
     "TokenizerError",
     "Trace",
     "Transformer",
+    "compare",
+    "evaluate",
 ]
 __version__ = "0.1.0"
 
 _MODULES = {
     "CheckpointError": "checkpoint",
+    "Comparison": "evaluation",
     "Edit": "trace",
+    "compare": "evaluation",
+    "evaluate": "evaluation",
     "State": "transformer",
     "TokenizerError": "tokenizer",
 }
