@@ -23,6 +23,8 @@ class Evaluation:
     tokens: int
     bytes: int  # of the text, in UTF-8
     nats: float  # -log of the probability of the whole text
+    context: int  # tokens in a window
+    stride: int  # tokens from one window to the next
 
     @property
     def nats_per_token(self) -> float:
@@ -114,7 +116,8 @@ def _measure(
                 agreed += int((first.argmax(1) == last.argmax(1)).sum())
     if not count:
         raise ValueError("there is no text to measure")
-    return [Evaluation(count, reader.bytes, float(n)) for n in nats], divergence, agreed
+    results = [Evaluation(count, reader.bytes, float(n), context, stride) for n in nats]
+    return results, divergence, agreed
 
 
 def _checked(models: list[Llama], context: int | None, stride: int | None) -> tuple[int, int]:
