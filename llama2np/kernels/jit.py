@@ -16,8 +16,9 @@ import llvmlite
 import numba
 import numpy as np
 from numba.core import event
+from numba.core.registry import cpu_target
 
-__all__ = ["CACHE_FOLDER", "exact", "kernel", "on_first_compile"]
+__all__ = ["CACHE_FOLDER", "cpu_has", "exact", "kernel", "on_first_compile"]
 
 
 def _fingerprint():
@@ -65,6 +66,11 @@ kernel = partial(_jit, error_model="numpy", fastmath={"reassoc", "contract", "ar
 # Every operation as written: where the order of float32 additions is part of the answer. `False`
 # has to be said: without it a function takes over the fastmath of whoever has it compiled first.
 exact = partial(_jit, error_model="numpy", fastmath=False)
+
+
+def cpu_has(feature):
+    """Whether numba compiles for a CPU with this feature of LLVM's, such as avx2."""
+    return f"+{feature}" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 
 
 class _Once(event.Listener):
