@@ -90,7 +90,7 @@ def compare(
         raise ValueError("the models have different vocabularies: only bits per byte would compare")
     results, divergence, agreed = _measure([model, against], text, context, stride, progress)
     count = results[0].tokens
-    return Comparison(*results, divergence / count, agreed / count)
+    return Comparison(results[0], results[1], divergence / count, agreed / count)
 
 
 def _measure(

@@ -65,7 +65,7 @@ def lens_table(
     return figure
 
 
-def checked(path: str | os.PathLike) -> Path:
+def checked(path: str | os.PathLike[str]) -> Path:
     """The path, if it ends in a format there is. Raises ValueError."""
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
@@ -73,7 +73,7 @@ def checked(path: str | os.PathLike) -> Path:
     return path
 
 
-def save(figure: Figure, path: str | os.PathLike) -> None:
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a picture, in the format that the name ends in. Raises ValueError and OSError."""
     path = checked(path)
     kind = path.suffix.lower()[1:]

@@ -116,14 +116,15 @@ class Trace:
 
     def visit(self, array: np.ndarray, place: Place) -> None:
         """Keep a copy of the rows that are wanted."""
-        rows, positions = slice(None), place.positions
+        positions = place.positions
         if self._wanted is not None:
-            rows = np.isin(positions, self._wanted)
-            if not rows.any():
+            rows = np.flatnonzero(np.isin(positions, self._wanted))
+            if not rows.size:
                 return
-        chosen = array[:, rows] if place.name == "attention" else array[rows]
+            axis = 1 if place.name == "attention" else 0
+            positions, array = positions[rows], array.take(rows, axis)
         seen = self._seen.setdefault((place.name, place.layer), [])
-        seen.append((positions[rows].copy(), chosen.copy()))
+        seen.append((positions.copy(), array.copy()))
 
     def __getitem__(self, key: str | tuple[str, int]) -> np.ndarray:
         """trace[name, layer]: the array in that block; trace[name]: in all that were recorded,
@@ -134,7 +135,7 @@ class Trace:
         name, layer = (key, None) if isinstance(key, str) else key
         if layer is not None or name in ENDS:
             return _joined(name, [array for _, array in self._rows(name, layer)])
-        layers = sorted(at for recorded, at in self._seen if recorded == name)
+        layers = sorted(i for found, i in self._seen if found == name and i is not None)
         if not layers:
             self._rows(name, None)
         return np.stack([self[name, at] for at in layers])

@@ -17,6 +17,7 @@ from llama2np.transformer import Scratch, State, Transformer
 from llama2np.weights import Layer
 
 Show = Callable[[str, np.ndarray], None]  # show(name, array)
+Visit = Callable[[np.ndarray, Place], None]
 
 
 class Watched(Transformer):
@@ -32,7 +33,7 @@ class Watched(Transformer):
         super().__init__(transformer.config, transformer.weights)
         before = transformer.hooks if isinstance(transformer, Watched) else ()
         self.hooks: tuple[Hook, ...] = (*before, *hooks)
-        self._visits: dict[tuple[str, int | None], list[Callable]] = {}
+        self._visits: dict[tuple[str, int | None], list[Visit]] = {}
         for hook in self.hooks:
             layers = _layers(hook, self.config)
             for name in hook.names:
@@ -147,5 +148,6 @@ def attention_weights(q: np.ndarray, keys: np.ndarray, pos: int) -> np.ndarray:
     grouped = q.swapaxes(0, 1).reshape(n_kv_heads, -1, head_dim)  # heads that share their keys
     scores = (grouped @ columns).reshape(n_heads, count, end) / np.sqrt(np.float32(head_dim))
     scores[:, np.arange(end) > np.arange(pos, end)[:, None]] = -np.inf
-    powers = np.exp(scores - scores.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
+    shares: np.ndarray = np.exp(scores - scores.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
+    return shares
