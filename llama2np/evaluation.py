@@ -34,7 +34,7 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """exp(nats_per_token): each token is as hard to guess as one of so many equal choices."""
-        return math.exp(min(self.nats_per_token, 700))  # beyond that a float ends
+        return math.exp(self.nats_per_token) if self.nats_per_token < 709 else math.inf
 
     @property
     def bits_per_byte(self) -> float:

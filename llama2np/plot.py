@@ -14,7 +14,7 @@ from llama2np.output import replacing
 
 FORMATS = (".png", ".svg", ".pdf")
 _COLOURS = "Blues"  # white is 0, dark is 1
-_LABELLED = 4  # with more maps than this in a picture, tokens are not written beside each
+_FEW_MAPS, _FEW_TOKENS = 4, 64  # up to which tokens are written beside each map
 
 
 def attention_maps(
@@ -25,8 +25,9 @@ def attention_maps(
     labels: T pieces; titles: one for each map.
     """
     columns = min(len(maps), columns)
-    rows, labelled = -(-len(maps) // columns), len(maps) <= _LABELLED
-    side = 1.2 + 0.22 * len(labels) if labelled else 1.6
+    rows, few = -(-len(maps) // columns), len(maps) <= _FEW_MAPS
+    labelled = few and len(labels) <= _FEW_TOKENS
+    side = 1.2 + 0.22 * len(labels) if labelled else 5 if few else 1.6
     figure = Figure((columns * side, rows * side), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[len(maps) :]:

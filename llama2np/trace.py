@@ -90,6 +90,8 @@ class Edit:
 class Trace:
     """Remember arrays: those `names` (by default all), in `layers` (all), at `positions` (all).
 
+    -1 is the last layer; positions count from 0.
+
     >>> trace = Trace("attention", "resid_post")
     >>> state = model.new_state()
     >>> logits = model.with_hooks(trace).forward(model.tokenizer.encode("Once"), state)
