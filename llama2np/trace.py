@@ -60,7 +60,7 @@ class Edit:
     """Change the array `name` on its way: in all blocks, or in `layers` (-1 is the last).
 
     `change(array, place)` changes the array in place, or returns what to put there. It is called
-    once for each block of tokens that is read: place.positions tells which they are. Whatever comes
+    for each run of tokens that is read together: place.positions tells which. Whatever comes
     after follows from the change; what is done to k and v stays in the cache of the State.
 
     >>> def ablate(mixed, place):
