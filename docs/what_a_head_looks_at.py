@@ -61,18 +61,20 @@ figure
 #
 # ## Count
 #
-# A sentence is an anecdote. So let us measure over a whole text how much of its attention each head
-# gives to the token before, and how much to `<s>`.
+# A sentence is an anecdote. So let us measure over whole stories how much of its attention each
+# head gives to the token before, and how much to `<s>`.
 
 # %%
-with open("tale.txt", encoding="utf-8") as file:
-    tale = file.read()
-tokens = model.tokenizer.encode(tale)[:256]
-trace = Trace("attention")
-model.with_hooks(trace).forward(tokens, model.new_state())
-attention = trace["attention"][:, :, 1:]  # without <s> as one who looks: it has no choice
-before = attention.diagonal(axis1=2, axis2=3).mean(-1)  # row i is token i + 1
-first = attention[..., 0].mean(-1)
+with open("stories.txt", encoding="utf-8") as file:
+    stories = file.read().split("\n\n")
+scores = []
+for story in stories:
+    trace = Trace("attention")
+    model.with_hooks(trace).forward(model.tokenizer.encode(story), model.new_state())
+    attention = trace["attention"][:, :, 1:]  # without <s> as one who looks: it has no choice
+    before = attention.diagonal(axis1=2, axis2=3)  # row i is token i + 1
+    scores.append((before.mean(-1), attention[..., 0].mean(-1)))
+before, first = np.mean(scores, axis=0)
 print("attention", attention.shape, "-> scores", before.shape, "(n_layers, n_heads)")
 
 # %% [markdown]
@@ -123,23 +125,27 @@ print(f"guessing blindly costs {np.log(c.vocab_size):.2f}")
 #
 # What a head looks at does not say that anybody listens. An `Edit` changes an array on its way:
 # here it sets what one head has gathered to zero, before `wo` mixes it into the stream. Then we
-# measure how much worse the model foretells the tale.
+# measure how much worse the model foretells the stories.
+
 
 # %%
-text = tale[:1000]
-whole = evaluate(model, text).nats_per_token
+def cost(model):
+    """What a token of the stories costs, in nats."""
+    found = [evaluate(model, story) for story in stories]
+    return sum(x.nats for x in found) / sum(x.tokens for x in found)
 
 
 def without(layer, head):
-    """What a token costs in nats, when that head is silent."""
+    """The model in which that head is silent."""
 
     def silence(mixed, place):
         mixed[:, head] = 0  # mixed: (T, n_heads, head_dim)
 
-    return evaluate(model.with_hooks(Edit("mixed", silence, layer)), text).nats_per_token
+    return model.with_hooks(Edit("mixed", silence, layer))
 
 
-loss = np.array([without(*head) for head in heads]).reshape(c.n_layers, c.n_heads) - whole
+whole = cost(model)
+loss = np.array([cost(without(*head)) for head in heads]).reshape(before.shape) - whole
 figure, axis = plt.subplots(figsize=(4, 2.6), layout="constrained")
 axis.imshow(loss, cmap="Reds", vmin=0, aspect="auto")
 for (layer, head), value in np.ndenumerate(loss):
