@@ -30,7 +30,7 @@ def logit_lens(model: Llama, tokens: Sequence[int] | np.ndarray) -> Iterator[np.
         yield logits
 
 
-def likeliest(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def best(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the best token of each row, and its probability. logits: (T, vocab_size)."""
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     return logits.argmax(-1), 1 / powers.sum(-1)

@@ -16,7 +16,7 @@ from llama2np.cli import main
 from llama2np.cli.lens import _fitted
 from llama2np.convert.llama2c import read_bin
 from llama2np.convert.write import write_bin
-from llama2np.lens import labels, likeliest, logit_lens
+from llama2np.lens import best, labels, logit_lens
 
 
 @pytest.fixture
@@ -82,8 +82,8 @@ def test_the_last_of_the_lens_is_the_network_itself(write, version):
 
 
 def test_the_likeliest_token_and_its_probability():
-    best, probability = likeliest(np.log(np.float32([[1, 2, 1], [7, 1, 2]])))
-    np.testing.assert_array_equal(best, [1, 0])
+    tokens, probability = best(np.log(np.float32([[1, 2, 1], [7, 1, 2]])))
+    np.testing.assert_array_equal(tokens, [1, 0])
     np.testing.assert_allclose(probability, [0.5, 0.7], rtol=1e-6)
 
 
@@ -100,7 +100,7 @@ def test_the_table_of_the_lens(reference, said, monkeypatch):
     assert [piece for piece, _ in cells][1:] == ["▁upon", "▁a", "▁time", ",", "▁there"]
     model = Llama.load(folder / "stories260K.bin", folder / "tok512.bin")
     tokens = model.tokenizer.encode(text)
-    _, found = likeliest(model.forward(tokens, model.new_state(), all_logits=True))
+    _, found = best(model.forward(tokens, model.new_state(), all_logits=True))
     np.testing.assert_allclose([float(p) for _, p in cells[1:]], found[1:6], atol=0.006)
 
 

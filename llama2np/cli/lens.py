@@ -12,7 +12,7 @@ import numpy as np
 from llama2np.cli.flags import Parser, guarded, joined, path_value
 from llama2np.cli.model import add_model, load_model, plotting, read_tokens
 from llama2np.cli.screen import Screen
-from llama2np.lens import labels, likeliest, logit_lens
+from llama2np.lens import best, labels, logit_lens
 
 _WIDTH = 8  # of a piece; a longer one ends in "…"
 
@@ -31,9 +31,9 @@ def _lens(options: argparse.Namespace) -> None:
     tokens = read_tokens(model, options)
     read, rows = labels(model.tokenizer, tokens), ["embedding"]
     rows += [f"block {i}" for i in range(model.config.n_layers)]
-    best = [likeliest(logits) for logits in logit_lens(model, tokens)]
-    pieces = [labels(model.tokenizer, found) for found, _ in best]
-    probabilities = np.array([row for _, row in best])
+    found = [best(logits) for logits in logit_lens(model, tokens)]
+    pieces = [labels(model.tokenizer, likeliest) for likeliest, _ in found]
+    probabilities = np.array([p for _, p in found])
     if plot is not None:
         plot.save(plot.lens_table(pieces, probabilities, rows, read), options.output)
         screen.write(f"wrote {options.output}\n")
