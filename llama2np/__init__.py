@@ -9,19 +9,24 @@ if TYPE_CHECKING:
     from llama2np.checkpoint import CheckpointError
     from llama2np.config import Config
     from llama2np.convert.export import export
+    from llama2np.evaluation import Comparison, Evaluation, compare, evaluate
     from llama2np.generation import Generation
     from llama2np.llama import Llama
     from llama2np.sampler import Sampler
     from llama2np.speculative import DraftModel, PromptLookup
     from llama2np.tokenizer import Tokenizer, TokenizerError
+    from llama2np.trace import Edit, Trace
     from llama2np.transformer import State, Transformer
 
 __all__ = [
     "Beam",
     "Chat",
     "CheckpointError",
+    "Comparison",
     "Config",
     "DraftModel",
+    "Edit",
+    "Evaluation",
     "Generation",
     "Llama",
     "PromptLookup",
@@ -29,8 +34,11 @@ __all__ = [
     "State",
     "Tokenizer",
     "TokenizerError",
+    "Trace",
     "Transformer",
     "beam_search",
+    "compare",
+    "evaluate",
     "export",
 ]
 __version__ = "0.1.0"
@@ -38,12 +46,16 @@ __version__ = "0.1.0"
 # Where a name stands, if not in the module that has its name.
 _MODULES = {
     "CheckpointError": "checkpoint",
+    "Comparison": "evaluation",
     "DraftModel": "speculative",
+    "Edit": "trace",
     "Generation": "generation",
     "PromptLookup": "speculative",
     "State": "transformer",
     "TokenizerError": "tokenizer",
     "beam_search": "beam",
+    "compare": "evaluation",
+    "evaluate": "evaluation",
     "export": "convert.export",
 }
 

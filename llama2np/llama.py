@@ -20,6 +20,8 @@ from llama2np.transformer import State, Transformer
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
 
+    from llama2np.trace import Hook
+
 
 class Llama:
     """A Llama that reads and writes text.
@@ -113,6 +115,17 @@ class Llama:
         sampling: the fields of `Sampler`. Raises ValueError for values out of range.
         """
         return Chat(self.transformer, self.tokenizer, Sampler(**sampling), system, positions)
+
+    def with_hooks(self, *hooks: Hook) -> Llama:
+        """The same model, whose arrays are shown to `hooks`: see `Trace` and `Edit`.
+
+        It shares weights and tokenizer with this one, which is not changed: whoever else uses it
+        is not disturbed, and does not slow down. Results that no Edit changes are the same bits.
+        Raises ValueError for a layer that the network has not.
+        """
+        from llama2np.watched import Watched  # only for those who look
+
+        return Llama(Watched(self.transformer, hooks), self.tokenizer)
 
 
 def _find_tokenizer(path: str | os.PathLike[str]) -> Path:

@@ -55,7 +55,7 @@ class Int8:
 
     def _fits_tiles(self) -> bool:
         (d, n), groups = self.q.shape, self.scales.shape[1]
-        return d >= kernels.INT8_ROWS and n // groups % 4 == 0
+        return bool(d >= kernels.INT8_ROWS and n // groups % 4 == 0)
 
     def _in_tiles(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         x_q = np.empty(x.shape, np.int8)

@@ -16,6 +16,9 @@ COMMANDS = {
     "run": "continue a text, or chat",
     "export": "convert a checkpoint or a tokenizer",
     "inspect": "say what a checkpoint holds",
+    "lens": "show what a model would say after each of its blocks",
+    "attend": "draw where its heads look",
+    "perplexity": "measure how well it foretells a text",
 }
 
 
