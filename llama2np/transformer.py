@@ -74,8 +74,9 @@ class State:
         capacity = -(-wanted // kernels.BLOCK) * kernels.BLOCK
         for i in range(self.config.n_layers):
             keys, values = self._no_keys(capacity), self._no_values(capacity)
-            keys[:, : old // kernels.BLOCK] = self.keys[i]
-            values[:, :old] = self.values[i]
+            # The slices: a Ctrl-C or too little memory may have left a layer grown before.
+            keys[:, : old // kernels.BLOCK] = self.keys[i][:, : old // kernels.BLOCK]
+            values[:, :old] = self.values[i][:, :old]
             self.keys[i], self.values[i] = keys, values
         self.scores = np.zeros((self.config.n_heads, capacity), np.float32)
 

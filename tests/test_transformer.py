@@ -9,6 +9,7 @@ from conftest import TINY, random_tensors
 
 from llama2np import checkpoint
 from llama2np.checkpoint import Header
+from llama2np.config import Config
 from llama2np.transformer import BLOCK, State, Transformer
 
 
@@ -156,3 +157,28 @@ def test_a_full_context_and_a_foreign_state_are_refused(write):
         transformer.forward([1], state)
     with pytest.raises(ValueError, match="another shape"):
         transformer.forward([1], State(replace(TINY, n_layers=2)))
+
+
+@pytest.mark.parametrize("problem", (MemoryError(), KeyboardInterrupt()), ids=repr)
+def test_a_state_survives_what_stops_its_growth(write, monkeypatch, problem):
+    """Chat goes on with the same state after a Ctrl-C."""
+    config = Config(48, 80, 3, 6, 2, 300, 700)
+    model = Transformer(*checkpoint.load(write("x.bin", Header(1, config, True))))
+    tokens = list(range(3, 103))
+    state, other = State(config), State(config)
+    model.forward(tokens[:60], state), model.forward(tokens[:60], other)
+    calls, zeros = [], State._no_values
+
+    def failing(self, capacity):
+        calls.append(capacity)
+        if len(calls) == 2:
+            raise problem
+        return zeros(self, capacity)
+
+    monkeypatch.setattr(State, "_no_values", failing)
+    with pytest.raises(type(problem)):
+        model.forward([5] * 600, state)
+    monkeypatch.undo()
+    assert state.pos == 60
+    expected = model.forward(tokens[60:], other)
+    np.testing.assert_array_equal(model.forward(tokens[60:], state), expected)
