@@ -33,7 +33,8 @@ class Dense:
         if x.shape[0] == 1:
             self._matmul(self.w, x, out)
         else:
-            np.matmul(x, self.w.T, out=out)
+            with np.errstate(over="ignore", invalid="ignore"):  # damaged weights: the sampler says
+                np.matmul(x, self.w.T, out=out)
 
     def rows(self, tokens: np.ndarray, out: np.ndarray) -> None:
         """out[t] = w[tokens[t]]: the matrix as a table. tokens: (T,) int, out: (T, n) float32."""

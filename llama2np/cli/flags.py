@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from llama2np.output import printable
+
 INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE: what a shell reports
 PIPE_CLOSED = 141
 
@@ -82,7 +84,7 @@ def one_line(error: Exception) -> str:
         text = f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError):
         text = f"not enough memory: {error}"
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 @contextmanager
