@@ -205,6 +205,15 @@ def test_tables_of_many_positions_take_no_memory(tmp_path):
     assert (tmp_path / "x.bin").stat().st_size > 8e6 and peak < 2e6
 
 
+def test_a_config_of_huge_heads(tmp_path):
+    """The order of the rows in a head was made before the matrix was looked at: gigabytes."""
+    case = dict(valid("hf")[0])
+    config = json.loads(case["config.json"]) | {"hidden_size": 2**40, "head_dim": 2**39}
+    write_case(case | {"config.json": json.dumps(config).encode()}, tmp_path)
+    with pytest.raises(CheckpointError, match="has shape"):
+        huggingface.read(tmp_path)
+
+
 def test_a_shard_with_an_endless_name(tmp_path):
     case = dict(valid("hf")[1])
     index = {"weight_map": {"model.norm.weight": "x" * 5000}}

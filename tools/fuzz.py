@@ -76,9 +76,10 @@ def _batch(kind: str, seed: int, folder: Path, findings: Path) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, hard))
     warnings.simplefilter("error")
-    (folder / "warm").mkdir()
-    write_case(valid(kind)[0], folder / "warm")
-    exercise(kind, folder / "warm")  # what is compiled and imported is no case's memory
+    for i, case in enumerate(valid(kind)):  # what is compiled and imported is no case's doing
+        (folder / str(i)).mkdir()
+        write_case(case, folder / str(i))
+        exercise(kind, folder / str(i))
     for i in range(_BATCH):
         random, case_folder = Random(f"{kind} {seed} {i}"), folder / "case"
         shutil.rmtree(case_folder, ignore_errors=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -343,9 +344,11 @@ def _damaged_json(data: bytes, random: Random) -> bytes:
         if random.random() < 0.15:
             del parent[key]
         elif isinstance(parent, dict) and random.random() < 0.15:
-            parent[random.choice(["\x1b[31m", "\ud800", "", "a.b", str(key) + "2"])] = parent[key]
+            parent[random.choice(["\x1b[31m", "\ud800", "", "a.b", str(key) + "2"])] = deepcopy(
+                parent[key]
+            )
         else:
-            parent[key] = random.choice([*_VALUES, *_NUMBERS, inside])
+            parent[key] = deepcopy(random.choice([*_VALUES, *_NUMBERS, inside]))
     return json.dumps(value).encode()
 
 

@@ -65,7 +65,8 @@ def read(folder: str | os.PathLike) -> Source:
         if theirs in found:
             tensor = found.pop(theirs)
             rotary = ours.startswith(("wq.", "wk.")) and len(tensor.shape) == 2
-            tensors[ours] = interleaved(tensor, config.head_dim) if rotary else tensor
+            whole_heads = rotary and tensor.shape[0] % config.head_dim == 0  # else misshapen
+            tensors[ours] = interleaved(tensor, config.head_dim) if whole_heads else tensor
     if not tied and "classifier" not in tensors:
         raise CheckpointError(
             f"{folder}: has no lm_head.weight, and config.json does not say tie_word_embeddings"

@@ -17,6 +17,8 @@ import numba
 import numpy as np
 from numba.core import event
 
+from llama2np.kernels.threads import shared
+
 __all__ = ["CACHE_FOLDER", "exact", "kernel", "on_first_compile"]
 
 
@@ -25,7 +27,8 @@ def _fingerprint():
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     versions = (platform.python_version(), np.__version__, numba.__version__, llvmlite.__version__)
-    digest.update(repr((*versions, os.environ.get("LLAMA2NP_INT8"))).encode())
+    settings = os.environ.get("LLAMA2NP_INT8"), numba.config.BOUNDSCHECK
+    digest.update(repr((*versions, *settings)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -54,9 +57,14 @@ def _jit(function=None, **options):
         return partial(_jit, **options)
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_FOLDER or "")
     try:
-        return numba.njit(function, cache=CACHE_FOLDER is not None, nogil=True, **options)
+        compiled = numba.njit(function, cache=CACHE_FOLDER is not None, nogil=True, **options)
     finally:
         numba.config.CACHE_DIR = before
+    if not options.get("parallel") or numba.config.DISABLE_JIT:
+        return compiled
+    # Not kept on disk, where it would be taken for the parallel one (numba #6845).
+    serial = options | {"parallel": False}
+    return shared(compiled, lambda: numba.njit(function, nogil=True, **serial))
 
 
 # Sums may be reordered and multiply-adds fused; nan and inf keep their meaning.
