@@ -11,6 +11,7 @@ follows from the size of its files; it is kept in a folder, with what was wrong 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,7 @@ _BATCH = 400  # cases for a process
 _SECONDS = 1.0  # of the processor, for one case
 _MEMORY = (2**23, 100)  # bytes: a constant, and what a byte of the files may take
 _ADDRESS_SPACE = 2**34  # what a runaway library may take of it
-_STUCK = 180.0  # seconds for a batch that does not come back, a case in C code perhaps
+_STUCK = 300.0  # seconds for a batch that does not come back, a case in C code perhaps
 
 
 class _Slow(BaseException):
@@ -75,6 +76,7 @@ def _batch(kind: str, seed: int, folder: Path, findings: Path) -> None:
 
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, hard))
+    faulthandler.dump_traceback_later(_STUCK - 5)
     warnings.simplefilter("error")
     for i, case in enumerate(valid(kind)):  # what is compiled and imported is no case's doing
         (folder / str(i)).mkdir()
@@ -111,7 +113,7 @@ def _run_batch(kind: str, seed: int, findings: Path) -> None:
             if case.is_dir():
                 _keep(case, place, f"{said}\nthe process ended with status {child.returncode}")
             else:
-                sys.exit(said)
+                print(f"{kind} {seed}, before the first case: {said}", flush=True)
 
 
 def main() -> None:
