@@ -1,6 +1,8 @@
 """What the tests share: the reference data, and tiny checkpoints made here."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from llama2np.checkpoint import Header, save
 from llama2np.config import Config
+from tools.hostile import valid, write_case
 
 # Grouped-query, widths that are no power of two, more positions than a first KV cache holds.
 TINY = Config(
@@ -49,3 +52,30 @@ def write(tmp_path):
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A model.bin, a tokenizer.bin for it, and tokenizer.model, in a folder of their own."""
+    path = tmp_path / "files"
+    path.mkdir()
+    write_case(valid("tokenizer.model")[0], path)
+    write_case(valid("bin")[0], path)
+    return path
+
+
+@pytest.fixture
+def python():
+    """python(*words, **options): a Python process, its streams piped, that ends with the test."""
+    children = []
+
+    def python(*words, **options):
+        pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+        command = [sys.executable, "-B", *map(str, words)]
+        children.append(subprocess.Popen(command, cwd=ROOT, text=True, **pipes | options))
+        return children[-1]
+
+    yield python
+    for child in children:
+        child.kill()
+        child.communicate()

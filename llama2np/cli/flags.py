@@ -101,11 +101,32 @@ def on_interrupt(handler: Callable) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def on_termination() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end the block by an exception, so that no part of a file is left."""
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    names = (name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))  # Windows has one
+    numbers = [getattr(signal, name) for name in names]
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def guarded(prog: str, command: Callable[[], None]) -> int:
     """Run a command; return its exit status, an error being one line to standard error."""
     try:
-        with on_interrupt(signal.default_int_handler):
+        with on_interrupt(signal.default_int_handler), on_termination():
             command()
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a full disk can be told in a line
         return 0
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)

@@ -38,6 +38,8 @@ def _cache_folder():
     user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     homes = [chosen] if chosen else [Path(__file__).parent / "__pycache__", Path(user) / "llama2np"]
     for home in homes:
+        if str(home).startswith("~"):  # there is no home: it would become a folder of that name
+            continue
         folder = Path(home) / f"kernels-{_fingerprint()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
