@@ -1,6 +1,7 @@
 """What the tests share: the reference data, and tiny checkpoints made here."""
 
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llama2np import Llama
 from llama2np.checkpoint import Header, save
 from llama2np.config import Config
 from tools.hostile import valid, write_case
@@ -79,3 +81,36 @@ def python():
     for child in children:
         child.kill()
         child.communicate()
+
+
+def write_tokenizer(path, count=TINY.vocab_size):
+    """Specials, the bytes, and then one letter each, from "A" on; " " is the first of them."""
+    pieces = [b"<unk>", b"\n<s>\n", b"\n</s>\n"] + [b"<0x%02X>" % i for i in range(256)]
+    pieces += [b" "] + [bytes([ord("A") + i]) for i in range(count - len(pieces) - 1)]
+    data = struct.pack("<I", 6)
+    for i, piece in enumerate(pieces):
+        data += struct.pack("<fi", -i, len(piece)) + piece
+    path.write_bytes(data)
+    return path
+
+
+@pytest.fixture
+def model(write, tmp_path):
+    return Llama.load(write("tiny.bin", Header(1, TINY, True)), write_tokenizer(tmp_path / "t.bin"))
+
+
+def scripted(model, monkeypatch, tokens):
+    """Make the network want these tokens, one after the other."""
+    script = iter(tokens)
+
+    def forward(read, state, all_logits=False):
+        state.pos += len(read)
+        logits = np.zeros(TINY.vocab_size, np.float32)
+        logits[next(script)] = 1
+        return logits
+
+    monkeypatch.setattr(model.transformer, "forward", forward)
+
+
+def letters(text):
+    return [260 + ord(letter) - ord("A") for letter in text]
