@@ -13,6 +13,7 @@ from numba.extending import intrinsic
 from llama2np.kernels.jit import exact
 
 _F32 = ir.FloatType()
+_PLAIN = bool(config.DISABLE_JIT or config.BOUNDSCHECK)  # loops, whose indices are checked
 
 
 def _side_by_side(lanes):
@@ -60,7 +61,7 @@ def weighted_sum(weights, w, count, rows, r, step, out, o, width):
     For i < width, each sum in that order. All arrays are flat float32.
     """
     done = 0
-    if not config.DISABLE_JIT:
+    if not _PLAIN:
         while width - done >= 64:
             _sums64(weights, w, count, rows, r + done, step, out, o + done)
             done += 64
