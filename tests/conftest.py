@@ -21,6 +21,15 @@ TINY = Config(
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items):
+    """Without JIT, skip the tests that are marked `compiled`."""
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+        skip = pytest.mark.skip(reason="too much arithmetic for plain Python")
+        for item in items:
+            if item.get_closest_marker("compiled"):
+                item.add_marker(skip)
+
+
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """The folder of other programs' answers. In CI it has to be there."""

@@ -360,7 +360,8 @@ def test_an_interrupt_after_the_reader_has_gone(folder, start, interruptible):
         if child.poll() is None:
             time.sleep(0.3)
             child.send_signal(signal.SIGINT)
-    assert child.wait(60) in (130, 141)
+    # The last: where leaving took so long that another one came, and nobody listened any more.
+    assert child.wait(60) in (130, 141, -signal.SIGINT)
     assert child.stderr.read() == b""
 
 

@@ -70,7 +70,7 @@ def test_the_last_position_is_as_good_as_the_first(model):
 @pytest.mark.compiled
 def test_a_thousand_turns(tmp_path, monkeypatch):
     """In one conversation, each of them interrupted; memory is that of the cache and the tokens."""
-    # One head cannot be shared; where others compute too, its two threads would wait for each other.
+    # One head cannot be shared, but its two threads would wait for each other.
     monkeypatch.setattr("llama2np.transformer._THREADED_SCORES", 2**60)
     config = Config(2, 4, 1, 1, 1, 300, 2**15)
     header = Header(1, config, False)
