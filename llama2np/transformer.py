@@ -88,10 +88,12 @@ class State:
 class Transformer:
     """A Llama network: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-    It is read-only: any number of States can run through it.
+    It is read-only: any number of States can run through it. Raises ValueError for weights that
+    are not of the shapes that `config` says.
     """
 
     def __init__(self, config: Config, weights: Weights):
+        weights.check(config)
         self.config = config
         self.weights = weights
         self._eps = np.float32(config.norm_eps)
@@ -134,7 +136,7 @@ class Transformer:
             raise ValueError(f"token {tokens[worst]} is not in the vocabulary of 0 to {most}")
         if state.config is not self.config and state.config != self.config:
             raise ValueError("the state was made for a model of another shape")
-        if state.pos + len(tokens) > self.config.seq_len:
+        if not 0 <= state.pos <= self.config.seq_len - len(tokens):
             raise ValueError(
                 f"{len(tokens)} tokens at position {state.pos} do not fit into the context "
                 f"of {self.config.seq_len}"

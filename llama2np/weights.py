@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from llama2np import kernels
+from llama2np.config import Config
 
 # From about this many values on, sharing the rows among threads costs less than it saves.
 _THREADED_SIZE = 65536
@@ -22,19 +23,26 @@ class Dense:
 
     w: np.ndarray
     _matmul: Callable = field(init=False, repr=False)
+    _tiled: bool = field(init=False, repr=False)  # whether many tokens go through in tiles
 
     def __post_init__(self) -> None:
         threaded = self.w.size >= _THREADED_SIZE
         matmul = kernels.matmul_threaded if threaded else kernels.matmul
         object.__setattr__(self, "_matmul", matmul)
+        tiled = len(self.w) >= kernels.ROWS and kernels.matmul_tiles is not None
+        object.__setattr__(self, "_tiled", tiled)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Outputs and inputs: (d, n)."""
+        return self.w.shape
 
     def __call__(self, x: np.ndarray, out: np.ndarray) -> None:
         """out = x @ w.T. x: (T, n), out: (T, d) float32."""
-        if x.shape[0] == 1:
-            self._matmul(self.w, x, out)
+        if len(x) > 1 and self._tiled:
+            kernels.matmul_tiles(self.w, in_tiles(x), out)
         else:
-            with np.errstate(over="ignore", invalid="ignore"):  # damaged weights: the sampler says
-                np.matmul(x, self.w.T, out=out)
+            self._matmul(self.w, x, out)
 
     def rows(self, tokens: np.ndarray, out: np.ndarray) -> None:
         """out[t] = w[tokens[t]]: the matrix as a table. tokens: (T,) int, out: (T, n) float32."""
@@ -48,27 +56,43 @@ class Int8:
     q: np.ndarray
     scales: np.ndarray
     _matmul: Callable = field(init=False, repr=False)
+    _tiled: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         threaded = self.q.size >= _THREADED_SIZE
         matmul = kernels.matmul_int8_threaded if threaded else kernels.matmul_int8
+        (d, n), groups = self.q.shape, self.scales.shape[1]
+        fits = d >= kernels.INT8_ROWS and n // groups % 4 == 0
         object.__setattr__(self, "_matmul", matmul)
+        object.__setattr__(self, "_tiled", fits and kernels.matmul_int8_tiles is not None)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Outputs and inputs: (d, n)."""
+        return self.q.shape
 
     def __call__(self, x: np.ndarray, out: np.ndarray) -> None:
         """out = quantized(x) @ w.T, as runq.c computes it. x: (T, n), out: (T, d) float32."""
-        count, padded = len(x), len(x) if len(x) == 1 else -(-len(x) // 4) * 4  # tokens by fours
-        x_q = np.zeros((padded, x.shape[1]), np.int8)
-        x_scales = np.zeros((self.scales.shape[1], padded), np.float32)
-        x_sums = np.zeros(x_scales.shape, np.int32)
+        x_q = np.empty(x.shape, np.int8)
+        x_scales = np.empty((len(x), self.scales.shape[1]), np.float32)
+        x_sums = np.empty(x_scales.shape, np.int32)
         kernels.quantize(x, x_q, x_scales, x_sums)
-        whole = out if padded == count else np.empty((padded, out.shape[1]), np.float32)
-        self._matmul(self.q, self.scales, x_q, x_scales, x_sums, whole)
-        if whole is not out:
-            out[:] = whole[:count]
+        if len(x) > 1 and self._tiled:
+            tiles = in_tiles(x_q.view(np.int32)), in_tiles(x_scales), in_tiles(x_sums)
+            kernels.matmul_int8_tiles(self.q, self.scales, *tiles, out)
+        else:
+            self._matmul(self.q, self.scales, x_q, x_scales, x_sums, out)
 
     def rows(self, tokens: np.ndarray, out: np.ndarray) -> None:
         """out[t] = w[tokens[t]], dequantized. tokens: (T,) int, out: (T, n) float32."""
         kernels.dequantize_rows(self.q, self.scales, tokens, out)
+
+
+def in_tiles(x: np.ndarray) -> np.ndarray:
+    """x, (T, n) of a 32-bit type, as the kernels for many tokens want it: (T padded, n)."""
+    tiles = np.empty((-(-len(x) // kernels.LANES) * kernels.LANES, x.shape[1]), x.dtype)
+    kernels.to_tiles(x.view(np.int32), tiles.view(np.int32))
+    return tiles
 
 
 Linear = Dense | Int8
@@ -97,3 +121,21 @@ class Weights:
     layers: tuple[Layer, ...]
     final_norm: np.ndarray  # (dim,)
     classifier: Linear  # dim -> vocab_size
+
+    def check(self, config: Config) -> None:
+        """Raise ValueError unless all shapes are those of `config`: the kernels do not look."""
+        dim, kv_dim, hidden_dim = config.dim, config.kv_dim, config.hidden_dim
+        square, table, key = (dim, dim), (config.vocab_size, dim), (kv_dim, dim)
+        up, down = (hidden_dim, dim), (dim, hidden_dim)
+        shapes = {"wq": square, "wk": key, "wv": key, "wo": square, "w_gate": up, "w_up": up}
+        shapes |= {"w_down": down, "attn_norm": (dim,), "ffn_norm": (dim,)}
+        if len(self.layers) != config.n_layers:
+            raise ValueError(f"there are {len(self.layers)} layers, expected {config.n_layers}")
+        expected = [("embedding", self.embedding, table), ("classifier", self.classifier, table)]
+        expected.append(("final_norm", self.final_norm, (dim,)))
+        for i, layer in enumerate(self.layers):
+            for name, shape in shapes.items():
+                expected.append((f"{name} of layer {i}", getattr(layer, name), shape))
+        for name, weight, shape in expected:
+            if weight.shape != shape:
+                raise ValueError(f"{name} has shape {weight.shape}, expected {shape}")

@@ -88,6 +88,7 @@ def exported(source, path, version):
     return Transformer(config, weights)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("name", ("hf_llama_gqa_bf16_sharded", "hf_llama_mha_fp32_tied"))
 def test_transformers_gives_the_same_logits(reference, tmp_path, name):
     """rope_theta, norm_eps and grouped queries survive, or nothing would agree."""
@@ -105,6 +106,7 @@ def test_transformers_gives_the_same_logits(reference, tmp_path, name):
     np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=2e-4)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("name", ("hf_llama_gqa_bf16_sharded", "hf_llama_mha_fp32_tied"))
 def test_int8_stays_near(reference, tmp_path, name):
     source = huggingface.read(reference / name)

@@ -234,6 +234,7 @@ def test_the_small_cases_are_what_they_say(tmp_path):
 # Numbers that NumPy warns of: on a terminal that is a line nobody asked for
 
 
+@pytest.mark.compiled
 def test_damaged_weights_are_told_by_us_alone(tmp_path, write):
     """Warnings are errors in these tests."""
     header = Header(1, TINY, True)

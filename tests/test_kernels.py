@@ -8,6 +8,7 @@ from llama2np import kernels
 from llama2np.kernels.exp import exp
 from llama2np.kernels.jit import exact
 from llama2np.kernels.lanes import weighted_sum
+from llama2np.weights import in_tiles
 
 SIZES = (1, 7, 64, 65, 200)
 
@@ -28,6 +29,31 @@ def test_matmul(matmul, n, rows):
         w, x, out = normal(d, n), normal(rows, n, seed=1), np.full((rows, d), np.nan, np.float32)
         matmul(w, x, out)
         close(out, naive.matmul(w, x))
+
+
+@pytest.mark.skipif(kernels.matmul_tiles is None, reason="vectors by name need numba's compiler")
+@pytest.mark.parametrize("n", SIZES)
+def test_matmul_of_tiles(n):
+    for d in (6, 7, 65):
+        for rows in (1, 2, 15, 16, 17, 63, 64, 65, 150):
+            w, x, out = (
+                normal(d, n),
+                normal(rows, n, seed=1),
+                np.full((rows, d), np.nan, np.float32),
+            )
+            kernels.matmul_tiles(w, in_tiles(x), out)
+            close(out, naive.matmul(w, x))
+
+
+@pytest.mark.skipif(kernels.matmul_tiles is None, reason="vectors by name need numba's compiler")
+def test_tiles_give_the_same_however_a_prompt_is_cut():
+    w, x = normal(70, 200), normal(100, 200, seed=1)
+    whole = np.zeros((100, 70), np.float32)
+    kernels.matmul_tiles(w, in_tiles(x), whole)
+    for start, end in ((0, 1), (3, 70), (90, 100)):
+        part = np.zeros((end - start, 70), np.float32)
+        kernels.matmul_tiles(w, in_tiles(x[start:end]), part)
+        np.testing.assert_array_equal(part, whole[start:end])
 
 
 @pytest.mark.parametrize("n", SIZES)

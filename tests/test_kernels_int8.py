@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama2np import kernels
-from llama2np.kernels import int8_dot
+from llama2np.kernels import int8_dot, int8_flavours, int8_tiles
 from llama2np.kernels.jit import exact
+from llama2np.weights import in_tiles
 
 GROUPS = (1, 4, 7, 8, 16, 32, 48, 64, 96, 128)
 
@@ -17,48 +18,50 @@ def integers(*shape, seed=0):
     return np.random.default_rng(seed).integers(-128, 128, shape, np.int8)
 
 
+def activations(*shape, seed=1):
+    """As `quantize` gives them: never -128."""
+    return np.maximum(integers(*shape, seed=seed), -127)
+
+
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 @pytest.mark.parametrize("size", (32, 64))
-@pytest.mark.parametrize("flavour", int8_dot.flavours())
+@pytest.mark.parametrize("flavour", int8_flavours.usable())
 def test_products4(flavour, size):
-    """Every flavour, at odd offsets and steps, with the largest products there are: equal bits."""
+    """Every flavour, at odd offsets, with the largest products there are: equal bits."""
     products4 = int8_dot.products4(flavour, size)
 
     @exact
-    def four(a, i, i_step, b, j, j_step, a_scales, s, s_step, b_scales, b_sums, r):
-        return products4(a, i, i_step, b, j, j_step, a_scales, s, s_step, b_scales, b_sums, r)
+    def four(a, i, b, j, a_scales, s, b_scales, b_sums, r):
+        return products4(a, i, b, j, a_scales, s, b_scales, b_sums, r)
 
-    extreme = np.full(400, -128, np.int8)
+    least, most = np.full(400, -128, np.int8), np.full(400, 127, np.int8)
     a_scales, b_scales = normal(9), normal(9, seed=1)
-    for a, b in ((integers(400), integers(400, seed=1)), (extreme, extreme), (extreme, ~extreme)):
-        for i, i_step, j, j_step, s, s_step, r in (
-            (0, size, 0, size, 0, 1, 0),
-            (3, 0, 7, 71, 2, 0, 5),
-        ):
+    for a, b in ((integers(400), activations(400)), (least, most), (least, -most), (most, most)):
+        for i, j, s, r in ((0, 0, 0, 0), (3, 7, 2, 5)):
             groups = [
-                (a[i + k * i_step :][:size].astype(int), b[j + k * j_step :][:size].astype(int))
+                (a[i + k * size :][:size].astype(int), b[j + k * size :][:size].astype(int))
                 for k in range(4)
             ]
             b_sums = np.zeros(9, np.int32)
             b_sums[r : r + 4] = [group.sum() for _, group in groups]
-            found = four(a, i, i_step, b, j, j_step, a_scales, s, s_step, b_scales, b_sums, r)
+            found = four(a, i, b, j, a_scales, s, b_scales, b_sums, r)
             for k, (left, right) in enumerate(groups):
                 product = np.float32(left @ right)
-                assert found[k] == product * a_scales[s + k * s_step] * b_scales[r + k]
+                assert found[k] == product * a_scales[s + k] * b_scales[r + k]
 
 
 def test_flavours_end_with_the_portable_one():
-    assert int8_dot.flavours()[-1] == "portable"
-    assert int8_dot.FLAVOUR in int8_dot.flavours()
+    assert int8_flavours.usable()[-1] == "portable"
+    assert int8_flavours.FLAVOUR in int8_flavours.usable()
 
 
 def quantized(x, groups):
     """x: (T, n) -> q, scales, sums, as the kernel fills them."""
     q = np.full(x.shape, 99, np.int8)
-    scales, sums = np.zeros((groups, len(x)), np.float32), np.zeros((groups, len(x)), np.int32)
+    scales, sums = np.zeros((len(x), groups), np.float32), np.zeros((len(x), groups), np.int32)
     kernels.quantize(x, q, scales, sums)
     return q, scales, sums
 
@@ -71,8 +74,8 @@ def test_quantize(group, rows):
     q, scales, sums = quantized(x, 3)
     expected = naive.quantize(x, group)
     np.testing.assert_array_equal(q, expected[0])
-    np.testing.assert_array_equal(scales.T, expected[1])
-    np.testing.assert_array_equal(sums.T, q.reshape(rows, 3, group).sum(-1))
+    np.testing.assert_array_equal(scales, expected[1])
+    np.testing.assert_array_equal(sums, q.reshape(rows, 3, group).sum(-1))
     assert not q[0, :group].any() and scales[0, 0] == 0
 
 
@@ -88,16 +91,16 @@ def test_quantize_does_not_hide_what_is_not_finite(broken):
     x = normal(1, 64)
     x[0, 40] = broken
     _, scales, _ = quantized(x, 2)
-    assert np.isfinite(scales[0, 0]) and not np.isfinite(scales[1, 0])
+    assert np.isfinite(scales[0, 0]) and not np.isfinite(scales[0, 1])
 
 
 def check_matmul(matmul, rows, d, group, groups, seed=0):
-    q, x = integers(d, groups * group, seed=seed), integers(rows, groups * group, seed=seed + 1)
-    scales, x_scales = normal(d, groups, seed=seed), normal(groups, rows, seed=seed + 1)
-    x_sums = x.reshape(rows, groups, group).sum(-1, dtype=np.int32).T.copy()
+    q, x = integers(d, groups * group, seed=seed), activations(rows, groups * group, seed=seed + 1)
+    scales, x_scales = normal(d, groups, seed=seed), normal(rows, groups, seed=seed + 1)
+    x_sums = x.reshape(rows, groups, group).sum(-1, dtype=np.int32)
     out = np.full((rows, d), np.nan, np.float32)
     matmul(q, scales, x, x_scales, x_sums, out)
-    np.testing.assert_array_equal(out, naive.matmul_int8(q, scales, x, x_scales.T))
+    np.testing.assert_array_equal(out, naive.matmul_int8(q, scales, x, x_scales))
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -111,6 +114,18 @@ def test_matmul(matmul, group):
 @given(st.sampled_from((1, 4, 8)), st.integers(1, 80), st.integers(1, 9), st.integers(0, 2**32 - 2))
 def test_any_shape(rows, group, groups, seed):
     check_matmul(kernels.matmul_int8, rows, 3, group, groups, seed)
+
+
+@pytest.mark.parametrize("group", (4, 32, 48, 64))
+@pytest.mark.parametrize("flavour", [f for f in int8_flavours.usable() if f != "portable"])
+def test_matmul_of_tiles(flavour, group):
+    kernel = int8_tiles.matmul_by_tiles(flavour)
+
+    def matmul(q, scales, x, x_scales, x_sums, out):
+        kernel(q, scales, *map(in_tiles, (x.view(np.int32), x_scales, x_sums)), out)
+
+    for rows, d, groups in ((2, 4, 1), (16, 5, 2), (17, 12, 3), (64, 7, 1), (150, 9, 2)):
+        check_matmul(matmul, rows, d, group, groups)
 
 
 @pytest.mark.parametrize("group", (4, 32, 64))

@@ -29,6 +29,19 @@ def test_nowhere_to_keep_compiled_kernels(files, tmp_path, python, missing):
     assert out.startswith("None ") == (missing != "HOME")
 
 
+@pytest.mark.compiled
+@pytest.mark.skipif(os.name == "nt", reason="no file size limit")
+def test_a_disk_without_room_for_compiled_kernels(tmp_path, python):
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"
+        "from llama2np.kernels import jit, add; import numpy as np;"
+        "x = np.ones((1, 2), np.float32); add(x, x); print(jit.CACHE_FOLDER, x[0, 0])"
+    )
+    child = python("-c", code, env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)})
+    out, err = child.communicate(timeout=100)
+    assert out.startswith(str(tmp_path)) and out.endswith(" 2.0\n") and not err
+
+
 def test_a_user_without_a_home(tmp_path, monkeypatch):
     """expanduser then leaves "~" as it is, which would become a folder of that name."""
     monkeypatch.chdir(tmp_path)

@@ -64,6 +64,7 @@ assert child.exitcode == 0
 assert found == tokens(7)  # and here it goes on as before
 print(layer(), "same")
 """
+pytestmark = pytest.mark.compiled
 
 
 @pytest.fixture(scope="module", params=HEADERS)

@@ -23,19 +23,26 @@ from llama2np.kernels.int8 import (
     matmul_int8_threaded,
     quantize,
 )
+from llama2np.kernels.int8_tiles import INT8_ROWS, matmul_int8_tiles
 from llama2np.kernels.jit import on_first_compile
+from llama2np.kernels.tiles import LANES, ROWS, matmul_tiles, to_tiles
 
 __all__ = [
     "BLOCK",
+    "INT8_ROWS",
+    "LANES",
+    "ROWS",
     "add",
     "dequantize_rows",
     "matmul_int8",
     "matmul_int8_threaded",
+    "matmul_int8_tiles",
     "quantize",
     "attention",
     "attention_threaded",
     "matmul",
     "matmul_threaded",
+    "matmul_tiles",
     "on_first_compile",
     "rmsnorm",
     "rope",
@@ -43,6 +50,7 @@ __all__ = [
     "set_threads",
     "softmax",
     "swiglu",
+    "to_tiles",
 ]
 
 

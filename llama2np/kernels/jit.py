@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +17,11 @@ import llvmlite
 import numba
 import numpy as np
 from numba.core import event
+from numba.core.registry import cpu_target
 
 from llama2np.kernels.threads import shared
 
-__all__ = ["CACHE_FOLDER", "exact", "kernel", "on_first_compile"]
+__all__ = ["CACHE_FOLDER", "cpu_has", "exact", "kernel", "on_first_compile"]
 
 
 def _fingerprint():
@@ -27,7 +29,7 @@ def _fingerprint():
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     versions = (platform.python_version(), np.__version__, numba.__version__, llvmlite.__version__)
-    settings = os.environ.get("LLAMA2NP_INT8"), numba.config.BOUNDSCHECK
+    settings = os.environ.get("LLAMA2NP_INT8"), bool(numba.config.BOUNDSCHECK)
     digest.update(repr((*versions, *settings)).encode())
     return digest.hexdigest()[:16]
 
@@ -62,11 +64,25 @@ def _jit(function=None, **options):
         compiled = numba.njit(function, cache=CACHE_FOLDER is not None, nogil=True, **options)
     finally:
         numba.config.CACHE_DIR = before
-    if not options.get("parallel") or numba.config.DISABLE_JIT:
+    if numba.config.DISABLE_JIT:
+        return compiled
+    _keep_if_possible(compiled)
+    if not options.get("parallel"):
         return compiled
     # Not kept on disk, where it would be taken for the parallel one (numba #6845).
     serial = options | {"parallel": False}
     return shared(compiled, lambda: numba.njit(function, nogil=True, **serial))
+
+
+def _keep_if_possible(compiled):
+    """Let a disk that is full by now cost time, not the answer."""
+    save = compiled._cache.save_overload
+
+    def save_overload(*arguments):
+        with suppress(OSError):
+            save(*arguments)
+
+    compiled._cache.save_overload = save_overload
 
 
 # Sums may be reordered and multiply-adds fused; nan and inf keep their meaning.
@@ -75,6 +91,11 @@ kernel = partial(_jit, error_model="numpy", fastmath={"reassoc", "contract", "ar
 # Every operation as written: where the order of float32 additions is part of the answer. `False`
 # has to be said: without it a function takes over the fastmath of whoever has it compiled first.
 exact = partial(_jit, error_model="numpy", fastmath=False)
+
+
+def cpu_has(feature):
+    """Whether numba compiles for a CPU with this feature of LLVM's, such as avx2."""
+    return f"+{feature}" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 
 
 class _Once(event.Listener):
