@@ -56,7 +56,7 @@ def test_an_export_that_is_ended_leaves_nothing(files, tmp_path, python, version
     assert child.stdout.readline() == "writing\n"
     assert len(list(tmp_path.iterdir())) > 1  # something was begun
     child.send_signal(getattr(signal, name))
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=300)
     assert child.returncode == status and "Traceback" not in err
     assert os.listdir(tmp_path) == ["files"]
 
@@ -92,7 +92,7 @@ def test_a_signal_while_starting_is_no_traceback(files, python, name, stage):
         if line.rstrip().endswith(f" {stage}"):
             break
     child.send_signal(getattr(signal, name))
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=300)
     assert child.returncode in (-getattr(signal, name), 128 + getattr(signal, name))
     assert "Traceback" not in err
 
@@ -107,7 +107,7 @@ def test_a_terminated_story_ends_at_once(files, python):
     child = python(*words, stdin=subprocess.DEVNULL)
     assert child.stdout.read(2) == "AB"
     child.terminate()
-    assert child.communicate(timeout=60)[1] == "" and child.returncode == -signal.SIGTERM
+    assert child.communicate(timeout=300)[1] == "" and child.returncode == -signal.SIGTERM
 
 
 # Files that change while they are mapped
@@ -126,7 +126,7 @@ model.forward([1, 2, 3], State(model.config))
 print("survived")
 """
     child = python("-c", code, files / "model.bin")
-    out, _ = child.communicate(timeout=100)
+    out, _ = child.communicate(timeout=300)
     assert (child.returncode, out) == (-signal.SIGBUS, "")
 
 
@@ -155,7 +155,7 @@ def test_a_disk_that_is_full(files, tmp_path, python, words):
     )
     words = [files / word if "model" in word else word for word in words.split()]
     child = python("-c", code, tmp_path / "out", *words)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=300)
     assert child.returncode == 1 and err.count("\n") == 1 and "File too large" in err
     assert os.listdir(tmp_path) == ["files"] and not out
 
@@ -181,12 +181,12 @@ def test_output_that_nobody_takes(files, python, words):
     read, written = os.pipe()
     os.close(read)
     child = python("-m", "llama2np", *words, stdout=written)
-    assert child.communicate(timeout=60)[1] == "" and child.returncode == 141
+    assert child.communicate(timeout=300)[1] == "" and child.returncode == 141
     os.close(written)
     if Path("/dev/full").exists():
         with open("/dev/full", "wb") as full:
             child = python("-m", "llama2np", *words, stdout=full)
-            err = child.communicate(timeout=60)[1]
+            err = child.communicate(timeout=300)[1]
         assert child.returncode == 1 and "No space left" in err and err.count("\n") == 1
 
 

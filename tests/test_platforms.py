@@ -24,7 +24,7 @@ def test_nowhere_to_keep_compiled_kernels(files, tmp_path, python, missing):
         "x = np.ones((1, 2), np.float32); add(x, x); print(jit.CACHE_FOLDER, x[0, 0])"
     )
     child = python("-c", code, env=env)
-    out, err = child.communicate(timeout=100)
+    out, err = child.communicate(timeout=300)
     assert child.returncode == 0 and out.endswith(" 2.0\n") and not err
     assert out.startswith("None ") == (missing != "HOME")
 
@@ -38,7 +38,7 @@ def test_a_disk_without_room_for_compiled_kernels(tmp_path, python):
         "x = np.ones((1, 2), np.float32); add(x, x); print(jit.CACHE_FOLDER, x[0, 0])"
     )
     child = python("-c", code, env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)})
-    out, err = child.communicate(timeout=100)
+    out, err = child.communicate(timeout=300)
     assert out.startswith(str(tmp_path)) and out.endswith(" 2.0\n") and not err
 
 
@@ -96,6 +96,6 @@ runpy.run_module("llama2np", run_name="__main__", alter_sys=False)
 def test_a_system_that_is_not_linux(files, python, words):
     """What macOS or Windows have not is taken away before anything of ours is imported."""
     words = words.format(*[files / "model.bin"] * 2).split()
-    out, err = (child := python("-c", POORER, *words)).communicate(timeout=100)
+    out, err = (child := python("-c", POORER, *words)).communicate(timeout=300)
     assert child.returncode == 0 and "Traceback" not in err
     assert out.startswith("AB" if words[0] == "run" else "wrote")
