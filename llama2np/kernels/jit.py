@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 from numba.core import event
 from numba.core.registry import cpu_target
 
-__all__ = ["CACHE_FOLDER", "cpu_has", "exact", "kernel", "on_first_compile"]
+__all__ = ["CACHE_FOLDER", "PLAIN", "cpu_has", "exact", "kernel", "on_first_compile"]
 
 
 def _fingerprint():
@@ -26,7 +27,8 @@ def _fingerprint():
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     versions = (platform.python_version(), np.__version__, numba.__version__, llvmlite.__version__)
-    digest.update(repr((*versions, os.environ.get("LLAMA2NP_INT8"))).encode())
+    settings = os.environ.get("LLAMA2NP_INT8"), bool(numba.config.BOUNDSCHECK)
+    digest.update(repr((*versions, *settings)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -36,6 +38,8 @@ def _cache_folder():
     user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     homes = [chosen] if chosen else [Path(__file__).parent / "__pycache__", Path(user) / "llama2np"]
     for home in homes:
+        if str(home).startswith("~"):  # there is no home: it would become a folder of that name
+            continue
         folder = Path(home) / f"kernels-{_fingerprint()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -47,6 +51,8 @@ def _cache_folder():
 
 
 CACHE_FOLDER = _cache_folder()
+# Only loops: what LLVM is asked for by name has neither an interpreter nor checks of indices.
+PLAIN = bool(numba.config.DISABLE_JIT or numba.config.BOUNDSCHECK)
 
 
 def _jit(function=None, **options):
@@ -55,9 +61,23 @@ def _jit(function=None, **options):
         return partial(_jit, **options)
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_FOLDER or "")
     try:
-        return numba.njit(function, cache=CACHE_FOLDER is not None, nogil=True, **options)
+        compiled = numba.njit(function, cache=CACHE_FOLDER is not None, nogil=True, **options)
     finally:
         numba.config.CACHE_DIR = before
+    if not numba.config.DISABLE_JIT:
+        _keep_if_possible(compiled)
+    return compiled
+
+
+def _keep_if_possible(compiled):
+    """Let a disk that is full by now cost time, not the answer."""
+    save = compiled._cache.save_overload
+
+    def save_overload(*arguments):
+        with suppress(OSError):
+            save(*arguments)
+
+    compiled._cache.save_overload = save_overload
 
 
 # Sums may be reordered and multiply-adds fused; nan and inf keep their meaning.
