@@ -16,6 +16,7 @@ COMMANDS = {
     "run": "continue a text, or chat",
     "export": "convert a checkpoint or a tokenizer",
     "inspect": "say what a checkpoint holds",
+    "warmup": "compile everything ahead",
 }
 
 

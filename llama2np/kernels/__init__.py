@@ -15,7 +15,7 @@ from llama2np.kernels.attention import (
 )
 from llama2np.kernels.int8 import dequantize_rows, quantize
 from llama2np.kernels.int8_tiles import INT8_ROWS, matmul_int8_tiles
-from llama2np.kernels.jit import on_first_compile
+from llama2np.kernels.jit import CACHE_FOLDER, counts, on_first_compile
 from llama2np.kernels.multiply import matmul, matmul_int8
 from llama2np.kernels.one_token import block_float32, block_int8
 from llama2np.kernels.steps import add, rmsnorm, softmax, swiglu
@@ -23,6 +23,7 @@ from llama2np.kernels.tiles import LANES, ROWS, matmul_tiles, to_tiles
 
 __all__ = [
     "BLOCK",
+    "CACHE_FOLDER",
     "INT8_ROWS",
     "LANES",
     "ROWS",
@@ -32,6 +33,7 @@ __all__ = [
     "attention_threaded",
     "block_float32",
     "block_int8",
+    "counts",
     "dequantize_rows",
     "matmul",
     "matmul_int8",
