@@ -8,7 +8,7 @@ MODEL ?= $(wildcard $(BOX)/stories260K.bin)
 TOKENIZER ?= $(if $(filter $(BOX)/%,$(MODEL)),$(BOX)/tok512.bin,$(wildcard $(dir $(MODEL))tok512.bin))
 ARGS ?= -t 0.8 -s 42
 
-.PHONY: run test lint format bench setup clean
+.PHONY: run test lint format bench docs setup clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/installed ## tell a story with MODEL=path.bin (TOKENIZER=path, ARGS="-t 0.8 -n 256")
@@ -22,6 +22,7 @@ test: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
@@ -29,6 +30,13 @@ format: $(VENV)/installed-dev
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.generation $(ARGS_BENCH)
+
+LENS := Once upon a time, there was a little girl named
+LOOK := Tom had a dog. The dog liked Tom.
+docs: $(VENV)/installed-docs ## run the notebooks, and draw the README's pictures
+	$(BIN)/llama2np lens stories-box -i "$(LENS)" -o docs/images/lens.png
+	$(BIN)/llama2np attend stories-box -i "$(LOOK)" --layer 2 --head 1 -o docs/images/attention.png
+	$(BIN)/python -m tools.notebooks
 
 setup: $(VENV)/installed
 
@@ -42,11 +50,15 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
 # Karpathy's TinyStories models, and the tokenizer they share with Llama 2.
 stories15M.bin stories42M.bin stories110M.bin: | tokenizer.bin
 stories15M.bin stories42M.bin stories110M.bin tokenizer.bin: | $(VENV)/installed
 	$(BIN)/python -m tools.download $@
 
 clean: ## compiled kernels, caches and .venv; never a model
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find llama2np tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +

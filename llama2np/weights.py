@@ -6,6 +6,7 @@ Arrays are views of the mapped file: nothing is copied, and any number of sequen
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,7 @@ class Int8:
 
     def _fits_tiles(self) -> bool:
         (d, n), groups = self.q.shape, self.scales.shape[1]
-        return d >= kernels.INT8_ROWS and n // groups % 4 == 0
+        return bool(d >= kernels.INT8_ROWS and n // groups % 4 == 0)
 
     def _in_tiles(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         x_q = np.empty(x.shape, np.int8)
@@ -96,7 +97,9 @@ class Layer:
     w_gate: Linear  # dim -> hidden_dim
     w_up: Linear  # dim -> hidden_dim
     w_down: Linear  # hidden_dim -> dim
-    arrays: tuple = field(init=False, repr=False)  # all of these, as the kernels take them
+    arrays: tuple[Any, ...] = field(
+        init=False, repr=False
+    )  # all of these, as the kernels take them
 
     def __post_init__(self) -> None:
         values = (getattr(self, part.name) for part in fields(self) if part.init)

@@ -1,0 +1,70 @@
+"""The command `attend`: a picture of where a model's heads look."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from llama2np.cli.flags import Parser, guarded, joined, number, path_value
+from llama2np.cli.model import add_model, load_model, plotting, read_tokens
+from llama2np.cli.screen import Screen
+from llama2np.lens import labels
+from llama2np.trace import Trace
+
+_MOST = 64  # maps in a picture
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Draw attention maps of a prompt; return the exit status."""
+    return guarded(prog, lambda: _attend(_parse(argv, prog)))
+
+
+def _attend(options: argparse.Namespace) -> None:
+    screen, plot = Screen(), plotting()
+    plot.checked(options.output)
+    model = load_model(options)
+    layers = _chosen("--layer", options.layer, model.config.n_layers)
+    heads = _chosen("--head", options.head, model.config.n_heads)
+    if len(layers) * len(heads) > _MOST:
+        raise ValueError(
+            f"{len(layers) * len(heads)} maps are too many for a picture of {_MOST} at most: "
+            f"choose with --layer (0 to {layers[-1]}) or --head (0 to {heads[-1]})"
+        )
+    tokens, trace = read_tokens(model, options), Trace("attention", layers=layers)
+    model.with_hooks(trace).forward(tokens, model.new_state())
+    figure = plot.attention_maps(
+        [trace["attention", layer][head] for layer in layers for head in heads],
+        labels(model.tokenizer, tokens),
+        [f"layer {layer}, head {head}" for layer in layers for head in heads],
+        columns=len(heads) if len(heads) > 1 else 4,
+    )
+    plot.save(figure, options.output)
+    screen.write(f"wrote {options.output}\n")
+
+
+def _chosen(flag: str, value: int | None, count: int) -> list[int]:
+    if value is not None and value >= count:
+        raise ValueError(f"argument {flag}: expected 0 to {count - 1}, found {value}")
+    return list(range(count)) if value is None else [value]
+
+
+def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
+    parser = Parser(
+        prog=prog,
+        description="Draw how much each token takes from each before it. Needs the extra `plot`.",
+        allow_abbrev=False,
+    )
+    add_model(parser, prompt=True)
+    for flag in ("--layer", "--head"):
+        parser.add_argument(
+            flag, type=number(int, 0, None), metavar="N", help="from 0 on (default: all)"
+        )
+    parser.add_argument(
+        *("-o", "--output"),
+        type=path_value,
+        default=Path("attention.png"),
+        metavar="FILE",
+        help="a .png, .svg or .pdf (default attention.png)",
+    )
+    return parser.parse_args(list(joined(argv, parser)))

@@ -1,0 +1,67 @@
+"""What the commands that look into a model share: its flags, and loading it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from types import ModuleType
+
+from llama2np import kernels
+from llama2np.cli.flags import flag_value, number
+from llama2np.llama import Llama
+
+
+def add_model(parser: argparse.ArgumentParser, prompt: bool = False) -> None:
+    """The flags for a model, and for a prompt, named as those of `run`."""
+    add = parser.add_argument
+    add("model", help="the checkpoint, a .bin file")
+    if prompt:
+        add(
+            *("-i", "--prompt"),
+            type=flag_value,
+            required=True,
+            metavar="TEXT",
+            help="the text to read; - reads standard input",
+        )
+    add(
+        *("-z", "--tokenizer"),
+        type=flag_value,
+        metavar="FILE",
+        help="tokenizer.bin or a sentencepiece tokenizer.model (default: tokenizer.bin in the "
+        "current folder, else beside the model)",
+    )
+    add("--threads", type=number(int, 1, None), metavar="N", help="default: the processors")
+
+
+def load_model(options: argparse.Namespace) -> Llama:
+    """The model that the flags name."""
+    if options.threads is not None:
+        kernels.set_threads(options.threads)
+    if sys.stderr.isatty():
+        note = "compiling the kernels, this once ..."
+        kernels.on_first_compile(lambda: print(note, file=sys.stderr, flush=True))
+    return Llama.load(options.model, options.tokenizer)
+
+
+def read_tokens(model: Llama, options: argparse.Namespace) -> list[int]:
+    """The tokens of the prompt."""
+    text = options.prompt
+    if text == "-":
+        text = sys.stdin.buffer.read().decode().removesuffix("\n")
+    tokens = model.tokenizer.encode(text)
+    if len(tokens) > model.config.seq_len:
+        raise ValueError(
+            f"the prompt has {len(tokens):,} tokens, the context holds {model.config.seq_len:,}"
+        )
+    return tokens
+
+
+def plotting() -> ModuleType:
+    """The module that draws. Raises ValueError where matplotlib is missing."""
+    try:
+        from llama2np import plot
+    except ImportError as error:
+        raise ValueError(
+            f"drawing needs matplotlib ({error}): pip install 'llama2np[plot]'"
+        ) from None
+    return plot

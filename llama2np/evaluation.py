@@ -1,0 +1,204 @@
+"""How well a model foretells a text: perplexity, bits per byte, and how far two models differ."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from llama2np.llama import Llama
+from llama2np.tokenizer import BOS, Tokenizer
+
+_ROWS = 64  # tokens whose logits are in memory at a time
+_CHARACTERS = 8192  # text that is cut into tokens at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a text cost a model."""
+
+    tokens: int
+    bytes: int  # of the text, in UTF-8
+    nats: float  # -log of the probability of the whole text
+    context: int  # tokens in a window
+    stride: int  # tokens from one window to the next
+
+    @property
+    def nats_per_token(self) -> float:
+        """The mean of -log p(token): the cross-entropy, which training calls the loss."""
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats_per_token): each token is as hard to guess as one of so many equal choices."""
+        return math.exp(self.nats_per_token) if self.nats_per_token < 709 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Comparable between models that cut text into tokens differently."""
+        return self.nats / math.log(2) / self.bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a text cost a model and the one it is held against, and how far apart the two are."""
+
+    model: Evaluation
+    against: Evaluation
+    divergence: float  # KL(against || model), the mean over all tokens, in nats
+    agreement: float  # the share of tokens at which both hold the same one likeliest
+
+
+def evaluate(
+    model: Llama,
+    text: str | Iterable[str],
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    progress: Callable[[int], object] = int,
+) -> Evaluation:
+    """Measure how well `model` foretells `text`, which is given whole or in pieces.
+
+    Windows of `context` tokens (default: the model's context) go through one by one, each begun
+    with BOS, each `stride` tokens (default: half of `context`) behind the one before. A token
+    counts once, in the first window that has it: but for the first window's, it has then
+    context - stride tokens before it, or more. `progress` is told of bytes of text that are read.
+    The memory needed does not grow with the text, as long as it has spaces.
+    Raises ValueError for numbers out of range, for no text, and for weights that are broken.
+    """
+    return _measure([model], text, context, stride, progress)[0][0]
+
+
+def compare(
+    model: Llama,
+    against: Llama,
+    text: str | Iterable[str],
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    progress: Callable[[int], object] = int,
+) -> Comparison:
+    """Measure two models on the same windows; the arguments are those of `evaluate`.
+
+    For a quantized model and its original: what quantization cost. Raises ValueError, also for
+    models that cut text into tokens differently.
+    """
+    if model.tokenizer.pieces != against.tokenizer.pieces:
+        raise ValueError("the models have different vocabularies: only bits per byte would compare")
+    results, divergence, agreed = _measure([model, against], text, context, stride, progress)
+    count = results[0].tokens
+    return Comparison(results[0], results[1], divergence / count, agreed / count)
+
+
+def _measure(
+    models: list[Llama],
+    text: str | Iterable[str],
+    context: int | None,
+    stride: int | None,
+    progress: Callable[[int], object],
+) -> tuple[list[Evaluation], float, int]:
+    """What the text cost each model; the sum of KL(last || first), and where both agree."""
+    context, stride = _checked(models, context, stride)
+    reader = _Reader(models[0].tokenizer, text, progress)
+    nats, divergence, agreed, count = np.zeros(len(models)), 0.0, 0, 0
+    for tokens, known in _windows(reader, context, stride):
+        targets = iter(tokens[known:])
+        for rows in zip(*(_log_probabilities(m, tokens, known) for m in models), strict=True):
+            wanted = [next(targets) for _ in rows[0]]
+            nats -= [row[np.arange(len(wanted)), wanted].sum() for row in rows]
+            count += len(wanted)
+            if len(models) > 1:
+                first, last = rows
+                divergence += float((np.exp(last) * (last - first)).sum())
+                agreed += int((first.argmax(1) == last.argmax(1)).sum())
+    if not count:
+        raise ValueError("there is no text to measure")
+    results = [Evaluation(count, reader.bytes, float(n), context, stride) for n in nats]
+    return results, divergence, agreed
+
+
+def _checked(models: list[Llama], context: int | None, stride: int | None) -> tuple[int, int]:
+    most = min(model.config.seq_len for model in models)
+    context = most if context is None else context
+    if not 1 <= context <= most:
+        raise ValueError(f"context must be 1 to {most}, which the model has, not {context}")
+    stride = (context + 1) // 2 if stride is None else stride
+    if not 1 <= stride <= context:
+        raise ValueError(f"stride must be 1 to {context}, the context, not {stride}")
+    return context, stride
+
+
+class _Reader:
+    """The tokens of a text that need not be in memory whole."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, text: str | Iterable[str], progress: Callable[[int], object]
+    ):
+        self.bytes = 0
+        self._tokenizer = tokenizer
+        self._text = [text] if isinstance(text, str) else text
+        self._progress = progress
+        # Where no piece goes on after a space, none spans "a b" there: it can be cut in two.
+        self._cuts = not any(re.search(rb"[^ ] ", piece) for piece in tokenizer.pieces)
+
+    def __iter__(self) -> Iterator[int]:
+        held = ""
+        for text in self._text:
+            for at in range(0, len(text), _CHARACTERS):
+                held += text[at : at + _CHARACTERS]
+                end = self._last_cut(held) if self._cuts else 0
+                if end:
+                    yield from self._encoded(held[:end])
+                    held = held[end + 1 :]  # encode puts a space before any text
+                    self._count(" ")
+        if held:
+            yield from self._encoded(held)
+
+    def _last_cut(self, text: str) -> int:
+        """The last space that follows something else, and is followed by something; 0 if none."""
+        found = re.search(r"(?s)^.*[^ ]( )(?=.)", text)
+        return found.start(1) if found else 0
+
+    def _encoded(self, text: str) -> list[int]:
+        self._count(text)
+        return self._tokenizer.encode(text, bos=False)
+
+    def _count(self, text: str) -> None:
+        size = len(text.encode("utf-8", "surrogatepass"))
+        self.bytes += size
+        self._progress(size)
+
+
+def _windows(tokens: Iterable[int], context: int, stride: int) -> Iterator[tuple[list[int], int]]:
+    """Yield windows of at most `context` tokens, and how many of each were in the one before."""
+    held: list[int] = []
+    known = 0
+    for token in tokens:
+        held.append(token)
+        if len(held) == context:
+            yield held, known
+            held = held[stride:]
+            known = len(held)
+    if len(held) > known:
+        yield held, known
+
+
+def _log_probabilities(model: Llama, tokens: list[int], known: int) -> Iterator[np.ndarray]:
+    """Yield log p of what follows each of BOS, tokens[0], tokens[1] ... from tokens[known] on.
+
+    Each is (rows, vocab_size) float64; the last row is about the last token.
+    """
+    state, read = model.new_state(), [BOS, *tokens[:-1]]
+    if known:
+        model.forward(read[:known], state)
+    for start in range(known, len(read), _ROWS):
+        logits = model.forward(read[start : start + _ROWS], state, all_logits=True).astype(float)
+        with np.errstate(invalid="ignore"):
+            logits -= logits.max(1, keepdims=True)
+        logits -= np.log(np.exp(logits).sum(1, keepdims=True))
+        if np.isnan(logits).any():
+            raise ValueError("the model's logits are not finite: its weights are damaged")
+        yield logits

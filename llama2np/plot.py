@@ -1,0 +1,85 @@
+"""Pictures of a network's arrays. Needs matplotlib: pip install "llama2np[plot]"."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from llama2np.output import replacing
+
+FORMATS = (".png", ".svg", ".pdf")
+_COLOURS = "Blues"  # white is 0, dark is 1
+_FEW_MAPS, _FEW_TOKENS = 4, 64  # up to which tokens are written beside each map
+
+
+def attention_maps(
+    maps: Sequence[np.ndarray], labels: Sequence[str], titles: Sequence[str], columns: int = 4
+) -> Figure:
+    """Draw maps (T, T), `columns` of them side by side: in each row what a token takes from others.
+
+    labels: T pieces; titles: one for each map.
+    """
+    columns = min(len(maps), columns)
+    rows, few = -(-len(maps) // columns), len(maps) <= _FEW_MAPS
+    labelled = few and len(labels) <= _FEW_TOKENS
+    side = 1.2 + 0.22 * len(labels) if labelled else 5 if few else 1.6
+    figure = Figure((columns * side, rows * side), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(maps) :]:
+        axis.remove()
+    for axis, weights, title in zip(axes, maps, titles, strict=False):
+        axis.imshow(weights, cmap=_COLOURS, vmin=0, vmax=1)
+        axis.set_title(title, fontsize=9)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        if labelled:
+            axis.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
+            axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    return figure
+
+
+def lens_table(
+    pieces: Sequence[Sequence[str]],
+    probabilities: np.ndarray,
+    rows: Sequence[str],
+    labels: Sequence[str],
+) -> Figure:
+    """Draw a logit lens: the likeliest piece after each block, dark where it is nearly certain.
+
+    pieces: rows of columns; probabilities: (rows, columns); the last row is drawn on top.
+    """
+    height, width = probabilities.shape
+    figure = Figure((1 + 0.62 * width, 0.7 + 0.3 * height), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(probabilities, cmap=_COLOURS, vmin=0, vmax=1, aspect="auto", origin="lower")
+    for y, x in np.ndindex(height, width):
+        colour = "white" if probabilities[y, x] > 0.6 else "black"
+        axis.text(x, y, pieces[y][x], ha="center", va="center", fontsize=8, color=colour)
+    axis.set_yticks(range(height), rows, fontsize=8)
+    axis.set_xticks(range(width), labels, fontsize=8)
+    axis.set_xlabel("token that was read", fontsize=8)
+    return figure
+
+
+def checked(path: str | os.PathLike[str]) -> Path:
+    """The path, if it ends in a format there is. Raises ValueError."""
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"{path}: the name of a picture ends in {', '.join(FORMATS)}")
+    return path
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a picture, in the format that the name ends in. Raises ValueError and OSError."""
+    path = checked(path)
+    kind = path.suffix.lower()[1:]
+    stamp = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}[kind]
+    with replacing(path) as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # drawn as a box, which is enough
+        # Neither the time nor the version: the same picture is the same file.
+        figure.savefig(file, format=kind, dpi=90, metadata={stamp: None})

@@ -1,0 +1,236 @@
+"""`llama2np lens`, `attend` and `perplexity`: what they print and draw, and how they say no."""
+
+import os
+import re
+import sys
+
+import numpy as np
+import pytest
+from conftest import TINY
+from test_llama import write_tokenizer
+
+import llama2np
+from llama2np import Llama, checkpoint, compare, evaluate
+from llama2np.checkpoint import Header
+from llama2np.cli import main
+from llama2np.cli.lens import _fitted
+from llama2np.convert.llama2c import read_bin
+from llama2np.convert.write import write_bin
+from llama2np.lens import best, labels, logit_lens
+
+
+@pytest.fixture
+def tiny(write, tmp_path, monkeypatch):
+    """A random model in the current folder: m.bin, and tokenizer.bin beside it."""
+    write("m.bin", Header(1, TINY, True))
+    write_tokenizer(tmp_path / "tokenizer.bin")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def said(capfd):
+    """said(*words) -> the standard output of a command that succeeds."""
+
+    def said(*words) -> str:
+        status = main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        assert (status, err) == (0, "")
+        return out
+
+    return said
+
+
+@pytest.fixture
+def refused(capfd):
+    """refused(*words) -> the one line with which a command says no."""
+
+    def refused(*words) -> str:
+        status = main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        assert (status, out) == (1, "") and err.startswith(f"llama2np {words[0]}: ")
+        assert err.count("\n") == 1 and err.endswith("\n")
+        return err
+
+    return refused
+
+
+@pytest.fixture
+def plot():
+    """The module that draws. In CI matplotlib has to be there."""
+    if os.environ.get("CI"):
+        import matplotlib  # noqa: F401
+    pytest.importorskip("matplotlib")
+    from llama2np import plot
+
+    return plot
+
+
+# --- the logit lens ---
+
+
+@pytest.mark.parametrize("version", (1, 2))
+def test_the_last_of_the_lens_is_the_network_itself(write, version):
+    header = Header(version, TINY, False, group_size=16 if version == 2 else 0)
+    model = Llama(llama2np.Transformer(*checkpoint.load(write("m.bin", header))), None)
+    tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, 40)
+    found = list(logit_lens(model, tokens))
+    assert len(found) == 1 + TINY.n_layers and found[0].shape == (40, TINY.vocab_size)
+    expected = model.forward(tokens, model.new_state(), all_logits=True)
+    np.testing.assert_array_equal(found[-1], expected)
+    assert not np.allclose(found[-2], expected, atol=0.1)
+
+
+def test_the_likeliest_token_and_its_probability():
+    tokens, probability = best(np.log(np.float32([[1, 2, 1], [7, 1, 2]])))
+    np.testing.assert_array_equal(tokens, [1, 0])
+    np.testing.assert_allclose(probability, [0.5, 0.7], rtol=1e-6)
+
+
+def test_the_table_of_the_lens(reference, said, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    folder = reference / "stories260K"
+    text = "Once upon a time, there was a little girl named Lily"
+    table = said(
+        "lens", folder / "stories260K.bin", "-z", folder / "tok512.bin", "-i", text
+    ).splitlines()
+    assert max(map(len, table)) <= 100 and table.count("") == 2  # three panels
+    assert table[0].split() == ["read", "<s>", "▁Once", "▁upon", "▁a", "▁time", ","]
+    cells = re.findall(r"(\S+) +(\d\.\d\d)", table[6])  # after the last block
+    assert [piece for piece, _ in cells][1:] == ["▁upon", "▁a", "▁time", ",", "▁there"]
+    model = Llama.load(folder / "stories260K.bin", folder / "tok512.bin")
+    tokens = model.tokenizer.encode(text)
+    _, found = best(model.forward(tokens, model.new_state(), all_logits=True))
+    np.testing.assert_allclose([float(p) for _, p in cells[1:]], found[1:6], atol=0.006)
+
+
+def test_what_a_piece_looks_like(tiny):
+    model = Llama.load("m.bin")
+    model.tokenizer.pieces[5:9] = [b" a", b"\n", b"\x1b[1m", "é日".encode()]
+    assert labels(model.tokenizer, [1, 2, 0, *range(4, 9)]) == [
+        *("<s>", "</s>", "<unk>", "<0x01>", "▁a", "\\n", "\\x1b[1m", "é日")
+    ]
+    assert _fitted("日本語") == "日本語  " and _fitted("日本語日本語") == "日本語… "
+    assert _fitted("a" * 8) == "a" * 8 and _fitted("a" * 9) == "a" * 7 + "…"
+
+
+def test_the_picture_of_the_lens(tiny, said, plot):
+    assert said("lens", "m.bin", "-i", "ABC", "-o", "lens.svg") == "wrote lens.svg\n"
+    assert b"<svg" in (tiny / "lens.svg").read_bytes()
+
+
+# --- attention maps ---
+
+
+@pytest.mark.parametrize(
+    "flags, maps", ((("--layer", 2, "--head", 5), 1), (("--layer", 0), 6), (("--head", 1), 3))
+)
+def test_pictures_of_attention(tiny, said, plot, monkeypatch, flags, maps):
+    drawn = []
+    draw = plot.attention_maps
+    monkeypatch.setattr(plot, "attention_maps", lambda *a, **b: drawn.append(a) or draw(*a, **b))
+    assert said("attend", "m.bin", "-i", "ABCA", *flags) == "wrote attention.png\n"
+    data = (tiny / "attention.png").read_bytes()
+    assert data.startswith(b"\x89PNG") and not list(tiny.glob("*.part"))
+    (weights, pieces, titles) = drawn[0]
+    assert len(weights) == len(titles) == maps and pieces == ["<s>", "▁", "A", "B", "C", "A"]
+    for layer, head in (map(int, re.findall(r"\d+", title)) for title in titles):
+        assert flags[1] in (layer, head)
+        trace = llama2np.Trace("attention")
+        model = Llama.load("m.bin")
+        model.with_hooks(trace).forward(model.tokenizer.encode("ABCA"), model.new_state())
+        np.testing.assert_array_equal(weights.pop(0), trace["attention", layer][head])
+    said("attend", "m.bin", "-i", "ABCA", *flags, "-o", "again.png")
+    assert (tiny / "again.png").read_bytes() == data
+
+
+def test_without_matplotlib(tiny, refused, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "llama2np.plot", raising=False)
+    monkeypatch.delattr(llama2np, "plot", raising=False)
+    for words in (("attend", "m.bin", "-i", "A"), ("lens", "m.bin", "-i", "A", "-o", "a.png")):
+        assert "pip install 'llama2np[plot]'" in refused(*words)
+    assert not list(tiny.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    "words, match",
+    (
+        (("--layer", 3), "--layer: expected 0 to 2, found 3"),
+        (("--head", 6), "--head: expected 0 to 5, found 6"),
+        (("--head", -1), "--head: expected a whole number of 0 or more, found '-1'"),
+        (("-o", "map.jpg"), "map.jpg: the name of a picture ends in .png, .svg, .pdf"),
+        (("-o", "none/map.png"), "none"),
+        (("-i", "A" * 96), "the prompt has 98 tokens, the context holds 96"),
+    ),
+)
+def test_what_cannot_be_drawn(tiny, refused, plot, words, match):
+    assert match in refused("attend", "m.bin", "-i", "A", *words)
+    assert not list(tiny.rglob("*.png*"))
+
+
+def test_too_many_maps(write, tiny, refused, plot):
+    from dataclasses import replace
+
+    write("deep.bin", Header(1, replace(TINY, n_layers=11), True))
+    assert "66 maps are too many" in refused("attend", "deep.bin", "-i", "A")
+
+
+# --- perplexity ---
+
+
+def numbers(table: str, name: str) -> list[float]:
+    line = next(line for line in table.splitlines() if line.startswith(name))
+    return [float(number) for number in re.findall(r" ([\d.]+)", line)]
+
+
+def test_perplexity(tiny, said):
+    (tiny / "t.txt").write_bytes("ABC CBA\r\nÄ ".encode() * 30)
+    model = Llama.load("m.bin")
+    text = "ABC CBA\r\nÄ " * 30
+    for flags, options in (
+        ((), {}),
+        (("--context", 40, "--stride", 9), dict(context=40, stride=9)),
+    ):
+        table, found = said("perplexity", "m.bin", "--file", "t.txt", *flags), None
+        found = evaluate(model, text, **options)
+        context, stride = options.get("context", 96), options.get("stride", 48)
+        size = f"t.txt: 360 bytes, {found.tokens:,} tokens, windows of {context}, {stride} apart\n"
+        assert table.startswith(size)
+        assert numbers(table, "nats per token") == [pytest.approx(found.nats_per_token, abs=6e-5)]
+        assert numbers(table, "perplexity") == [pytest.approx(found.perplexity, abs=6e-5)]
+        assert numbers(table, "bits per byte") == [pytest.approx(found.bits_per_byte, abs=6e-5)]
+
+
+def test_two_models_side_by_side(tiny, said):
+    write_bin(read_bin("m.bin"), "q8.bin", 2)
+    text = "ABC CBA AAA BB " * 9
+    (tiny / "t.txt").write_text(text)
+    table = said("perplexity", "q8.bin", "--against", "m.bin", "--file", "t.txt")
+    found = compare(Llama.load("q8.bin"), Llama.load("m.bin"), text)
+    expected = [found.model.perplexity, found.against.perplexity]
+    assert numbers(table, "perplexity") == pytest.approx(expected, abs=6e-5)
+    assert expected[0] != pytest.approx(expected[1], abs=1e-3)
+    assert f"of q8.bin from m.bin: {found.divergence:.3g} nats per token\n" in table
+    assert table.endswith(f"the same likeliest token: {found.agreement:.2%}\n")
+
+
+@pytest.mark.parametrize(
+    "data, words, match",
+    (
+        (None, (), "t.txt: No such file"),
+        (b"", (), "there is no text"),
+        (b"A" * 70000 + b"\xc3A", (), "t.txt: expected UTF-8, found byte 0xc3 at byte 70000"),
+        (b"A" * 65535 + b"\xc3(", (), "t.txt: expected UTF-8, found byte 0xc3 at byte 65535"),
+        (b"A \xe2\x82", (), "t.txt: expected UTF-8, found byte 0xe2 at byte 2"),
+        (b"A", ("--context", 97), "context must be 1 to 96, which the model has, not 97"),
+        (b"A", ("--stride", 0), "--stride: expected a whole number of 1 or more, found '0'"),
+        (b"A", ("--against", "none.bin"), "none.bin: No such file"),
+    ),
+)
+def test_what_cannot_be_measured(tiny, refused, data, words, match):
+    if data is not None:
+        (tiny / "t.txt").write_bytes(data)
+    assert match in refused("perplexity", "m.bin", "--file", "t.txt", *words)

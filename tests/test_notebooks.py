@@ -1,0 +1,73 @@
+"""The notebooks run, and what is written down of them is theirs."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from llama2np import Llama
+
+DOCS = ROOT / "docs"
+NOTEBOOKS = ("one_token", "what_a_head_looks_at", "what_quantization_costs")
+
+
+@pytest.fixture(scope="module")
+def box():
+    """The model in the box. In CI matplotlib has to be there too."""
+    try:
+        Llama.load("stories-box")
+    except (OSError, ValueError):
+        pytest.skip("the model in the box is not here yet")
+    if not os.environ.get("CI"):
+        pytest.importorskip("matplotlib")
+
+
+def run(code: str) -> str:
+    """What Python prints for it, in docs/."""
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"MPLBACKEND": "Agg", "PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=DOCS, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def cells(name: str) -> list[tuple[str, str]]:
+    """The (kind, text) of a notebook's cells: jupytext's percent format."""
+    script = (DOCS / f"{name}.py").read_text(encoding="utf-8")
+    found = re.split(r"^# %%(.*)\n", script, flags=re.MULTILINE)[1:]
+    return list(zip([kind.strip() for kind in found[::2]], found[1::2], strict=True))
+
+
+def test_these_are_the_notebooks():
+    assert sorted(path.stem for path in DOCS.glob("*.py")) == sorted(NOTEBOOKS)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs(box, name):
+    assert run((DOCS / f"{name}.py").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_what_is_written_down_is_of_this_notebook(box, name):
+    """`make docs` was run after the last change; numbers may differ between machines."""
+    page, at = (DOCS / f"{name}.md").read_text(encoding="utf-8"), 0
+    for kind, text in cells(name):
+        text = re.sub(r"^# ?", "", text, flags=re.MULTILINE) if kind == "[markdown]" else text
+        assert text.strip() in page[at:], f"run `make docs`: not in {name}.md: {text}"
+        at = page.index(text.strip(), at)
+
+
+def test_the_pictures_are_small_and_in_use(box):
+    pages = [*DOCS.glob("*.md"), ROOT / "README.md"]
+    used = set()
+    for page in pages:
+        for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            used.add((page.parent / link).resolve())
+    assert used == {path.resolve() for path in (DOCS / "images").glob("*")}
+    for path in used:
+        assert path.stat().st_size < 50_000, path
