@@ -12,13 +12,14 @@ from llama2np.kernels import tiles as _tiles
 from llama2np.kernels.attention import BLOCK, attention, rope, rope_angles
 from llama2np.kernels.int8 import dequantize_rows, quantize
 from llama2np.kernels.int8_tiles import INT8_ROWS
-from llama2np.kernels.jit import on_first_compile
+from llama2np.kernels.jit import CACHE_FOLDER, counts, on_first_compile
 from llama2np.kernels.steps import add, rmsnorm, softmax, swiglu
 from llama2np.kernels.threads import guarded, may_use_threads, set_threads, shared
 from llama2np.kernels.tiles import LANES, ROWS
 
 __all__ = [
     "BLOCK",
+    "CACHE_FOLDER",
     "INT8_ROWS",
     "LANES",
     "ROWS",
@@ -27,6 +28,7 @@ __all__ = [
     "attention_threaded",
     "block_float32",
     "block_int8",
+    "counts",
     "dequantize_rows",
     "matmul",
     "matmul_int8",

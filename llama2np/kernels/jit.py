@@ -9,7 +9,6 @@ import hashlib
 import os
 import platform
 import tempfile
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,9 @@ import numpy as np
 from numba.core import event
 from numba.core.registry import cpu_target
 
-__all__ = ["CACHE_FOLDER", "PLAIN", "cpu_has", "exact", "kernel", "on_first_compile"]
+from llama2np.kernels.cache import Cache
+
+__all__ = ["CACHE_FOLDER", "PLAIN", "counts", "cpu_has", "exact", "kernel", "on_first_compile"]
 
 
 def _fingerprint():
@@ -53,6 +54,7 @@ def _cache_folder():
 CACHE_FOLDER = _cache_folder()
 # Only loops: what LLVM is asked for by name has neither an interpreter nor checks of indices.
 PLAIN = bool(numba.config.DISABLE_JIT or numba.config.BOUNDSCHECK)
+_KERNELS = []  # all that _jit made
 
 
 def _jit(function=None, **options):
@@ -61,23 +63,13 @@ def _jit(function=None, **options):
         return partial(_jit, **options)
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_FOLDER or "")
     try:
-        compiled = numba.njit(function, cache=CACHE_FOLDER is not None, nogil=True, **options)
+        made = numba.njit(function, nogil=True, **options)
+        if CACHE_FOLDER is not None and not numba.config.DISABLE_JIT:
+            made._cache = Cache(function)
     finally:
         numba.config.CACHE_DIR = before
-    if not numba.config.DISABLE_JIT:
-        _keep_if_possible(compiled)
-    return compiled
-
-
-def _keep_if_possible(compiled):
-    """Let a disk that is full by now cost time, not the answer."""
-    save = compiled._cache.save_overload
-
-    def save_overload(*arguments):
-        with suppress(OSError):
-            save(*arguments)
-
-    compiled._cache.save_overload = save_overload
+    _KERNELS.append(made)
+    return made
 
 
 # Sums may be reordered and multiply-adds fused; nan and inf keep their meaning.
@@ -109,3 +101,13 @@ class _Once(event.Listener):
 def on_first_compile(action):
     """Call `action()` once, when numba first has to compile something instead of loading it."""
     event.register("numba:compile", _Once(action))
+
+
+def counts():
+    """How many kernels this process has compiled, and how many it has loaded from the cache.
+
+    A kernel counts once for each combination of its arguments' types.
+    """
+    stats = [made.stats for made in _KERNELS if hasattr(made, "stats")]  # not if jit is disabled
+    compiled = sum(sum(each.cache_misses.values()) for each in stats)
+    return compiled, sum(sum(each.cache_hits.values()) for each in stats)
