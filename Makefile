@@ -22,6 +22,7 @@ test: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
@@ -60,5 +61,5 @@ stories15M.bin stories42M.bin stories110M.bin tokenizer.bin: | $(VENV)/installed
 	$(BIN)/python -m tools.download $@
 
 clean: ## compiled kernels, caches and .venv; never a model
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find llama2np tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +

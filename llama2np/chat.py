@@ -65,7 +65,7 @@ class Chat:
         # run.c draws a random number at every position, those of the prompt included.
         self._sampler.skip(len(unread) - 1)
         decoder = Decoder(self._tokenizer, self._tokens[-1])
-        for token in continue_tokens(
+        for token, _ in continue_tokens(
             self._transformer, self._state, unread, self._sampler, self.positions
         ):
             self._tokens.append(token)

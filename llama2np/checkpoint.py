@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -124,7 +125,7 @@ class Header:
         return packed.ljust(_HEADER_SIZE[self.version], b"\0")
 
 
-def read_header(path: str | os.PathLike) -> Header:
+def read_header(path: str | os.PathLike[str]) -> Header:
     """Read and check the header of a .bin, and the size of the file against it.
 
     Raises CheckpointError, and OSError where the file cannot be opened.
@@ -139,22 +140,23 @@ def read_header(path: str | os.PathLike) -> Header:
     return header
 
 
-def load(path: str | os.PathLike) -> tuple[Config, Weights]:
+def load(path: str | os.PathLike[str]) -> tuple[Config, Weights]:
     """Map a checkpoint. Raises CheckpointError, and OSError where the file cannot be opened."""
     header, tensors = open_tensors(path)
-    layers = tuple(
-        Layer(
-            **{name: tensors[name][i] for name in _LAYER_NORMS},
-            **{name: _linear(tensors[name], i) for name in _LAYER_MATRICES},
-        )
-        for i in range(header.config.n_layers)
-    )
+
+    def layer(i: int) -> Layer:
+        parts: dict[str, Any] = {name: _linear(tensors[name], i) for name in _LAYER_MATRICES}
+        parts |= {name: tensors[name][i] for name in _LAYER_NORMS}
+        return Layer(**parts)
+
+    layers = tuple(layer(i) for i in range(header.config.n_layers))
     embedding = _linear(tensors["embedding"])
     classifier = embedding if header.tied else _linear(tensors["classifier"])
-    return header.config, Weights(embedding, layers, tensors["final_norm"], classifier)
+    final_norm: Any = tensors["final_norm"]  # an array: norms are never quantized
+    return header.config, Weights(embedding, layers, final_norm, classifier)
 
 
-def open_tensors(path: str | os.PathLike) -> tuple[Header, dict[str, Tensor]]:
+def open_tensors(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
     """Map a checkpoint as its header and its tensors by name. Raises as `load`."""
     header = read_header(path)
     data, offset, tensors = _map(path), _HEADER_SIZE[header.version], {}
@@ -167,7 +169,7 @@ def open_tensors(path: str | os.PathLike) -> tuple[Header, dict[str, Tensor]]:
 
 
 def save(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     header: Header,
     tensors: Mapping[str, Tensor | Iterator[np.ndarray]],
 ) -> None:
@@ -219,7 +221,7 @@ def _extension(config: Config) -> dict[str, float]:
     return fields
 
 
-def _parse_extension(path: str | os.PathLike, head: bytes) -> dict[str, float]:
+def _parse_extension(path: str | os.PathLike[str], head: bytes) -> dict[str, float]:
     """The fields that the header of version 1 or 2 states beyond llama2.c's."""
     block = head[_EXTENSION_START:]
     if block[:4] != _EXTENSION_MAGIC:
@@ -235,7 +237,7 @@ def _parse_extension(path: str | os.PathLike, head: bytes) -> dict[str, float]:
     return {n: float(str(v)) for n, v in zip(_EXTENSION_FIELDS, values, strict=True) if v != 0}
 
 
-def _parse_header(path: str | os.PathLike, head: bytes) -> Header:
+def _parse_header(path: str | os.PathLike[str], head: bytes) -> Header:
     version, start = 0, 0
     if head[:4] == struct.pack("<I", MAGIC):
         version, start = int.from_bytes(head[4:8], "little", signed=True), 8
@@ -248,7 +250,8 @@ def _parse_header(path: str | os.PathLike, head: bytes) -> Header:
             "truncated download?"
         )
     numbers = dict(zip(_FIELDS, struct.unpack_from("<7i", head, start), strict=True))
-    tied, group_size, extra = numbers["vocab_size"] > 0, 0, {}
+    tied, group_size = numbers["vocab_size"] > 0, 0
+    extra: dict[str, Any] = {}
     if version == 0:
         numbers["vocab_size"] = abs(numbers["vocab_size"])
     else:
@@ -275,7 +278,7 @@ def _parse_header(path: str | os.PathLike, head: bytes) -> Header:
         ) from None
 
 
-def _map(path: str | os.PathLike) -> np.ndarray:
+def _map(path: str | os.PathLike[str]) -> np.ndarray:
     """The bytes of a file as a uint8 array, mapped.
 
     Copy-on-write: never written to the file, yet writeable, so that numba sees one array type. A

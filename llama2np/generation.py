@@ -2,23 +2,158 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, Protocol
 
+import numpy as np
+
+from llama2np.config import Config
+from llama2np.logits import likeliest, log_softmax
 from llama2np.sampler import Sampler
-from llama2np.transformer import State, Transformer
+from llama2np.tokenizer import BOS, EOS, Decoder, Tokenizer
+from llama2np.transformer import State
+
+StopReason = Literal["end", "stop", "max_new_tokens", "context"]
+
+# (tokens so far, (n,) int) -> a guess at those that follow, of any length.
+Draft = Callable[[np.ndarray], Sequence[int]]
+
+
+class Model(Protocol):
+    """What writes: a Llama, a Transformer, or anything with their `forward` and `config`."""
+
+    @property
+    def config(self) -> Config: ...
+
+    def forward(
+        self, tokens: Sequence[int] | np.ndarray, state: State, all_logits: bool = False
+    ) -> np.ndarray: ...
 
 
 def continue_tokens(
-    transformer: Transformer, state: State, tokens: Sequence[int], sampler: Sampler, end: int
-) -> Iterator[int]:
+    model: Model,
+    state: State,
+    tokens: Sequence[int],
+    sampler: Sampler,
+    end: int,
+    draft: Draft | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
     """Read `tokens`, then yield sampled ones for ever, or until `end` positions are read.
 
-    A token is read when the next one is asked for: the last one yielded is never read.
+    With each comes the logits (vocab_size,) that it was sampled from. A token is read when the
+    next one is asked for: the last one yielded is never read.
+
+    `draft` makes decoding speculative (Leviathan et al. 2023): its guess is read along with the
+    token before it, in one pass, and kept as far as the sampler chooses the same. So the tokens
+    are those without it, but for float32 logits that differ in their last bits: matrix products
+    of several rows add in another order. Q8_0 gives the same bits.
     """
+    given = state.pos + len(tokens)
+    guess: list[int] = []
     while state.pos + len(tokens) <= end:
-        token = sampler.sample(transformer.forward(tokens, state))
-        yield token
-        tokens = [token]
+        known = state.pos + len(tokens)
+        logits = model.forward([*tokens, *guess], state, all_logits=bool(guess))
+        for i, row in enumerate(logits if guess else [logits]):
+            state.pos = known + i  # as if the guess were read token by token
+            token = sampler.sample(row, state.tokens, given)
+            yield token, row
+            if i == len(guess) or token != guess[i]:
+                break
+        tokens, guess = [token], []
+        if draft and (room := end - state.pos - 1) > 0:
+            guess = list(draft(np.append(state.tokens, token))[:room])
+
+
+class Generation(Iterator[str]):
+    """A text on its way: iterate for its pieces, a str for each token ("" inside a character).
+
+    The attributes say what has happened so far; `read` gives all that is still to come.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        *,
+        state: State,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        draft: Draft | None = None,
+    ):
+        self.prompt = list(prompt)  # its tokens
+        self.state = state  # has read the prompt and all tokens but the last
+        self.tokens: list[int] = []  # all that were chosen, also those that ended it
+        self.text = ""  # all that was yielded
+        self.stop_reason: StopReason | None = None  # None while there is more to come
+        # If asked for: each token's, and {token: log-probability} of the likeliest in its place.
+        self.logprobs: list[float] = []
+        self.top_logprobs: list[dict[int, float]] = []
+        self.seconds: list[float] = []  # what each token took, the first one with the prompt
+        self._tokenizer, self._logprobs = tokenizer, logprobs
+        room = model.config.seq_len - len(self.prompt) + 1
+        self._limit: StopReason = "context"
+        if max_new_tokens is not None and max_new_tokens <= room:
+            self._limit, room = "max_new_tokens", max_new_tokens
+        unread = state.reuse(self.prompt)
+        end = len(self.prompt) + room - 1
+        source = continue_tokens(model, state, unread, sampler, end, draft)
+        pieces = self._decoded(source if room else iter(()))
+        self._pieces = until(pieces, stop) if stop else pieces
+
+    def __next__(self) -> str:
+        try:
+            piece = next(self._pieces)
+        except StopIteration:
+            self.stop_reason = self.stop_reason or "stop"
+            raise
+        self.text += piece
+        return piece
+
+    def read(self) -> str:
+        """Generate to the end; return what was not yielded before."""
+        return "".join(self)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The rate after the first token, which waits for the prompt; nan before the second."""
+        after_first = self.seconds[1:]
+        return len(after_first) / sum(after_first) if after_first else math.nan
+
+    def __repr__(self) -> str:
+        return (
+            f"Generation(text={self.text!r}, tokens={len(self.tokens)}, "
+            f"stop_reason={self.stop_reason!r})"
+        )
+
+    def _decoded(self, source: Iterator[tuple[int, np.ndarray]]) -> Iterator[str]:
+        """The text of each token, up to the one that ends it."""
+        decoder = Decoder(self._tokenizer, self.prompt[-1])
+        reason, start = self._limit, time.perf_counter()
+        for token, logits in source:
+            self.seconds.append(time.perf_counter() - start)
+            self._note(token, logits)
+            if token in (BOS, EOS):
+                reason = "end"
+                break
+            yield decoder.feed(token)
+            start = time.perf_counter()
+        if rest := decoder.flush():
+            yield rest
+        self.stop_reason = reason
+
+    def _note(self, token: int, logits: np.ndarray) -> None:
+        self.tokens.append(token)
+        if self._logprobs is None:
+            return
+        logprobs = log_softmax(logits)
+        self.logprobs.append(float(logprobs[token]))
+        best = likeliest(logprobs, self._logprobs)
+        self.top_logprobs.append({int(i): float(logprobs[i]) for i in best})
 
 
 def until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:

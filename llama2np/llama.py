@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +12,14 @@ import numpy as np
 from llama2np import checkpoint
 from llama2np.chat import Chat
 from llama2np.config import Config
-from llama2np.generation import continue_tokens, until
-from llama2np.sampler import Sampler
-from llama2np.tokenizer import BOS, EOS, Decoder, Tokenizer, TokenizerError
+from llama2np.generation import Draft, Generation
+from llama2np.sampler import Sampler, SamplingOptions
+from llama2np.tokenizer import Tokenizer, TokenizerError
 from llama2np.transformer import State, Transformer
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
+
     from llama2np.trace import Hook
 
 
@@ -34,7 +36,9 @@ class Llama:
         self.tokenizer = tokenizer
 
     @classmethod
-    def load(cls, path: str | os.PathLike, tokenizer: str | os.PathLike | None = None) -> Llama:
+    def load(
+        cls, path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None
+    ) -> Llama:
         """Open a checkpoint and its tokenizer: `tokenizer`, else tokenizer.bin in the current
         folder, else the one beside the checkpoint.
 
@@ -61,46 +65,56 @@ class Llama:
 
     def generate(
         self,
-        prompt: str = "",
+        prompt: str | Sequence[int] = "",
         *,
         max_new_tokens: int | None = None,
-        temperature: float = 1.0,
-        top_p: float = 0.9,
-        seed: int | None = None,
         stop: str | Sequence[str] = (),
-    ) -> Iterator[str]:
+        logprobs: int | None = None,
+        state: State | None = None,
+        draft: Draft | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Generation:
         """Yield the text that follows `prompt`, a str for each token ("" inside a character).
 
-        It ends at BOS or EOS, before any of the strings in `stop`, after max_new_tokens, or where
-        the context ends. `temperature`, `top_p` and `seed` are those of `Sampler`.
+        prompt: text, or its tokens. It ends at BOS or EOS, before any of the strings in `stop`,
+        after max_new_tokens, or where the context ends; the `Generation` that is returned knows
+        which, and the tokens, their times, and with `logprobs` their log-probabilities in the
+        model's own distribution and those of the `logprobs` likeliest.
+        state: what it has read of `prompt` before is not read again, the rest is forgotten; it has
+        read all but the last token afterwards. draft: see `continue_tokens`. sampling: the fields
+        of `Sampler`, such as temperature=0.8.
         Raises ValueError for arguments out of range and a prompt longer than the context.
         """
-        sampler = Sampler(temperature, top_p, seed)
-        tokens = self.tokenizer.encode(prompt)
-        room = self.config.seq_len - len(tokens) + 1
-        if room < 1:
+        sampler = Sampler(**sampling)
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not 1 <= len(tokens) <= self.config.seq_len:
             raise ValueError(
                 f"the prompt has {len(tokens):,} tokens, the context holds {self.config.seq_len:,}"
             )
-        if max_new_tokens is not None and max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens must be 0 or more, not {max_new_tokens}")
-        count = room if max_new_tokens is None else min(max_new_tokens, room)
-        pieces = self._pieces(tokens, sampler, count)
+        for name, value in (("max_new_tokens", max_new_tokens), ("logprobs", logprobs)):
+            if value is not None and value < 0:
+                raise ValueError(f"{name} must be 0 or more, not {value}")
         words = [stop] if isinstance(stop, str) else stop
-        return until(pieces, [word for word in words if word])
+        return Generation(
+            self.transformer,
+            self.tokenizer,
+            tokens,
+            sampler,
+            state=self.new_state() if state is None else state,
+            max_new_tokens=max_new_tokens,
+            stop=[word for word in words if word],
+            logprobs=logprobs,
+            draft=draft,
+        )
 
     def chat(
-        self,
-        system: str = "",
-        *,
-        temperature: float = 1.0,
-        top_p: float = 0.9,
-        seed: int | None = None,
-        positions: int | None = None,
+        self, system: str = "", *, positions: int | None = None, **sampling: Unpack[SamplingOptions]
     ) -> Chat:
-        """Begin a conversation of at most `positions` tokens in all, by default the context."""
-        sampler = Sampler(temperature, top_p, seed)
-        return Chat(self.transformer, self.tokenizer, sampler, system, positions)
+        """Begin a conversation of at most `positions` tokens in all, by default the context.
+
+        sampling: the fields of `Sampler`. Raises ValueError for values out of range.
+        """
+        return Chat(self.transformer, self.tokenizer, Sampler(**sampling), system, positions)
 
     def with_hooks(self, *hooks: Hook) -> Llama:
         """The same model, whose arrays are shown to `hooks`: see `Trace` and `Edit`.
@@ -113,20 +127,8 @@ class Llama:
 
         return Llama(Watched(self.transformer, hooks), self.tokenizer)
 
-    def _pieces(self, tokens: list[int], sampler: Sampler, count: int) -> Iterator[str]:
-        if not count:
-            return
-        decoder = Decoder(self.tokenizer, tokens[-1])
-        end = len(tokens) + count - 1
-        for token in continue_tokens(self.transformer, self.new_state(), tokens, sampler, end):
-            if token in (BOS, EOS):
-                break
-            yield decoder.feed(token)
-        if rest := decoder.flush():
-            yield rest
 
-
-def _find_tokenizer(path: str | os.PathLike) -> Path:
+def _find_tokenizer(path: str | os.PathLike[str]) -> Path:
     beside = Path(path).parent
     for folder in (Path(), beside):
         if (folder / "tokenizer.bin").is_file():

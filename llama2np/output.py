@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 
 @contextmanager
-def replacing(path: str | os.PathLike, size: int = 0) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str], size: int = 0) -> Iterator[BinaryIO]:
     """Open a file for `size` bytes that takes the place of `path` when the block is done.
 
     It is written beside `path`, with ".part" added to the name; an exception, Ctrl-C among them,

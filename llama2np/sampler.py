@@ -4,51 +4,123 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import TypedDict
 
 import numpy as np
 
 from llama2np import kernels
+from llama2np.logits import (
+    add_bias,
+    keep_min_p,
+    keep_top_k,
+    penalize_frequency,
+    penalize_repetition,
+)
 
 _MASK = 2**64 - 1
+_NO_TOKENS = np.zeros(0, np.int64)
+
+# (tokens so far, logits) -> logits. The arrays are its own to change.
+LogitsProcessor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `Sampler` as keyword arguments, for those who pass them on."""
+
+    temperature: float
+    top_p: float
+    seed: int | None
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    logits_processor: LogitsProcessor | None
+
+
+# A field of Sampler, what is legal there, and the test for it, which nan does not pass.
+_LEGAL: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
+    # beyond these temperatures float32 overflows
+    ("temperature", "0, or 1e-30 to 1e30", lambda t: t == 0 or 1e-30 <= t <= 1e30),
+    ("top_p", "0 to 1", lambda p: 0 <= p <= 1),
+    ("top_k", "a whole number of 0 or more", lambda k: k >= 0 and k % 1 == 0),
+    ("min_p", "0 to 1", lambda p: 0 <= p <= 1),
+    ("repetition_penalty", "more than 0 and finite", lambda p: 0 < p < math.inf),
+    ("presence_penalty", "a finite number", math.isfinite),
+    ("frequency_penalty", "a finite number", math.isfinite),
+)
+
+
+@dataclass(eq=False)
 class Sampler:
     """Picks the next token: the best one at temperature 0, else one by chance.
 
-    With 0 < top_p < 1 only the likeliest tokens that together exceed top_p take part (nucleus
-    sampling, Holtzman et al. 2019); at 0 or 1 all do. `seed` gives run.c's choices for the same
-    seed, a different one each time where it is None or 0. Raises ValueError.
+    In this order, vLLM's: logit_bias; repetition, frequency and presence penalty;
+    logits_processor; temperature; min_p; top_k; top_p. Those after the temperature do nothing at
+    temperature 0. With the defaults of all but the first three, tokens are run.c's for the same
+    seed. Raises ValueError for values out of range.
     """
 
-    def __init__(self, temperature: float = 1.0, top_p: float = 0.9, seed: int | None = None):
-        if temperature != 0 and not 1e-30 <= temperature <= 1e30:  # else float32 overflows
-            raise ValueError(f"temperature must be 0, or 1e-30 to 1e30, not {temperature}")
-        if not 0 <= top_p <= 1:
-            raise ValueError(f"top_p must be 0 to 1, not {top_p}")
-        if seed is not None and not -(2**63) <= seed < 2**64:
-            raise ValueError(f"seed must fit into 64 bits, not {seed}")
-        self.temperature = np.float32(temperature)
-        self.top_p = np.float32(top_p)
-        self._random = (seed or int.from_bytes(os.urandom(8), "little") | 1) & _MASK
+    temperature: float = 1.0  # 0, or 1e-30 to 1e30
+    top_p: float = 0.9  # only the likeliest that together exceed it (Holtzman 2019); 0, 1: all
+    seed: int | None = None  # None and 0: another one each time
+    _: KW_ONLY
+    top_k: int = 0  # only so many of the likeliest; 0: all
+    min_p: float = 0.0  # only those at least so likely as this share of the likeliest; 0: all
+    repetition_penalty: float = 1.0  # above 1: less of what the prompt and the answer have
+    presence_penalty: float = 0.0  # subtracted from what the answer has, not the prompt
+    frequency_penalty: float = 0.0  # the same, as often as the answer has it
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token: added; -inf forbids it
+    logits_processor: LogitsProcessor | None = None  # (tokens so far, logits) -> logits
+
+    def __post_init__(self) -> None:
+        for name, legal, ok in _LEGAL:
+            if not ok(value := getattr(self, name)):
+                raise ValueError(f"{name} must be {legal}, not {value}")
+        for token, bias in self.logit_bias.items():
+            if not isinstance(token, (int, np.integer)) or token < 0:
+                raise ValueError(f"logit_bias: tokens must be integers of 0 or more, not {token!r}")
+            if not bias < math.inf:
+                raise ValueError(
+                    f"logit_bias of token {token} must be a number or -inf, not {bias}"
+                )
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"seed must fit into 64 bits, not {self.seed}")
+        self._random = (self.seed or int.from_bytes(os.urandom(8), "little") | 1) & _MASK
         self._probabilities = np.zeros(0, np.float32)
 
-    def sample(self, logits: np.ndarray) -> int:
+    def sample(self, logits: np.ndarray, tokens: np.ndarray = _NO_TOKENS, given: int = 0) -> int:
         """Return a token. logits: (vocab_size,) float32, left as they are; -inf is never chosen.
 
-        Raises ValueError for nan and inf, and if there is nothing to choose: broken weights.
+        tokens: (n,) int, all that the sequence has so far, for the penalties and the processor;
+        the first `given` of them are its prompt. Raises ValueError for nan and inf, and if there is
+        nothing to choose: broken weights, or everything is forbidden.
         """
+        if self._adjusts:
+            logits = self._adjusted(logits, tokens, given)
         if self.temperature == 0:
             best = int(logits.argmax())  # the first nan, where there is one
             _check_finite(logits[best])
             return best
+        coin = self._draw()
+        if self.min_p > 0:
+            logits = keep_min_p(logits, self.min_p, self.temperature)
+        if self.top_k > 0:
+            logits = keep_top_k(logits, int(self.top_k))
         if len(self._probabilities) != len(logits):
             self._probabilities = np.zeros(len(logits), np.float32)
-        probabilities, coin = self._probabilities, self._draw()
-        kernels.softmax(logits, self.temperature, probabilities)
+        probabilities, top_p = self._probabilities, np.float32(self.top_p)
+        kernels.softmax(logits, np.float32(self.temperature), probabilities)
         _check_finite(probabilities[0])  # nan and inf spread to all
-        if 0 < self.top_p < 1:
-            return self._nucleus(probabilities, coin)
-        return _pick(probabilities, coin)
+        if 0 < top_p < 1:
+            return _nucleus(probabilities, top_p, coin)
+        token = _pick(probabilities, coin)
+        if logits[token] == -np.inf:  # the very last one, where the sum is rounded below the coin
+            token = int(np.flatnonzero(probabilities)[-1])
+        return token
 
     def skip(self, count: int) -> None:
         """Let `count` draws pass, as run.c's chat does for the tokens of a prompt."""
@@ -65,17 +137,53 @@ class Sampler:
         self._random = s
         return np.float32(((s * 0x2545F4914F6CDD1D & _MASK) >> 40) / 2**24)
 
-    def _nucleus(self, probabilities: np.ndarray, coin: np.float32) -> int:
-        # What cannot be among the likeliest top_p is left out before sorting.
-        cutoff = (np.float32(1) - self.top_p) / np.float32(max(len(probabilities) - 1, 1))
-        tokens = np.flatnonzero(probabilities >= cutoff)
-        if not tokens.size:  # possible with a tiny top_p and near-uniform logits; run.c reads junk
-            return int(probabilities.argmax())
-        # glibc's qsort is a stable merge sort, so equals stay in index order.
-        tokens = tokens[np.argsort(-probabilities[tokens], kind="stable")]
-        cumulative = np.cumsum(probabilities[tokens])
-        last = min(int(np.searchsorted(cumulative, self.top_p, side="right")), len(tokens) - 1)
-        return int(tokens[_pick(cumulative[: last + 1], coin * cumulative[last], summed=True)])
+    @property
+    def _adjusts(self) -> bool:
+        """Whether anything happens to the logits before the temperature."""
+        return bool(
+            self.logit_bias
+            or self.repetition_penalty != 1
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.logits_processor
+        )
+
+    def _adjusted(self, logits: np.ndarray, tokens: np.ndarray, given: int) -> np.ndarray:
+        _check_finite(logits.max())
+        if self.logit_bias:
+            logits = add_bias(logits, self.logit_bias)
+        if self.repetition_penalty != 1:
+            logits = penalize_repetition(logits, tokens, self.repetition_penalty)
+        if self.presence_penalty or self.frequency_penalty:
+            logits = penalize_frequency(
+                logits, tokens[given:], self.presence_penalty, self.frequency_penalty
+            )
+        if self.logits_processor:
+            shape = logits.shape
+            logits = np.asarray(self.logits_processor(tokens.copy(), logits.copy()), np.float32)
+            if logits.shape != shape:
+                raise ValueError(
+                    f"logits_processor returned shape {logits.shape}, expected {shape}"
+                )
+        if not math.isfinite(logits.max()):
+            raise ValueError(
+                f"nothing to choose from: the sampling options leave {logits.max()} as best logit"
+            )
+        return logits
+
+
+def _nucleus(probabilities: np.ndarray, top_p: np.float32, coin: np.float32) -> int:
+    """A token among the likeliest that together exceed `top_p`."""
+    # What cannot be among the likeliest top_p is left out before sorting.
+    cutoff = (np.float32(1) - top_p) / np.float32(max(len(probabilities) - 1, 1))
+    tokens = np.flatnonzero(probabilities >= cutoff)
+    if not tokens.size:  # possible with a tiny top_p and near-uniform logits; run.c reads junk
+        return int(probabilities.argmax())
+    # glibc's qsort is a stable merge sort, so equals stay in index order.
+    tokens = tokens[np.argsort(-probabilities[tokens], kind="stable")]
+    cumulative = np.cumsum(probabilities[tokens])
+    last = min(int(np.searchsorted(cumulative, top_p, side="right")), len(tokens) - 1)
+    return int(tokens[_pick(cumulative[: last + 1], coin * cumulative[last], summed=True)])
 
 
 def _pick(probabilities: np.ndarray, coin: np.float32, summed: bool = False) -> int:

@@ -50,7 +50,7 @@ class Tokenizer:
         return len(self.pieces)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, vocab_size: int | None = None) -> Tokenizer:
+    def load(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:
         """Read a tokenizer.bin, or a sentencepiece model if the name ends in ".model".
 
         With `vocab_size`, that of the model it will serve, any other number of pieces is refused.
@@ -170,7 +170,9 @@ def _read_bin(path: Path, data: bytes) -> tuple[list[bytes], list[float]]:
     if len(data) < 4:
         raise TokenizerError(f"{path}: not a tokenizer.bin: {len(data)} bytes, expected 4 at least")
     longest = struct.unpack_from("<I", data)[0]
-    pieces, scores, offset = [], [], 4
+    pieces: list[bytes] = []
+    scores: list[float] = []
+    offset = 4
     while offset < len(data):
         if offset + 8 > len(data):
             raise TokenizerError(f"{path}: ends in the middle of piece {len(pieces)}: truncated?")

@@ -6,18 +6,18 @@ and look at every array.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-from llama2np import kernels
+from llama2np import kernels, snapshot
 from llama2np.config import Config
-from llama2np.weights import Layer, Weights
+from llama2np.weights import Int8, Layer, Weights
 
 # A prompt goes through in blocks of this many tokens: enough to keep matrix products busy.
 BLOCK = 256
-_THREADED_SCORES = 32768  # multiply-adds from which attention is worth sharing among threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,13 @@ class Scratch:
     up: np.ndarray  # (T, hidden_dim)
     cos: np.ndarray  # (T, head_dim / 2)
     sin: np.ndarray  # (T, head_dim / 2)
+    arrays: tuple[np.ndarray, ...] = field(
+        init=False, repr=False
+    )  # all of these, as the kernels take them
+
+    def __post_init__(self) -> None:
+        arrays = tuple(getattr(self, part.name) for part in fields(self) if part.init)
+        object.__setattr__(self, "arrays", arrays)
 
     @classmethod
     def for_tokens(cls, count: int, config: Config) -> Scratch:
@@ -57,6 +64,70 @@ class State:
         self.values = [self._no_values(0)] * config.n_layers
         self.scores = np.zeros((config.n_heads, 0), np.float32)
         self._scratch = Scratch.for_tokens(1, config)
+        self._tokens = np.zeros(config.seq_len, np.int64)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The tokens read so far: a view, (pos,) int64."""
+        return self._tokens[: self.pos]
+
+    def note(self, tokens: np.ndarray) -> None:
+        """Take down `tokens` (T,), which are going to be read at pos and on."""
+        self._tokens[self.pos : self.pos + len(tokens)] = tokens
+
+    def truncate(self, pos: int) -> None:
+        """Forget all but the first `pos` tokens. Raises ValueError if there are fewer."""
+        if not 0 <= pos <= self.pos:
+            raise ValueError(f"pos must be 0 to {self.pos}, what has been read, not {pos}")
+        self.pos = pos
+
+    def reuse(self, tokens: Sequence[int]) -> list[int]:
+        """Forget what is not the beginning of `tokens`; return those that are still to be read.
+
+        At least the last one is: its logits are not kept.
+        """
+        most = max(min(self.pos, len(tokens) - 1), 0)
+        differ = np.flatnonzero(self._tokens[:most] != np.asarray(tokens[:most]))
+        self.truncate(int(differ[0]) if differ.size else most)
+        return list(tokens[self.pos :])
+
+    def fork(self) -> State:
+        """A copy that goes its own way: one prompt, read once, with many continuations."""
+        twin = State(self.config)
+        twin.reserve(self.pos)
+        for i in range(self.config.n_layers):
+            twin._copy_layer(i, self.keys[i], self.values[i], self.pos)
+        twin.note(self.tokens)
+        twin.pos = self.pos
+        return twin
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the tokens and the KV cache to a .npz, complete or not at all. Raises OSError."""
+        c = self.config
+        rows = [keys.swapaxes(2, 3).reshape(c.n_kv_heads, -1, c.head_dim) for keys in self.keys]
+        keys = np.stack([layer[:, : self.pos] for layer in rows])
+        values = np.stack([layer[:, : self.pos] for layer in self.values])
+        snapshot.write(path, c, self.tokens, keys, values)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], config: Config) -> State:
+        """Read what `save` wrote; it goes on token for token where that State was.
+
+        That the weights are the same too is for the caller to know. Raises ValueError for a state
+        of a network of another shape and for other files, and OSError.
+        """
+        state = cls(config)
+        tokens, keys, values = snapshot.read(path, config)
+        state.reserve(len(tokens))
+        for i in range(config.n_layers):
+            state.values[i][:, : len(tokens)] = values[i]
+            rows = np.zeros_like(state.values[i])
+            rows[:, : len(tokens)] = keys[i]
+            blocks = rows.reshape(config.n_kv_heads, -1, kernels.BLOCK, config.head_dim)
+            state.keys[i][:] = blocks.swapaxes(2, 3)
+        state.note(tokens)
+        state.pos = len(tokens)
+        return state
 
     def _no_keys(self, capacity: int) -> np.ndarray:
         c, block = self.config, kernels.BLOCK
@@ -73,11 +144,16 @@ class State:
         wanted = min(max(count, 2 * old), self.config.seq_len)
         capacity = -(-wanted // kernels.BLOCK) * kernels.BLOCK
         for i in range(self.config.n_layers):
-            keys, values = self._no_keys(capacity), self._no_values(capacity)
-            keys[:, : old // kernels.BLOCK] = self.keys[i]
-            values[:, :old] = self.values[i]
-            self.keys[i], self.values[i] = keys, values
+            keys, values = self.keys[i], self.values[i]
+            self.keys[i], self.values[i] = self._no_keys(capacity), self._no_values(capacity)
+            self._copy_layer(i, keys, values, old)
         self.scores = np.zeros((self.config.n_heads, capacity), np.float32)
+
+    def _copy_layer(self, i: int, keys: np.ndarray, values: np.ndarray, count: int) -> None:
+        """Take the first `count` positions of a layer from another cache."""
+        blocks = -(-count // kernels.BLOCK)
+        self.keys[i][:, :blocks] = keys[:, :blocks]
+        self.values[i][:, :count] = values[:, :count]
 
     def scratch(self, count: int) -> Scratch:
         """Scratch for `count` tokens; the one for a single token is kept."""
@@ -114,6 +190,7 @@ class Transformer:
         for start in range(0, count, BLOCK):
             block = tokens[start : start + BLOCK]
             s = state.scratch(len(block))
+            state.note(block)
             self._read(block, state, s)
             if all_logits:
                 self._classify(s, s.x, logits[start : start + len(block)])
@@ -146,9 +223,20 @@ class Transformer:
         self.weights.embedding.rows(tokens, s.x)
         kernels.rope_angles(self._frequencies, state.pos, s.cos, s.sin)
         for layer, keys, values in zip(self.weights.layers, state.keys, state.values, strict=True):
+            self.block(layer, keys, values, state, s)
+        state.pos += len(tokens)
+
+    def block(
+        self, layer: Layer, keys: np.ndarray, values: np.ndarray, state: State, s: Scratch
+    ) -> None:
+        """x += attention(x), then x += feed_forward(x); for one token in a single kernel."""
+        if len(s.x) == 1:
+            block = kernels.block_int8 if isinstance(layer.wq, Int8) else kernels.block_float32
+            cache = keys, values, state.scores
+            block(layer.arrays, s.arrays, *cache, state.pos, self._eps, kernels.SHARED)
+        else:
             self.attend(layer, keys, values, state, s)
             self.feed_forward(layer, s)
-        state.pos += len(tokens)
 
     def attend(
         self, layer: Layer, keys: np.ndarray, values: np.ndarray, state: State, s: Scratch
@@ -159,8 +247,8 @@ class Transformer:
         layer.wk(s.h, s.k)
         layer.wv(s.h, s.v)
         kernels.rope(s.q, s.k, s.v, s.cos, s.sin, state.pos, keys, values)
-        work = s.q.size * (state.pos + len(s.q))
-        attention = kernels.attention_threaded if work > _THREADED_SCORES else kernels.attention
+        work = 2 * s.q.size * (state.pos + len(s.q))
+        attention = kernels.attention if work < kernels.SHARED else kernels.attention_threaded
         attention(s.q, keys, values, state.pos, state.scores, s.mixed)
         layer.wo(s.mixed, s.h)
         kernels.add(s.x, s.h)

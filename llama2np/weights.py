@@ -5,15 +5,12 @@ Arrays are views of the mapped file: nothing is copied, and any number of sequen
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
 from llama2np import kernels
-
-# From about this many values on, sharing the rows among threads costs less than it saves.
-_THREADED_SIZE = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,26 +18,23 @@ class Dense:
     """A float32 matrix w (d, n). Calling it multiplies: out = x @ w.T."""
 
     w: np.ndarray
-    _matmul: Callable = field(init=False, repr=False)
-    _tiled: bool = field(init=False, repr=False)  # whether many tokens go through in tiles
-
-    def __post_init__(self) -> None:
-        threaded = self.w.size >= _THREADED_SIZE
-        matmul = kernels.matmul_threaded if threaded else kernels.matmul
-        object.__setattr__(self, "_matmul", matmul)
-        tiled = len(self.w) >= kernels.ROWS and kernels.matmul_tiles is not None
-        object.__setattr__(self, "_tiled", tiled)
 
     def __call__(self, x: np.ndarray, out: np.ndarray) -> None:
         """out = x @ w.T. x: (T, n), out: (T, d) float32."""
-        if len(x) > 1 and self._tiled:
+        if len(x) > 1 and kernels.matmul_tiles and len(self.w) >= kernels.ROWS:
             kernels.matmul_tiles(self.w, in_tiles(x), out)
         else:
-            self._matmul(self.w, x, out)
+            for t in range(len(x)):
+                kernels.matmul(self.w, x[t : t + 1], out[t : t + 1], kernels.SHARED)
 
     def rows(self, tokens: np.ndarray, out: np.ndarray) -> None:
         """out[t] = w[tokens[t]]: the matrix as a table. tokens: (T,) int, out: (T, n) float32."""
         out[:] = self.w[tokens]
+
+    @property
+    def arrays(self) -> tuple[np.ndarray]:
+        """What the kernels take for it."""
+        return (self.w,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,32 +43,35 @@ class Int8:
 
     q: np.ndarray
     scales: np.ndarray
-    _matmul: Callable = field(init=False, repr=False)
-    _tiled: bool = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        threaded = self.q.size >= _THREADED_SIZE
-        matmul = kernels.matmul_int8_threaded if threaded else kernels.matmul_int8
-        (d, n), groups = self.q.shape, self.scales.shape[1]
-        fits = d >= kernels.INT8_ROWS and n // groups % 4 == 0
-        object.__setattr__(self, "_matmul", matmul)
-        object.__setattr__(self, "_tiled", fits and kernels.matmul_int8_tiles is not None)
 
     def __call__(self, x: np.ndarray, out: np.ndarray) -> None:
         """out = quantized(x) @ w.T, as runq.c computes it. x: (T, n), out: (T, d) float32."""
+        if len(x) > 1 and kernels.matmul_int8_tiles and self._fits_tiles():
+            kernels.matmul_int8_tiles(self.q, self.scales, *self._in_tiles(x), out)
+        else:
+            for t in range(len(x)):
+                one = slice(t, t + 1)
+                kernels.matmul_int8(self.q, self.scales, x[one], out[one], kernels.SHARED)
+
+    def _fits_tiles(self) -> bool:
+        (d, n), groups = self.q.shape, self.scales.shape[1]
+        return bool(d >= kernels.INT8_ROWS and n // groups % 4 == 0)
+
+    def _in_tiles(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         x_q = np.empty(x.shape, np.int8)
         x_scales = np.empty((len(x), self.scales.shape[1]), np.float32)
         x_sums = np.empty(x_scales.shape, np.int32)
         kernels.quantize(x, x_q, x_scales, x_sums)
-        if len(x) > 1 and self._tiled:
-            tiles = in_tiles(x_q.view(np.int32)), in_tiles(x_scales), in_tiles(x_sums)
-            kernels.matmul_int8_tiles(self.q, self.scales, *tiles, out)
-        else:
-            self._matmul(self.q, self.scales, x_q, x_scales, x_sums, out)
+        return in_tiles(x_q.view(np.int32)), in_tiles(x_scales), in_tiles(x_sums)
 
     def rows(self, tokens: np.ndarray, out: np.ndarray) -> None:
         """out[t] = w[tokens[t]], dequantized. tokens: (T,) int, out: (T, n) float32."""
         kernels.dequantize_rows(self.q, self.scales, tokens, out)
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the kernels take for it."""
+        return self.q, self.scales
 
 
 def in_tiles(x: np.ndarray) -> np.ndarray:
@@ -100,6 +97,14 @@ class Layer:
     w_gate: Linear  # dim -> hidden_dim
     w_up: Linear  # dim -> hidden_dim
     w_down: Linear  # hidden_dim -> dim
+    arrays: tuple[Any, ...] = field(
+        init=False, repr=False
+    )  # all of these, as the kernels take them
+
+    def __post_init__(self) -> None:
+        values = (getattr(self, part.name) for part in fields(self) if part.init)
+        arrays = tuple(v if isinstance(v, np.ndarray) else v.arrays for v in values)
+        object.__setattr__(self, "arrays", arrays)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from llama2np import kernels
+from llama2np.kernels import multiply as multiply_
 from llama2np.kernels.exp import exp
 from llama2np.kernels.jit import exact
 from llama2np.kernels.lanes import weighted_sum
-from llama2np.weights import in_tiles
+from llama2np.weights import Dense, Int8, in_tiles
 
 SIZES = (1, 7, 64, 65, 200)
 
@@ -21,14 +22,37 @@ def close(fast, slow):
     np.testing.assert_allclose(fast, slow, rtol=2e-6, atol=2e-5)
 
 
-@pytest.mark.parametrize("rows", (1, 3))
-@pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("matmul", (kernels.matmul, kernels.matmul_threaded))
-def test_matmul(matmul, n, rows):
+@pytest.mark.parametrize("shared", (0, 65536), ids=("threads", "one thread"))
+@pytest.mark.parametrize("n", (*SIZES, 31, 32, 172))
+def test_matmul(n, shared):
     for d in SIZES:
-        w, x, out = normal(d, n), normal(rows, n, seed=1), np.full((rows, d), np.nan, np.float32)
-        matmul(w, x, out)
+        w, x, out = normal(d, n), normal(1, n, seed=1), np.full((1, d), np.nan, np.float32)
+        kernels.matmul(w, x, out, shared)
         close(out, naive.matmul(w, x))
+
+
+@pytest.mark.parametrize("shared", (0, 65536), ids=("threads", "one thread"))
+@pytest.mark.parametrize("kind", ("float32", "int8"))
+def test_matrices_that_share_an_input(kind, shared):
+    """Two or three at once are what each is alone, to the bit."""
+    x, shapes = normal(1, 64, seed=9), (65, 7, 20)
+    if kind == "float32":
+        matrices = [Dense(normal(d, 64, seed=d)) for d in shapes]
+        ready, multiply = multiply_.float32_input, multiply_.multiply_float32
+    else:
+        pairs = ((normal(d, 64, seed=d) * 40, normal(d, 2, seed=d)) for d in shapes)
+        matrices = [Int8(q.astype(np.int8), scales) for q, scales in pairs]
+        ready, multiply = multiply_.int8_input, multiply_.multiply_int8
+    for count in (1, 2, 3):
+        outs = [np.zeros((1, d), np.float32) for d in shapes]
+        ready_x = ready(x[0], matrices[0].arrays)
+        arrays, rows = (m.arrays for m in matrices), (out[0] for out in outs)
+        multiply(count, *arrays, ready_x, *rows, shared)
+        for i, (matrix, out) in enumerate(zip(matrices, outs, strict=True)):
+            expected = np.zeros_like(out)
+            if i < count:
+                matrix(x, expected)
+            np.testing.assert_array_equal(out, expected)
 
 
 @pytest.mark.skipif(kernels.matmul_tiles is None, reason="vectors by name need numba's compiler")
@@ -158,8 +182,8 @@ def test_nan_and_infinity_pass_through():
     """The sampler must see them: no kernel may take them for impossible."""
     x, out = normal(1, 64), np.zeros((1, 64), np.float32)
     x[0, 3] = np.nan
-    for matmul in (kernels.matmul, kernels.matmul_threaded):
-        matmul(normal(64, 64), x, out)
+    for shared in (0, 65536):
+        kernels.matmul(normal(64, 64), x, out, shared)
         assert np.isnan(out).all()
     kernels.rmsnorm(x, normal(64), np.float32(1e-5), out)
     assert np.isnan(out).all()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama2np import kernels
-from llama2np.kernels import int8_dot, int8_flavours, int8_tiles
+from llama2np.kernels import int8, int8_dot, int8_flavours, int8_tiles
 from llama2np.kernels.jit import exact
 from llama2np.weights import in_tiles
 
@@ -103,17 +103,31 @@ def check_matmul(matmul, rows, d, group, groups, seed=0):
     np.testing.assert_array_equal(out, naive.matmul_int8(q, scales, x, x_scales))
 
 
+def by_rows(q, scales, x, x_scales, x_sums, out):
+    middle = len(q) // 2
+    for start, end in ((0, middle), (middle, len(q))):
+        int8.int8_rows(q, scales, start, end, x[0], x_scales[0], x_sums[0], out[0])
+
+
 @pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("matmul", (kernels.matmul_int8, kernels.matmul_int8_threaded))
-def test_matmul(matmul, group):
-    for rows, d, groups in ((1, 1, 1), (1, 7, 3), (1, 65, 6), (4, 65, 2), (16, 12, 5)):
-        check_matmul(matmul, rows, d, group, groups)
+def test_rows(group):
+    for d, groups in ((1, 1), (7, 3), (65, 6), (12, 5)):
+        check_matmul(by_rows, 1, d, group, groups)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from((1, 4, 8)), st.integers(1, 80), st.integers(1, 9), st.integers(0, 2**32 - 2))
-def test_any_shape(rows, group, groups, seed):
-    check_matmul(kernels.matmul_int8, rows, 3, group, groups, seed)
+@given(st.integers(1, 80), st.integers(1, 9), st.integers(0, 2**32 - 2))
+def test_any_shape(group, groups, seed):
+    check_matmul(by_rows, 1, 3, group, groups, seed)
+
+
+@pytest.mark.parametrize("shared", (0, 65536), ids=("threads", "one thread"))
+@pytest.mark.parametrize("group", (32, 64, 96))
+def test_matmul(group, shared):
+    q, scales, x = integers(65, 3 * group), normal(65, 3), normal(1, 3 * group, seed=1)
+    out = np.full((1, 65), np.nan, np.float32)
+    kernels.matmul_int8(q, scales, x, out, shared)
+    np.testing.assert_array_equal(out, naive.matmul_int8(q, scales, *naive.quantize(x, group)))
 
 
 @pytest.mark.parametrize("group", (4, 32, 48, 64))

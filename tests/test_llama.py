@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from llama2np import CheckpointError, Llama, Tokenizer, TokenizerError
+from llama2np import CheckpointError, Llama, Tokenizer, TokenizerError, export
 from llama2np.checkpoint import Header
 from llama2np.generation import until
 from llama2np.tokenizer import BOS, EOS
@@ -143,3 +143,33 @@ def test_model_and_tokenizer_taken_for_each_other(write, tmp_path):
         Llama.load(tokenizer, path)
     with pytest.raises(TokenizerError, match="m.bin: not a tokenizer.bin"):
         Tokenizer.load(path)
+
+
+@pytest.mark.parametrize("version", (0, 1, 2))
+def test_export_is_the_command(write, tmp_path, version):
+    from llama2np.cli.export import main
+
+    path = write("tiny.bin", Header(1, TINY, False))
+    export(path, tmp_path / "a.bin", version)
+    assert main([str(tmp_path / "b.bin"), "--bin", str(path), "--version", str(version)], "x") == 0
+    assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
+
+
+def test_export_to_hugging_face_and_back(write, tmp_path):
+    path, done = write("tiny.bin", Header(1, TINY, False)), []
+    export(path, tmp_path / "folder", -1, dtype="float32", progress=done.append)
+    export(tmp_path / "folder", tmp_path / "again.bin", 1, seq_len=TINY.seq_len)
+    assert (tmp_path / "again.bin").read_bytes() == path.read_bytes()
+    assert sum(done) * 4 + 256 == path.stat().st_size
+
+
+def test_export_refuses(write, tmp_path):
+    path = write("tiny.bin", Header(1, TINY, False))
+    with pytest.raises(ValueError, match="version must be -1, 0, 1 or 2, not 3"):
+        export(path, tmp_path / "x.bin", 3)
+    with pytest.raises(ValueError, match="dtype float16 needs version -1"):
+        export(path, tmp_path / "x.bin", 1, dtype="float16")
+    export(path, tmp_path / "folder", -1)
+    with pytest.raises(CheckpointError, match="safetensors file, without the config of a network"):
+        export(tmp_path / "folder" / "model.safetensors", tmp_path / "x.bin")
+    assert not (tmp_path / "x.bin").exists()

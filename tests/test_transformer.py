@@ -51,6 +51,23 @@ def test_int8_is_near_its_float32(write):
         np.testing.assert_array_equal(in_blocks(transformer, tokens, size), found)
 
 
+class StepByStep(Transformer):
+    """Goes through a block in Python, also for one token."""
+
+    def block(self, *arguments):
+        self.attend(*arguments)
+        self.feed_forward(*arguments[:1], arguments[-1])
+
+
+@pytest.mark.parametrize("version", (0, 2))
+def test_a_block_in_one_kernel_is_its_steps(write, version):
+    header = Header(version, TINY, False, group_size=16 if version == 2 else 0)
+    config, weights = checkpoint.load(write("tiny.bin", header))
+    tokens = tokens_of(TINY, 90)
+    stepped = in_blocks(StepByStep(config, weights), tokens, 1)
+    np.testing.assert_array_equal(in_blocks(Transformer(config, weights), tokens, 1), stepped)
+
+
 @pytest.mark.parametrize(
     "name, path",
     (

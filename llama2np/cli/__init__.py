@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
         command = import_module(f"llama2np.cli.{argv[0]}")
-        return command.main(argv[1:], prog=f"llama2np {argv[0]}")
+        return int(command.main(argv[1:], prog=f"llama2np {argv[0]}"))
     if argv == ["--version"]:
         print(f"llama2np {__version__}")
         return 0

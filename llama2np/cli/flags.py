@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE: what a shell reports
 PIPE_CLOSED = 141
@@ -16,7 +17,7 @@ PIPE_CLOSED = 141
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are ValueErrors."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (--help shows the flags)")
 
 
@@ -54,13 +55,14 @@ def path_value(value: str) -> Path:
     return Path(flag_value(value))
 
 
-def number(kind: type, low: float, high: float | None) -> Callable[[str], float]:
+def number(kind: Callable[[str], float], low: float, high: float | None) -> Callable[[str], float]:
     """A parser of numbers from `low` to `high`, for argparse."""
     noun = "a whole number" if kind is int else "a number"
     legal = f"{noun} of {low} or more" if high is None else f"{noun} from {low} to {high}"
 
     def parse(value: str) -> float:
         text = flag_value(value)
+        found: float | None
         try:
             found = kind(text)
         except ValueError:
@@ -86,7 +88,7 @@ def one_line(error: Exception) -> str:
 
 
 @contextmanager
-def on_interrupt(handler: Callable) -> Iterator[None]:
+def on_interrupt(handler: Callable[..., Any]) -> Iterator[None]:
     """Have Ctrl-C call `handler` in the block, unless whoever started us wants it ignored."""
     before = signal.getsignal(signal.SIGINT)
     if before not in (signal.SIG_DFL, signal.default_int_handler):

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from llama2np import __version__, kernels
 from llama2np.checkpoint import read_header
+from llama2np.cli import sampling
 from llama2np.cli.flags import (
     INTERRUPTED,
     PIPE_CLOSED,
@@ -21,7 +22,10 @@ from llama2np.cli.flags import (
     one_line,
 )
 from llama2np.cli.screen import Screen
+from llama2np.generation import Generation
 from llama2np.llama import Llama
+
+_STEPS = 256  # run.c's
 
 
 def main(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
@@ -67,18 +71,22 @@ def _generate(model: Llama, options: argparse.Namespace, screen: Screen) -> None
     """Print the prompt as its tokens spell it, then what follows, then the speed."""
     prompt = options.prompt or ""
     tokens = model.tokenizer.encode(prompt)
-    context = model.config.seq_len
-    steps = min(options.steps or context, context)  # counts positions, the prompt's too
-    pieces = model.generate(
+    context, most = model.config.seq_len, options.max_new_tokens
+    steps = options.steps  # counts positions, the prompt's too
+    if steps is None:
+        steps = _STEPS if most is None else 0
+    steps = min(steps or context, context)
+    room = max(steps - len(tokens) + 1, 0)
+    story = model.generate(
         prompt,
-        max_new_tokens=max(steps - len(tokens) + 1, 0),
-        temperature=options.temperature,
-        top_p=options.top_p,
-        seed=options.seed,
+        max_new_tokens=room if most is None else min(most, room),
+        stop=options.stop or (),
+        logprobs=options.logprobs,
+        **sampling.sampling_options(options),
     )
     screen.write(model.tokenizer.decode(tokens[: steps + 1]))
     count, start = 0, 0.0
-    for piece in pieces:
+    for piece in story:
         screen.write(piece)
         count += 1
         start = start or time.perf_counter()  # the first token may have waited for the disk
@@ -86,6 +94,19 @@ def _generate(model: Llama, options: argparse.Namespace, screen: Screen) -> None
     screen.write("\n")
     if count > 1:
         print(f"achieved tok/s: {(count - 1) / elapsed:f}", file=sys.stderr)
+    if options.logprobs is not None:
+        _tell_logprobs(model, story)
+
+
+def _tell_logprobs(model: Llama, story: Generation) -> None:
+    """A line for each token: number, piece, log-probability; then the likeliest in its place."""
+
+    def named(token: int, logprob: float) -> str:
+        return f"{token} {model.tokenizer.pieces[token].decode(errors='replace')!r} {logprob:.4f}"
+
+    for token, logprob, top in zip(story.tokens, story.logprobs, story.top_logprobs, strict=True):
+        cells = [named(token, logprob), *(named(*item) for item in top.items())]
+        print("\t".join(cells), file=sys.stderr)
 
 
 def _chat(model: Llama, options: argparse.Namespace, screen: Screen) -> None:
@@ -96,10 +117,8 @@ def _chat(model: Llama, options: argparse.Namespace, screen: Screen) -> None:
             system = screen.ask("Enter system prompt (optional): ")
         chat = model.chat(
             system,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            seed=options.seed,
-            positions=options.steps,
+            positions=_STEPS if options.steps is None else options.steps,
+            **sampling.sampling_options(options),
         )
         text = options.prompt
         while not chat.full:
@@ -128,33 +147,32 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("model", help="the checkpoint, a .bin file")
-    add(
-        *("-t", "--temperature"),
-        type=number(float, 0, None),
-        default=1.0,
-        metavar="T",
-        help="0 always takes the likeliest token, more is more daring (default 1.0)",
-    )
-    add(
-        *("-p", "--top-p"),
-        type=number(float, 0, 1),
-        default=0.9,
-        metavar="P",
-        help="choose among the likeliest tokens that together exceed this probability; "
-        "0 and 1 choose among all (default 0.9)",
-    )
-    add(
-        *("-s", "--seed"),
-        type=number(int, -(2**63), 2**64 - 1),
-        metavar="N",
-        help="the same seed gives the same text; 0 is a new one each time (default)",
-    )
+    sampling.add_flags(add)
     add(
         *("-n", "--steps"),
         type=number(int, 0, None),
-        default=256,
         metavar="N",
-        help="positions to fill, the prompt's included; 0 is the model's context (default 256)",
+        help="positions to fill, the prompt's included; 0 is the model's context "
+        f"(default {_STEPS}, or as --max-new-tokens has it)",
+    )
+    add(
+        "--max-new-tokens",
+        type=number(int, 0, None),
+        metavar="N",
+        help="tokens to generate, the prompt's not included",
+    )
+    add(
+        "--stop",
+        type=flag_value,
+        action="append",
+        metavar="TEXT",
+        help="end before this text; may be repeated",
+    )
+    add(
+        "--logprobs",
+        type=number(int, 0, None),
+        metavar="N",
+        help="then write each token's log-probability, and the N likeliest, to standard error",
     )
     add(
         *("-i", "--prompt"),
@@ -184,10 +202,14 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     add("--threads", type=number(int, 1, None), metavar="N", help="default: the processors")
     add("--version", action="version", version=f"llama2np {__version__}")
     options = parser.parse_args(list(joined(argv, parser)))
+    if options.mode == "chat":
+        for flag in ("max_new_tokens", "stop", "logprobs"):
+            if getattr(options, flag) is not None:
+                raise ValueError(f"--{flag.replace('_', '-')} goes with -m generate, not with chat")
     if options.prompt == "-":
         options.prompt = sys.stdin.buffer.read().decode().removesuffix("\n")
-    for flag in ("prompt", "system"):
-        _check_utf8(getattr(options, flag) or "", f"--{flag}")
+    for flag in ("prompt", "system", "stop"):
+        _check_utf8("".join(getattr(options, flag) or ""), f"--{flag}")
     return options
 
 

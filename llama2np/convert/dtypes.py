@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from llama2np.checkpoint import CheckpointError
 
 
-def bfloat16() -> np.dtype:
+def bfloat16() -> np.dtype[Any]:
     """NumPy's bfloat16: float32 without its lower half, from ml_dtypes."""
     from ml_dtypes import bfloat16  # only for those who have such a file
 
-    return np.dtype(bfloat16)
+    dtype: np.dtype[Any] = np.dtype(bfloat16)
+    return dtype
 
 
-_DTYPES = {
+_DTYPES: dict[str, Callable[[], np.dtype[Any]]] = {
     "float32": lambda: np.dtype("<f4"),
     "float16": lambda: np.dtype("<f2"),
     "bfloat16": bfloat16,
 }
 
 
-def dtype_of(name: str, where: str) -> np.dtype:
+def dtype_of(name: str, where: str) -> np.dtype[Any]:
     """The type of that name. Raises CheckpointError for one that no weights come in."""
     if name not in _DTYPES:
         raise CheckpointError(f"{where}: is {name}, expected {', '.join(_DTYPES)}")

@@ -48,7 +48,7 @@ _NEUTRAL = {
 _DEFAULT_ROPE = ("default", None)
 
 
-def read(folder: str | os.PathLike) -> Source:
+def read(folder: str | os.PathLike[str]) -> Source:
     """Open a Llama in Hugging Face's form. Raises CheckpointError, and OSError."""
     folder = Path(folder)
     params = JsonFile(folder / "config.json")

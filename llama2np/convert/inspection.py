@@ -16,7 +16,9 @@ from llama2np.convert.source import Source, Stored
 from llama2np.convert.torch_zip import TorchFile
 
 
-def describe(path: str | os.PathLike, against: str | os.PathLike | None = None) -> Iterator[str]:
+def describe(
+    path: str | os.PathLike[str], against: str | os.PathLike[str] | None = None
+) -> Iterator[str]:
     """Yield lines on a checkpoint: its kind, Config, size, tensors, and whether all is finite.
 
     With `against`, the checkpoint that it was made from, a line for each tensor says how far its
@@ -41,7 +43,7 @@ def describe(path: str | os.PathLike, against: str | os.PathLike | None = None) 
     yield "all values are finite" if all_finite else "there are values that are nan or inf"
 
 
-def open_any(path: str | os.PathLike) -> tuple[str, Source | dict[str, Stored]]:
+def open_any(path: str | os.PathLike[str]) -> tuple[str, Source | dict[str, Stored]]:
     """Open a checkpoint by what it looks like: a Source, or the tensors of a file without config.
 
     The first value says what it is. Raises CheckpointError, and OSError.

@@ -18,7 +18,7 @@ class JsonFile:
     Raises CheckpointError naming the file and the field, and OSError.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = str(path)
         with open(path, "rb") as file:
             if (size := os.fstat(file.fileno()).st_size) > _LARGEST:
@@ -38,19 +38,20 @@ class JsonFile:
 
     def whole(self, key: str, default: Any = _REQUIRED) -> int:
         """A whole number above 0; `default` where the field is missing or null."""
-        return self._checked(key, default, int, "a whole number above 0")
+        return int(self._checked(key, default, int, "a whole number above 0"))
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
         """A number above 0; `default` where the field is missing or null."""
         return float(self._checked(key, default, (int, float), "a number above 0"))
 
-    def _checked(self, key: str, default: Any, kind: type | tuple, expected: str) -> Any:
-        value = self._fields.get(key)
+    def _checked(self, key: str, default: Any, kind: type | tuple[type, ...], expected: str) -> Any:
+        value: Any = self._fields.get(key)
         if value is None:
             if default is _REQUIRED:
                 raise CheckpointError(f"{self.path}: has no {key}")
             return default
-        if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < 1e30:
+        fits = isinstance(value, kind) and not isinstance(value, bool)
+        if not fits or not 0 < value < 1e30:
             raise CheckpointError(f"{self.path}: {key}={value!r:.60}, expected {expected}")
         return value
 

@@ -16,7 +16,7 @@ from llama2np.convert.torch_zip import TorchFile
 _COMPILED = "_orig_mod."  # what torch.compile puts before each name
 
 
-def read_pt(path: str | os.PathLike) -> Source:
+def read_pt(path: str | os.PathLike[str]) -> Source:
     """Open a checkpoint of llama2.c's train.py. Raises CheckpointError, and OSError."""
     file = TorchFile(path)
     content = file.content if isinstance(file.content, dict) else {}
@@ -44,7 +44,7 @@ def read_pt(path: str | os.PathLike) -> Source:
     return checked(str(path), config, tensors)
 
 
-def read_bin(path: str | os.PathLike) -> Source:
+def read_bin(path: str | os.PathLike[str]) -> Source:
     """Open a .bin of version 0, 1 or 2. Raises CheckpointError, and OSError."""
     header, tensors = open_tensors(path)
     stored = {}
@@ -71,11 +71,15 @@ def _stored(tensor: Tensor) -> Stored:
 def _dequantized(q: np.ndarray, scales: np.ndarray, start: int, end: int) -> np.ndarray:
     """Rows start to end of q (d, n) int8 × scales (d, n / group) float32."""
     groups = q[start:end].reshape(end - start, scales.shape[1], -1)
-    return (groups * scales[start:end, :, None]).reshape(end - start, -1)
+    return np.asarray(groups * scales[start:end, :, None]).reshape(end - start, -1)
 
 
 def _number(
-    path: str | os.PathLike, arguments: dict, name: str, default: Any = None, kind: type = int
+    path: str | os.PathLike[str],
+    arguments: dict[str, Any],
+    name: str,
+    default: Any = None,
+    kind: type = int,
 ) -> Any:
     value = arguments.get(name)
     value = default if value is None else value

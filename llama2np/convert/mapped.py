@@ -6,7 +6,7 @@ import mmap
 import os
 
 
-def map_file(path: str | os.PathLike) -> mmap.mmap | bytes:
+def map_file(path: str | os.PathLike[str]) -> mmap.mmap | bytes:
     """The bytes of a file, mapped. Raises OSError."""
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:

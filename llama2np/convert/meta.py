@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from llama2np.checkpoint import CheckpointError
 from llama2np.config import Config
@@ -43,7 +44,7 @@ _REFUSED = {
 }
 
 
-def read(folder: str | os.PathLike) -> Source:
+def read(folder: str | os.PathLike[str]) -> Source:
     """Open a Llama in Meta's form. Raises CheckpointError, and OSError."""
     folder = Path(folder)
     params = JsonFile(folder / "params.json")
@@ -84,13 +85,13 @@ def our_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
 
 def config_of(path: str, tensors: Mapping[str, Stored], **numbers: float) -> Config:
     """A Config of `numbers`, hidden_dim and vocab_size from the tensors. CheckpointError."""
-    sizes = {}
+    fields: dict[str, Any] = dict(numbers)
     for field, name in (("hidden_dim", "w_gate.0"), ("vocab_size", "embedding")):
         if name not in tensors or len(tensors[name].shape) != 2:
             raise CheckpointError(f"{path}: there is no matrix for {name} beside it")
-        sizes[field] = tensors[name].shape[0]
+        fields[field] = tensors[name].shape[0]
     try:
-        return Config(**numbers, **sizes)
+        return Config(**fields)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
 

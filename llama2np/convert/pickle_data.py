@@ -196,7 +196,7 @@ def _known(module: Any, name: Any) -> Name:
     return Name(module, name)
 
 
-def _rebuilt(function: Any, arguments: tuple) -> Any:
+def _rebuilt(function: Any, arguments: tuple[Any, ...]) -> Any:
     """What calling `function` would have given, for those that are known."""
     if not isinstance(function, Name) or not isinstance(arguments, tuple):
         raise PickleError(f"damaged pickle: it calls a {type(function).__name__}")

@@ -18,7 +18,7 @@ _SINE = (2.605780638722852e-06, -0.00019809602902257352, 0.00833306624608569, -0
 
 def rope_tables(config: Config) -> np.ndarray:
     """cos and sin of position × frequency: (2, seq_len, head_dim / 2) float32."""
-    exponents = np.arange(0, config.head_dim, 2, np.float32) / np.float32(config.head_dim)
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     powers = np.power(10000.0, exponents.astype(np.float64)).astype(np.float32)
     frequencies = np.float32(1) / powers
     angles = np.outer(np.arange(config.seq_len, dtype=np.float32), frequencies).astype(np.float64)

@@ -25,7 +25,7 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-def read(path: str | os.PathLike) -> dict[str, Stored]:
+def read(path: str | os.PathLike[str]) -> dict[str, Stored]:
     """The tensors of a .safetensors file, mapped. Raises CheckpointError, and OSError."""
     data = map_file(path)
     size, length = len(data), int.from_bytes(data[:8], "little")
@@ -67,7 +67,7 @@ def _span(where: str, entry: Any) -> tuple[int, int, np.dtype, tuple[int, ...]]:
     return first, last, dtype, shape
 
 
-def _check_no_gaps(path: str, spans: Mapping[str, tuple], size: int) -> None:
+def _check_no_gaps(path: str, spans: Mapping[str, tuple[Any, ...]], size: int) -> None:
     """Each byte of the data belongs to one tensor: nothing overlaps, is hidden or missing."""
     end = 0
     for name, (first, last, *_) in sorted(spans.items(), key=lambda item: item[1][:2]):

@@ -97,7 +97,7 @@ def checked(
         )
     if tied is None and (tied := _equal(tensors["embedding"], tensors["classifier"])):
         del tensors["classifier"]
-    return Source(path, config, tied, tensors)
+    return Source(path, config, bool(tied), tensors)
 
 
 def _expected(config: Config, tied: bool) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -10,7 +10,7 @@ from llama2np.output import replacing
 from llama2np.tokenizer import Tokenizer, TokenizerError
 
 
-def write_bin(model: str | os.PathLike, path: str | os.PathLike) -> int:
+def write_bin(model: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
     """Write a tokenizer.bin; return the number of pieces. Raises TokenizerError, and OSError."""
     if Path(model).suffix != ".model":
         raise TokenizerError(f"{model}: expected a sentencepiece model, named *.model")

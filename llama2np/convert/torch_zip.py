@@ -27,7 +27,7 @@ _LOCAL_HEADER = 30  # bytes before the name in front of each file in a zip archi
 class TorchFile:
     """An opened .pt, .pth or pytorch_model.bin. Raises CheckpointError, and OSError."""
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = str(path)
         self._data = map_file(self.path)
         self._files = self._list_files()

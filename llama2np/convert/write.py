@@ -24,7 +24,7 @@ Progress = Callable[[int], object]  # is told of each number of values done
 
 
 def write_bin(
-    source: Source, path: str | os.PathLike, version: int, progress: Progress = int
+    source: Source, path: str | os.PathLike[str], version: int, progress: Progress = int
 ) -> tuple[Header, dict[str, Error]]:
     """Write a .bin of version 0, 1 or 2; return its header, and of version 2 the errors.
 
@@ -79,7 +79,7 @@ def _quantized(
 
 
 def write_huggingface(
-    source: Source, folder: str | os.PathLike, dtype: str = "float32", progress: Progress = int
+    source: Source, folder: str | os.PathLike[str], dtype: str = "float32", progress: Progress = int
 ) -> None:
     """Write model.safetensors and config.json of a network, for transformers.
 

@@ -1,4 +1,8 @@
-"""All that is compiled. Plain loops over NumPy arrays; the only room that knows numba."""
+"""All that is compiled. Plain loops over NumPy arrays; the only room that knows numba.
+
+Threads share the work of kernels that take `shared`, the number of multiply-adds from which on that
+pays, and of those that work in tiles.
+"""
 
 import numba
 
@@ -9,22 +13,12 @@ from llama2np.kernels.attention import (
     rope,
     rope_angles,
 )
-from llama2np.kernels.float32 import (
-    add,
-    matmul,
-    matmul_threaded,
-    rmsnorm,
-    softmax,
-    swiglu,
-)
-from llama2np.kernels.int8 import (
-    dequantize_rows,
-    matmul_int8,
-    matmul_int8_threaded,
-    quantize,
-)
+from llama2np.kernels.int8 import dequantize_rows, quantize
 from llama2np.kernels.int8_tiles import INT8_ROWS, matmul_int8_tiles
 from llama2np.kernels.jit import on_first_compile
+from llama2np.kernels.multiply import matmul, matmul_int8
+from llama2np.kernels.one_token import block_float32, block_int8
+from llama2np.kernels.steps import add, rmsnorm, softmax, swiglu
 from llama2np.kernels.tiles import LANES, ROWS, matmul_tiles, to_tiles
 
 __all__ = [
@@ -32,18 +26,19 @@ __all__ = [
     "INT8_ROWS",
     "LANES",
     "ROWS",
+    "SHARED",
     "add",
-    "dequantize_rows",
-    "matmul_int8",
-    "matmul_int8_threaded",
-    "matmul_int8_tiles",
-    "quantize",
     "attention",
     "attention_threaded",
+    "block_float32",
+    "block_int8",
+    "dequantize_rows",
     "matmul",
-    "matmul_threaded",
+    "matmul_int8",
+    "matmul_int8_tiles",
     "matmul_tiles",
     "on_first_compile",
+    "quantize",
     "rmsnorm",
     "rope",
     "rope_angles",
@@ -52,6 +47,8 @@ __all__ = [
     "swiglu",
     "to_tiles",
 ]
+
+SHARED = 65536
 
 
 def set_threads(count: int) -> None:

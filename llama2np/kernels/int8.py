@@ -8,7 +8,6 @@ CPU, on how a prompt is cut, or on the number of threads. Group sizes 32 and 64 
 import math
 
 import numpy as np
-from numba import prange
 
 from llama2np.kernels.int8_dot import dot, products4
 from llama2np.kernels.int8_flavours import FLAVOUR
@@ -55,55 +54,37 @@ def _products4(size, a, i, b, j, a_scales, s, b_scales, b_sums, r):
 
 
 @exact(forceinline=True)
-def _sized_row(size, groups, i, q, scales, t, x, x_scales, x_sums):
-    """Row i of q times token t. All arrays are flat; a row has `groups` groups of `size` values."""
-    at, own, total, done = i * groups, t * groups, np.float32(0), 0
-    if size == 32 or size == 64:
-        done = groups // 4 * 4
+def _sized_rows(size, q, scales, start, end, x, x_scales, x_sums, out):
+    n, groups = q.shape[1], scales.shape[1]
+    done = groups // 4 * 4 if size == 32 or size == 64 else 0
+    q, scales = q.reshape(-1), scales.reshape(-1)
+    for i in range(start, end):
+        at, total = i * groups, np.float32(0)
         for g in range(0, done, 4):
-            w, v = (at + g) * size, (own + g) * size
-            p = _products4(size, q, w, x, v, scales, at + g, x_scales, x_sums, own + g)
+            w, v = i * n + g * size, g * size
+            p = _products4(size, q, w, x, v, scales, at + g, x_scales, x_sums, g)
             total = total + p[0] + p[1] + p[2] + p[3]
-    for g in range(done, groups):
-        product = np.float32(dot(q, (at + g) * size, x, (own + g) * size, size))
-        total += product * scales[at + g] * x_scales[own + g]
-    return total
-
-
-@exact(forceinline=True)
-def _row(size, groups, i, q, scales, t, x, x_scales, x_sums):
-    """`_sized_row`, compiled apart for the usual sizes."""
-    if size == 64:
-        return _sized_row(64, groups, i, q, scales, t, x, x_scales, x_sums)
-    if size == 32:
-        return _sized_row(32, groups, i, q, scales, t, x, x_scales, x_sums)
-    return _sized_row(size, groups, i, q, scales, t, x, x_scales, x_sums)
+        for g in range(done, groups):
+            product = np.float32(dot(q, i * n + g * size, x, g * size, size))
+            total += product * scales[at + g] * x_scales[g]
+        out[i] = total
 
 
 @exact
-def matmul_int8(q, scales, x, x_scales, x_sums, out):
-    """out = (x * x_scales) @ (q * scales).T. q: (d, n), x: (T, n) int8, out: (T, d) float32.
+def int8_rows(q, scales, start, end, x, x_scales, x_sums, out):
+    """out[i] = row i of q * scales times x * x_scales, for start <= i < end.
 
-    scales: (d, n / group), x_scales: (T, n / group) float32, x_sums: (T, n / group) int32, the sums
-    of x over each group.
+    q: (d, n) int8, scales: (d, n / group) float32, x: (n,) int8, x_scales: (n / group,) float32,
+    x_sums: (n / group,) int32, the sums of x over each group, out: (d,) float32. Compiled apart for
+    the usual group sizes.
     """
-    groups, size = x_scales.shape[1], x.shape[1] // x_scales.shape[1]
-    w, w_scales = q.reshape(-1), scales.reshape(-1)
-    v, v_scales, v_sums = x.reshape(-1), x_scales.reshape(-1), x_sums.reshape(-1)
-    for i in range(q.shape[0]):
-        for t in range(x.shape[0]):
-            out[t, i] = _row(size, groups, i, w, w_scales, t, v, v_scales, v_sums)
-
-
-@exact(parallel=True)
-def matmul_int8_threaded(q, scales, x, x_scales, x_sums, out):
-    """`matmul_int8` with the rows of q shared among threads."""
-    groups, size = x_scales.shape[1], x.shape[1] // x_scales.shape[1]
-    w, w_scales = q.reshape(-1), scales.reshape(-1)
-    v, v_scales, v_sums = x.reshape(-1), x_scales.reshape(-1), x_sums.reshape(-1)
-    for i in prange(q.shape[0]):
-        for t in range(x.shape[0]):
-            out[t, i] = _row(size, groups, np.int64(i), w, w_scales, t, v, v_scales, v_sums)
+    size = q.shape[1] // scales.shape[1]
+    if size == 64:
+        _sized_rows(64, q, scales, start, end, x, x_scales, x_sums, out)
+    elif size == 32:
+        _sized_rows(32, q, scales, start, end, x, x_scales, x_sums, out)
+    else:
+        _sized_rows(size, q, scales, start, end, x, x_scales, x_sums, out)
 
 
 @exact

@@ -51,7 +51,7 @@ def _portable(size):
 
 
 def _wide(flavour, size):
-    lanes = min(flavour.lanes, size // 4)
+    lanes = min(flavour.lanes, 8)
     int8s, integers = ir.VectorType(I8, 4 * lanes), ir.VectorType(I32, lanes)
     four_floats, four_integers = ir.VectorType(F32, 4), ir.VectorType(I32, 4)
 

@@ -5,6 +5,8 @@ meets the values of all of them. Every sum runs over n in order, so the result d
 how a prompt is cut. Register tiles: Goto and van de Geijn 2008.
 """
 
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
 from numba import config, prange, types
@@ -104,4 +106,4 @@ def _matmul_tiles(w, x, out):
             from_tile(sums, ROWS, LANES, i, t, out)
 
 
-matmul_tiles = None if config.DISABLE_JIT else _matmul_tiles
+matmul_tiles: Any = None if config.DISABLE_JIT else _matmul_tiles

@@ -1,0 +1,42 @@
+"""`export`: any checkpoint that can be read, as any that can be written."""
+
+from __future__ import annotations
+
+import os
+
+from llama2np.checkpoint import CheckpointError
+from llama2np.convert.inspection import open_any
+from llama2np.convert.source import Source
+from llama2np.convert.write import Progress, write_bin, write_huggingface
+
+
+def export(
+    checkpoint: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    version: int = 0,
+    *,
+    dtype: str = "float32",
+    seq_len: int | None = None,
+    progress: Progress = int,
+) -> None:
+    """Convert `checkpoint` to `path`: the command `export` as a function.
+
+    checkpoint: a .bin, a .pt of llama2.c's trainer, or a folder of Meta's or Hugging Face's; what
+    it is shows. version: 0 or 1 (float32), 2 (Q8_0), or -1, a Hugging Face folder with weights of
+    `dtype` ("float32", "float16", "bfloat16"). seq_len: positions, if not those of the source.
+    progress: is told of each number of values done. Raises CheckpointError, ValueError and
+    OSError; `path` is then as it was.
+    """
+    if version not in (-1, 0, 1, 2):
+        raise ValueError(f"version must be -1, 0, 1 or 2, not {version}")
+    if dtype != "float32" and version != -1:
+        raise ValueError(f"dtype {dtype} needs version -1: .bin files are float32 or int8")
+    kind, source = open_any(checkpoint)
+    if not isinstance(source, Source):
+        raise CheckpointError(f"{checkpoint}: {kind}, without the config of a network")
+    if seq_len is not None:
+        source = source.with_seq_len(seq_len)
+    if version == -1:
+        write_huggingface(source, path, dtype, progress)
+    else:
+        write_bin(source, path, version, progress)

@@ -1,0 +1,58 @@
+"""The steps between the matrices: what works on activations, value by value.
+
+Arrays are C-contiguous float32, with a row for each token: (T, ...). `out` comes last; without
+`out` a kernel works in place. Nothing here allocates, checks or knows a model.
+
+All of it adds in run.c's order, so that int8 models, where the last bit of an activation can decide
+how it is rounded, give runq.c's numbers.
+"""
+
+import numpy as np
+
+from llama2np.kernels.exp import exp
+from llama2np.kernels.jit import exact
+
+
+@exact
+def add(x, h):
+    """x += h. x, h: (T, dim)."""
+    for t in range(x.shape[0]):
+        for i in range(x.shape[1]):
+            x[t, i] += h[t, i]
+
+
+@exact
+def rmsnorm(x, weight, eps, out):
+    """out = weight * x / sqrt(mean(x**2) + eps), by rows. x, out: (T, dim), weight: (dim,)."""
+    for t in range(x.shape[0]):
+        squares = np.float32(0)
+        for i in range(x.shape[1]):
+            squares += x[t, i] * x[t, i]
+        scale = np.float32(1) / np.sqrt(squares / np.float32(x.shape[1]) + eps)
+        for i in range(x.shape[1]):
+            out[t, i] = weight[i] * (scale * x[t, i])
+
+
+@exact
+def swiglu(gate, up):
+    """gate = silu(gate) * up (Shazeer 2020). gate, up: (T, hidden_dim)."""
+    for t in range(gate.shape[0]):
+        for i in range(gate.shape[1]):
+            value = gate[t, i]
+            gate[t, i] = value * (np.float32(1) / (np.float32(1) + exp(-value))) * up[t, i]
+
+
+@exact
+def softmax(logits, temperature, out):
+    """out = softmax(logits / temperature), in run.c's order of additions. logits, out: (n,)."""
+    top = np.float32(-np.inf)
+    for i in range(logits.shape[0]):
+        out[i] = logits[i] / temperature
+        top = max(top, out[i])
+    for i in range(logits.shape[0]):
+        out[i] = exp(out[i] - top)
+    total = np.float32(0)
+    for i in range(logits.shape[0]):
+        total += out[i]
+    for i in range(logits.shape[0]):
+        out[i] /= total

@@ -1,0 +1,88 @@
+"""What sampling does to logits before a token is drawn: pure functions, a few lines each.
+
+logits are (vocab_size,) float32 and left as they are; a new array is returned. `Sampler` says in
+which order it applies them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+_NEVER = np.float32(-np.inf)
+
+
+def add_bias(logits: np.ndarray, bias: Mapping[int, float]) -> np.ndarray:
+    """Add bias[token] to the logit of each token (OpenAI's logit_bias); -inf forbids it.
+
+    Raises ValueError for a token outside the vocabulary.
+    """
+    if max(bias, default=0) >= len(logits):
+        raise ValueError(
+            f"logit_bias has token {max(bias)}, the vocabulary ends at {len(logits) - 1}"
+        )
+    biased = logits.copy()
+    for token, value in bias.items():
+        biased[token] += np.float32(value)
+    return biased
+
+
+def penalize_repetition(
+    logits: np.ndarray, tokens: Sequence[int] | np.ndarray, penalty: float
+) -> np.ndarray:
+    """Divide positive logits of `tokens` by `penalty`, multiply negative ones (Keskar et al. 2019).
+
+    Each token counts once, however often it is there.
+    """
+    seen = np.unique(np.asarray(tokens, np.int64))
+    penalized, theirs, factor = logits.copy(), logits[seen], np.float32(penalty)
+    with np.errstate(over="ignore"):
+        penalized[seen] = np.where(theirs > 0, theirs / factor, theirs * factor)
+    return penalized
+
+
+def penalize_frequency(
+    logits: np.ndarray,
+    tokens: Sequence[int] | np.ndarray,
+    presence: float = 0.0,
+    frequency: float = 0.0,
+) -> np.ndarray:
+    """Subtract `presence` from the logits of `tokens`, and `frequency` each time one is there.
+
+    OpenAI's presence_penalty and frequency_penalty.
+    """
+    counts = np.bincount(np.asarray(tokens, np.int64), minlength=len(logits))
+    return logits - (presence * (counts > 0) + frequency * counts).astype(np.float32)
+
+
+def keep_min_p(logits: np.ndarray, min_p: float, temperature: float = 1.0) -> np.ndarray:
+    """Forbid tokens less than `min_p` times as likely as the likeliest (Nguyen et al. 2024).
+
+    min_p: more than 0, up to 1. The probabilities are those after division by `temperature`.
+    """
+    least = logits.max() + np.float32(temperature * math.log(min_p))
+    return np.where(logits < least, _NEVER, logits)
+
+
+def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
+    """Forbid all but the `k` largest (Fan et al. 2018), and those equal to the last of them."""
+    if k >= len(logits):
+        return logits.copy()
+    return np.where(logits < np.partition(logits, -k)[-k], _NEVER, logits)
+
+
+def likeliest(logits: np.ndarray, count: int) -> np.ndarray:
+    """The tokens of the `count` largest logits, the largest first, lower tokens before equals."""
+    count = min(count, len(logits))
+    if count == 0:
+        return np.zeros(0, np.int64)
+    tokens = np.flatnonzero(logits >= np.partition(logits, -count)[-count])
+    return tokens[np.argsort(-logits[tokens], kind="stable")][:count]
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities of the tokens in nats, float64. logits: (..., vocab_size)."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))

@@ -1,0 +1,56 @@
+"""Guesses at the tokens that follow, for `generate(draft=...)`: right ones cost almost nothing.
+
+A network reads several tokens hardly slower than one, because its weights come from memory once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llama2np.generation import Model
+from llama2np.transformer import State
+
+
+class DraftModel:
+    """A small model that guesses for a large one with the same tokenizer (Leviathan et al. 2023).
+
+    It guesses `ahead` tokens, greedily. It keeps a State: one thread at a time.
+    """
+
+    def __init__(self, model: Model, ahead: int = 4):
+        if ahead < 1:
+            raise ValueError(f"ahead must be 1 or more, not {ahead}")
+        self._model, self._ahead = model, ahead
+        self._state = State(model.config)
+
+    def __call__(self, tokens: np.ndarray) -> list[int]:
+        """Guess what follows `tokens` (n,). Nothing where its context ends."""
+        room = self._model.config.seq_len - len(tokens) + 1
+        unread, guess = self._state.reuse(tokens.tolist()), []
+        for _ in range(min(self._ahead, room)):
+            unread = [int(self._model.forward(unread, self._state).argmax())]
+            guess += unread
+        return guess
+
+
+class PromptLookup:
+    """What followed the last few tokens when they stood in the sequence before (Saxena 2023).
+
+    It needs no second model, and helps where a text repeats itself or its prompt. Of the places
+    where the last `ngram` tokens stand, or else fewer, it takes the latest.
+    """
+
+    def __init__(self, ngram: int = 3, ahead: int = 8):
+        if ngram < 1 or ahead < 1:
+            raise ValueError(f"ngram and ahead must be 1 or more, not {ngram} and {ahead}")
+        self._ngram, self._ahead = ngram, ahead
+
+    def __call__(self, tokens: np.ndarray) -> list[int]:
+        """Guess what follows `tokens` (n,). Nothing where the last of them is new."""
+        for n in range(min(self._ngram, len(tokens) - 1), 0, -1):
+            windows = np.lib.stride_tricks.sliding_window_view(tokens[:-1], n)
+            places = np.flatnonzero((windows == tokens[-n:]).all(axis=1))
+            if places.size:
+                follows = int(places[-1]) + n
+                return list(tokens[follows : follows + self._ahead].tolist())
+        return []

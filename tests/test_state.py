@@ -1,0 +1,226 @@
+"""States that are saved, forked, cut and shared: each goes on token for token."""
+
+import json
+import os
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import TINY, random_tensors
+
+from llama2np import State, Transformer, checkpoint
+from llama2np.checkpoint import Header
+
+READ = [5, 17, 42, 299, 0, 7] * 12  # 72 tokens: more than one block of the cache
+HEADERS = {"float32": Header(1, TINY, False), "int8": Header(2, TINY, True, 16)}
+
+
+@pytest.fixture(params=HEADERS)
+def transformer(request, write):
+    return Transformer(*checkpoint.load(write("tiny.bin", HEADERS[request.param])))
+
+
+def continued(transformer, state, count=20):
+    """What a sequence goes on to say, greedily, and the logits it says it from."""
+    token, said, rows = 9, [], []
+    for _ in range(count):
+        rows.append(transformer.forward([token], state))
+        token = int(rows[-1].argmax())
+        said.append(token)
+    return said, np.stack(rows)
+
+
+def same(a, b):
+    return a[0] == b[0] and np.array_equal(a[1], b[1])
+
+
+def read(transformer, tokens=READ):
+    state = State(transformer.config)
+    transformer.forward(tokens, state)
+    return state
+
+
+def test_it_knows_its_tokens(transformer):
+    state = read(transformer)
+    transformer.forward([1, 2], state)
+    assert state.tokens.tolist() == [*READ, 1, 2] and state.pos == 74
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 72])
+def test_a_saved_state_goes_on_where_it_was(transformer, tmp_path, count):
+    state = read(transformer, READ[:count]) if count else State(TINY)
+    state.save(tmp_path / "state.npz")
+    loaded = State.load(tmp_path / "state.npz", TINY)
+    assert loaded.tokens.tolist() == READ[:count]
+    assert same(continued(transformer, loaded), continued(transformer, state))
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 72])
+def test_forks_go_their_own_ways(transformer, count):
+    state = read(transformer, READ[:count]) if count else State(TINY)
+    twin, third = state.fork(), state.fork()
+    transformer.forward([250] * 15, third)  # what one reads, the others do not see
+    expected = continued(transformer, state)
+    assert same(continued(transformer, twin), expected)
+    assert third.pos == count + 15 and twin.pos == state.pos == count + 20
+    assert twin.tokens.tolist() == state.tokens.tolist()
+
+
+@pytest.mark.parametrize("pos", [0, 1, 63, 64, 65, 72])
+def test_a_truncated_state_has_forgotten_the_rest(transformer, pos):
+    state = read(transformer)
+    state.truncate(pos)
+    assert state.tokens.tolist() == READ[:pos]
+    assert state.fork().tokens.tolist() == READ[:pos]
+    if pos:
+        fresh = State(TINY)
+        transformer.forward(READ, fresh)
+        fresh = fresh.fork()
+        fresh.truncate(pos)
+        assert same(continued(transformer, state), continued(transformer, fresh))
+
+
+def test_truncating_takes_back_what_was_read_since(transformer):
+    state, other = read(transformer), read(transformer)
+    transformer.forward([1, 2, 3, 4], state)
+    state.truncate(len(READ))
+    assert same(continued(transformer, state), continued(transformer, other))
+
+
+@pytest.mark.parametrize("pos", [-1, 73])
+def test_truncating_beyond_what_was_read_is_refused(transformer, pos):
+    with pytest.raises(ValueError, match=f"pos must be 0 to 72, what has been read, not {pos}"):
+        read(transformer).truncate(pos)
+
+
+@pytest.mark.parametrize(
+    "tokens, kept",
+    [
+        ([*READ, 1, 2], 72),  # all of it
+        (READ, 71),  # the last token is read again, for its logits
+        (READ[:10], 9),
+        ([*READ[:10], 99, *READ[11:]], 10),
+        ([99, 98], 0),
+        ([], 0),
+    ],
+)
+def test_reuse_keeps_the_common_beginning(transformer, tokens, kept):
+    state = read(transformer)
+    assert state.reuse(tokens) == tokens[kept:]
+    assert state.pos == kept
+
+
+def test_a_state_is_a_plain_npz(transformer, tmp_path):
+    """README-stable: anybody can read it with NumPy, position after position."""
+    state = read(transformer)
+    state.save(tmp_path / "state.npz")
+    with np.load(tmp_path / "state.npz") as arrays:
+        assert sorted(arrays) == ["config", "keys", "tokens", "values"]
+        assert json.loads(str(arrays["config"]))["dim"] == 48
+        assert arrays["keys"].shape == arrays["values"].shape == (3, 2, 72, 8)
+        assert np.array_equal(arrays["values"][2], state.values[2][:, :72])
+        assert arrays["keys"][1, 0, 70, 3] == state.keys[1][0, 1, 3, 6]
+
+
+def test_another_model_s_state_is_refused_by_the_difference(transformer, tmp_path):
+    read(transformer).save(tmp_path / "s.npz")
+    other = replace(TINY, n_layers=2, rope_theta=500000.0)
+    message = "s.npz: saved for another model: n_layers is 3, expected 2, rope_theta is 10000.0"
+    with pytest.raises(ValueError, match=message):
+        State.load(tmp_path / "s.npz", other)
+
+
+def damaged(path, **arrays):
+    """Write the file again with these arrays in place of its own; None leaves one out."""
+    with np.load(path) as found:
+        arrays = {**found, **arrays}
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+
+
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ({"keys": None}, "it has no keys"),
+        ({"keys": np.zeros((3, 2, 71, 8), np.float32)}, r"keys are float32 \(3, 2, 71, 8\), exp"),
+        ({"values": np.zeros((3, 2, 72, 8))}, "values are float64"),
+        ({"tokens": np.zeros(97, np.int64)}, r"tokens are int64 \(97,\), expected"),
+        ({"tokens": np.zeros((72, 1), np.int64)}, "tokens are int64"),
+        ({"tokens": np.full(72, 300)}, "not in the vocabulary of 0 to 299"),
+        ({"tokens": np.full(72, -1)}, "not in the vocabulary of 0 to 299"),
+        ({"config": np.array("{}")}, "saved for another model: dim is None, expected 48"),
+        ({"config": np.array("nonsense")}, "not a saved state"),
+        ({"config": np.array("[1]")}, "its config is unreadable"),
+        ({"tokens": np.array([{}], object)}, "not a saved state"),  # a pickle, which is not run
+    ],
+)
+def test_damaged_states_are_one_line(transformer, tmp_path, arrays, message):
+    path = tmp_path / "s.npz"
+    read(transformer).save(path)
+    damaged(path, **arrays)
+    with pytest.raises(ValueError, match=message) as error:
+        State.load(path, TINY)
+    assert "s.npz: " in str(error.value) and "\n" not in str(error.value)
+
+
+class Evil:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_in_the_file_is_not_run(transformer, tmp_path):
+    read(transformer).save(tmp_path / "s.npz")
+    damaged(tmp_path / "s.npz", tokens=np.array([Evil(tmp_path / "made")], object))
+    with pytest.raises(ValueError, match="s.npz: not a saved state"):
+        State.load(tmp_path / "s.npz", TINY)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\3\4", b"nonsense", b"\x93NUMPY\1\0"])
+def test_other_files_are_refused(data, tmp_path):
+    (tmp_path / "s.npz").write_bytes(data)
+    with pytest.raises(ValueError, match="s.npz: not a saved state"):
+        State.load(tmp_path / "s.npz", TINY)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(ValueError, match="one.npy: not a saved state"):
+        State.load(tmp_path / "one.npy", TINY)
+    with pytest.raises(FileNotFoundError):
+        State.load(tmp_path / "missing.npz", TINY)
+
+
+@pytest.mark.parametrize("at", range(0, 100, 7))
+def test_a_truncated_or_changed_file_is_refused_or_has_the_same_tokens(write, tmp_path, at):
+    path = tmp_path / "s.npz"
+    read(Transformer(*checkpoint.load(write("t.bin", HEADERS["float32"])))).save(path)
+    data = path.read_bytes()
+    place = len(data) * at // 100
+    for broken in (data[:place], data[:place] + b"\xff" + data[place + 1 :]):
+        path.write_bytes(broken)
+        try:
+            assert State.load(path, TINY).tokens.tolist() == READ
+        except ValueError as error:
+            assert "s.npz: " in str(error)
+
+
+def test_nothing_is_left_of_a_state_that_cannot_be_written(transformer, tmp_path):
+    with pytest.raises(OSError):
+        read(transformer).save(tmp_path / "no" / "folder.npz")
+    assert not list(tmp_path.glob("no*"))
+
+
+def test_the_arrays_are_not_compressed(transformer, tmp_path):
+    """Quick to write and to read."""
+    read(transformer).save(tmp_path / "s.npz")
+    with zipfile.ZipFile(tmp_path / "s.npz") as archive:
+        assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
+
+
+def test_random_tensors_differ_by_seed():
+    """What the tests above rest on: a network whose answer depends on what it has read."""
+    a, b = (random_tensors(HEADERS["float32"], seed)["embedding"] for seed in (0, 1))
+    assert not np.array_equal(a, b)
