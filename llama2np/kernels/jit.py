@@ -18,7 +18,9 @@ import numpy as np
 from numba.core import event
 from numba.core.registry import cpu_target
 
-__all__ = ["CACHE_FOLDER", "cpu_has", "exact", "kernel", "on_first_compile"]
+from llama2np.kernels.cache import Cache
+
+__all__ = ["CACHE_FOLDER", "PLAIN", "counts", "cpu_has", "exact", "kernel", "on_first_compile"]
 
 
 def _fingerprint():
@@ -26,7 +28,8 @@ def _fingerprint():
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     versions = (platform.python_version(), np.__version__, numba.__version__, llvmlite.__version__)
-    digest.update(repr((*versions, os.environ.get("LLAMA2NP_INT8"))).encode())
+    settings = os.environ.get("LLAMA2NP_INT8"), bool(numba.config.BOUNDSCHECK)
+    digest.update(repr((*versions, *settings)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -36,6 +39,8 @@ def _cache_folder():
     user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     homes = [chosen] if chosen else [Path(__file__).parent / "__pycache__", Path(user) / "llama2np"]
     for home in homes:
+        if str(home).startswith("~"):  # there is no home: it would become a folder of that name
+            continue
         folder = Path(home) / f"kernels-{_fingerprint()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -47,6 +52,9 @@ def _cache_folder():
 
 
 CACHE_FOLDER = _cache_folder()
+# Only loops: what LLVM is asked for by name has neither an interpreter nor checks of indices.
+PLAIN = bool(numba.config.DISABLE_JIT or numba.config.BOUNDSCHECK)
+_KERNELS = []  # all that _jit made
 
 
 def _jit(function=None, **options):
@@ -55,9 +63,13 @@ def _jit(function=None, **options):
         return partial(_jit, **options)
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_FOLDER or "")
     try:
-        return numba.njit(function, cache=CACHE_FOLDER is not None, nogil=True, **options)
+        made = numba.njit(function, nogil=True, **options)
+        if CACHE_FOLDER is not None and not numba.config.DISABLE_JIT:
+            made._cache = Cache(function)
     finally:
         numba.config.CACHE_DIR = before
+    _KERNELS.append(made)
+    return made
 
 
 # Sums may be reordered and multiply-adds fused; nan and inf keep their meaning.
@@ -89,3 +101,13 @@ class _Once(event.Listener):
 def on_first_compile(action):
     """Call `action()` once, when numba first has to compile something instead of loading it."""
     event.register("numba:compile", _Once(action))
+
+
+def counts():
+    """How many kernels this process has compiled, and how many it has loaded from the cache.
+
+    A kernel counts once for each combination of its arguments' types.
+    """
+    stats = [made.stats for made in _KERNELS if hasattr(made, "stats")]  # not if jit is disabled
+    compiled = sum(sum(each.cache_misses.values()) for each in stats)
+    return compiled, sum(sum(each.cache_hits.values()) for each in stats)

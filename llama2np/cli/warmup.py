@@ -1,0 +1,23 @@
+"""The command `warmup`: compile the kernels ahead of the first use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llama2np.cli.flags import Parser, guarded
+from llama2np.warmup import warm_up
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Compile and cache all kernels, and say what was done; return the exit status."""
+    return guarded(prog, lambda: _warmup(argv, prog))
+
+
+def _warmup(argv: Sequence[str], prog: str) -> None:
+    description = "Compile all kernels ahead, for images and CI. NUMBA_CACHE_DIR names the folder."
+    Parser(prog=prog, description=description, allow_abbrev=False).parse_args(list(argv))
+    report = warm_up()
+    print(
+        f"{report.compiled} kernels compiled, {report.loaded} loaded, in {report.seconds:.1f} s; "
+        f"kept in {report.folder}"
+    )

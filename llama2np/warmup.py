@@ -1,0 +1,77 @@
+"""Everything that can be compiled, compiled ahead: tiny models run the ways that real ones do.
+
+For images and CI, where the first user should not wait. The code that is kept serves any model: it
+depends on the types of arrays, not on their sizes.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from llama2np import checkpoint, kernels
+from llama2np.checkpoint import Header, Tensor
+from llama2np.config import Config
+from llama2np.generation import continue_tokens
+from llama2np.sampler import Sampler
+from llama2np.transformer import State, Transformer
+
+_SHAPE = Config(
+    dim=128, hidden_dim=192, n_layers=1, n_heads=4, n_kv_heads=2, vocab_size=256, seq_len=512
+)
+# float32, and int8 in groups of either usual size.
+_HEADERS = (Header(0, _SHAPE, True), Header(2, _SHAPE, True, 32), Header(2, _SHAPE, False, 64))
+# One token; tokens by a narrow tile, with serial attention; by wide and narrow ones, threaded.
+_PROMPTS = (1, 3, 1 + 256 + 90)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `warm_up` did."""
+
+    compiled: int  # kernels, each type of its arguments counted
+    loaded: int  # those that had been compiled before
+    seconds: float
+    folder: Path  # where the machine code is kept
+
+
+def warm_up() -> Report:
+    """Compile what is not compiled yet. Raises OSError where nothing can be kept."""
+    if kernels.CACHE_FOLDER is None:
+        raise OSError("no folder for compiled code can be written: name one in NUMBA_CACHE_DIR")
+    start, before = time.perf_counter(), kernels.counts()
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        for header in _HEADERS:
+            path = Path(folder) / f"{header.version}-{header.group_size}.bin"
+            checkpoint.save(path, header, _zeros(header))
+            _use(path)
+    compiled, loaded = (a - b for a, b in zip(kernels.counts(), before, strict=True))
+    return Report(compiled, loaded, time.perf_counter() - start, Path(kernels.CACHE_FOLDER))
+
+
+def _use(path: Path) -> None:
+    """Read prompts and continue them, greedily and by chance."""
+    config, weights = checkpoint.load(path)
+    transformer = Transformer(config, weights)
+    for sampler in (Sampler(0), Sampler(1.0, seed=1)):
+        for count in _PROMPTS:
+            end = count + 2
+            for _ in continue_tokens(transformer, State(config), [1] * count, sampler, end):
+                pass
+
+
+def _zeros(header: Header) -> dict[str, Tensor]:
+    """Tensors as `checkpoint.save` takes them: a kernel's code does not depend on the values."""
+    tensors: dict[str, Tensor] = {}
+    for name, shape in header.tensors():
+        values = np.zeros(shape, np.int8 if header.quantized(name) else np.float32)
+        if header.quantized(name):
+            scales = np.zeros((*shape[:-1], shape[-1] // header.group_size), np.float32)
+            tensors[name] = values, scales
+        else:
+            tensors[name] = values
+    return tensors
