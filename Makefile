@@ -8,7 +8,7 @@ MODEL ?= $(wildcard $(BOX)/stories260K.bin)
 TOKENIZER ?= $(if $(filter $(BOX)/%,$(MODEL)),$(BOX)/tok512.bin,$(wildcard $(dir $(MODEL))tok512.bin))
 ARGS ?= -t 0.8 -s 42
 
-.PHONY: run test lint format bench docs setup clean
+.PHONY: run test test-bounds test-nojit coverage fuzz lint format bench docs setup clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/installed ## tell a story with MODEL=path.bin (TOKENIZER=path, ARGS="-t 0.8 -n 256")
@@ -18,6 +18,23 @@ run: $(VENV)/installed ## tell a story with MODEL=path.bin (TOKENIZER=path, ARGS
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(ARGS_TEST)
+
+# Indices out of range in a kernel read foreign memory in silence: here they are errors.
+test-bounds: $(VENV)/installed-dev
+	NUMBA_BOUNDSCHECK=1 LLAMA2NP_INT8=portable $(BIN)/python -m pytest $(ARGS_TEST)
+
+test-nojit: $(VENV)/installed-dev ## the kernels as plain Python; what is too slow for it is skipped
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest $(ARGS_TEST)
+
+coverage: $(VENV)/installed-dev ## lines and branches, the kernels' too, and of child processes
+	rm -f .coverage .coverage.*
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m coverage run -m pytest $(ARGS_TEST)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+SECONDS ?= 60
+fuzz: $(VENV)/installed-dev ## damaged files of every kind: make fuzz SECONDS=1800
+	$(BIN)/python -m tools.fuzz $(SECONDS) $(ARGS_FUZZ)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -60,5 +77,5 @@ stories15M.bin stories42M.bin stories110M.bin tokenizer.bin: | $(VENV)/installed
 	$(BIN)/python -m tools.download $@
 
 clean: ## compiled kernels, caches and .venv; never a model
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage .coverage.*
 	find llama2np tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +

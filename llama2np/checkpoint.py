@@ -14,12 +14,12 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from llama2np.config import Config
-from llama2np.output import replacing
+from llama2np.output import printable, replacing
 from llama2np.weights import Dense, Int8, Layer, Linear, Weights
 
 MAGIC = 0x616B3432  # "ak42": the first word of every version but 0
@@ -49,6 +49,9 @@ Tensor = np.ndarray | tuple[np.ndarray, np.ndarray]
 
 class CheckpointError(ValueError):
     """A model file that cannot be used: says which, what was expected and what was found."""
+
+    def __init__(self, text: str):
+        super().__init__(printable(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,10 @@ class Header:
     def to_bytes(self) -> bytes:
         """The header as it stands in a file."""
         numbers = [getattr(self.config, name) for name in _FIELDS]
+        if max(numbers) > _MOST:
+            name = _FIELDS[numbers.index(max(numbers))]
+            hint = ": choose another, --seq-len N" if name == "seq_len" else ""
+            raise ValueError(f"{name}={max(numbers):,}, a .bin holds {_MOST:,} at most{hint}")
         if self.version == 0:
             numbers[5] *= 1 if self.tied else -1
             return struct.pack("<7i", *numbers)
@@ -131,13 +138,19 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     Raises CheckpointError, and OSError where the file cannot be opened.
     """
     with open(path, "rb") as file:
-        head = file.read(max(_HEADER_SIZE.values()))
-        size = os.fstat(file.fileno()).st_size
-    header = _parse_header(path, head)
+        return _read_header(path, file)
+
+
+def _read_header(path: str | os.PathLike[str], file: BinaryIO) -> Header:
+    header = _parse_header(path, file.read(max(_HEADER_SIZE.values())))
+    _check_size(path, header, os.fstat(file.fileno()).st_size)
+    return header
+
+
+def _check_size(path: str | os.PathLike[str], header: Header, size: int) -> None:
     if size != header.file_size:
         hint = "truncated download?" if size < header.file_size else "not a checkpoint, or damaged"
         raise CheckpointError(f"{path}: needs {header.file_size:,} bytes, has {size:,}: {hint}")
-    return header
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Config, Weights]:
@@ -158,8 +171,10 @@ def load(path: str | os.PathLike[str]) -> tuple[Config, Weights]:
 
 def open_tensors(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
     """Map a checkpoint as its header and its tensors by name. Raises as `load`."""
-    header = read_header(path)
-    data, offset, tensors = _map(path), _HEADER_SIZE[header.version], {}
+    with open(path, "rb") as file:  # once: the header is that of the bytes that are mapped
+        header = _read_header(path, file)
+        data, offset, tensors = _map(file), _HEADER_SIZE[header.version], {}
+    _check_size(path, header, len(data))
     for name, shape in header.tensors():
         end = offset + header.size(name, shape)
         view = _quantized_view if header.quantized(name) else _float32_view
@@ -278,17 +293,16 @@ def _parse_header(path: str | os.PathLike[str], head: bytes) -> Header:
         ) from None
 
 
-def _map(path: str | os.PathLike[str]) -> np.ndarray:
-    """The bytes of a file as a uint8 array, mapped.
+def _map(file: BinaryIO) -> np.ndarray:
+    """The bytes of a file as a uint8 array, mapped. A file that shrinks later ends in SIGBUS.
 
     Copy-on-write: never written to the file, yet writeable, so that numba sees one array type. A
     system that will not promise that much memory gets a read-only map, and a second compilation.
     """
-    with open(path, "rb") as file:
-        try:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except (OSError, MemoryError):
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (OSError, MemoryError):
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux; it measured 5 to 10 % on large models
         with suppress(OSError):
             mapped.madvise(mmap.MADV_HUGEPAGE)

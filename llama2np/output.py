@@ -1,13 +1,33 @@
-"""Files that are either complete or not there."""
+"""What leaves the program: files that are complete or not there, and lines for a terminal."""
 
 from __future__ import annotations
 
 import errno
 import os
+import reprlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+_LONGEST = 2000  # characters of a line; what is longer comes from a hostile file
+
+
+def printable(text: str) -> str:
+    """`text` as a line that does not drive a terminal: what is not printable is spelled out."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 4 :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def brief(value: Any) -> str:
+    """The beginning of repr(value), at a cost that does not depend on the value."""
+    try:
+        return reprlib.repr(value)[:60]
+    except (ValueError, RecursionError):  # an int of thousands of digits
+        return type(value).__name__
 
 
 @contextmanager

@@ -14,15 +14,22 @@ from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 
+from llama2np import sentencepiece_model
+from llama2np.output import printable
+
 BOS, EOS = 1, 2  # the ids of <s> and </s>, in every llama2.c model
 _UNKNOWN = 0
 _FIRST_BYTE = 3  # <0x00> ... <0xFF> follow the three special pieces
 _LOWEST_SCORE = -1e10  # run.c merges pairs that score more than this
+_LARGEST = 2**26  # bytes of a file; that of 256 thousand pieces has a tenth
 _BYTE_PIECE = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenizerError(ValueError):
     """A tokenizer file that cannot be used: says which, what was expected and what was found."""
+
+    def __init__(self, text: str):
+        super().__init__(printable(text))
 
 
 class Tokenizer:
@@ -57,7 +64,7 @@ class Tokenizer:
         Raises TokenizerError, and OSError where the file cannot be read.
         """
         path = Path(path)
-        data = path.read_bytes()
+        data = _contents(path)
         read = _read_sentencepiece if path.suffix == ".model" else _read_bin
         pieces, scores = read(path, data)
         if len(pieces) < 3:
@@ -90,7 +97,10 @@ class Tokenizer:
         return tokens + [EOS] if eos else tokens
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of `tokens`. The space that follows BOS is dropped, as is BOS itself."""
+        """Return the text of `tokens`. The space that follows BOS is dropped, as is BOS itself.
+
+        Raises ValueError for a token that the vocabulary does not have.
+        """
         decoder = Decoder(self)
         return "".join([decoder.feed(token) for token in tokens]) + decoder.flush()
 
@@ -147,7 +157,13 @@ class Decoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
-        """The text that `token` completes; "" in the middle of a character."""
+        """The text that `token` completes; "" in the middle of a character.
+
+        Raises ValueError for a token that the vocabulary does not have.
+        """
+        if not 0 <= token < self._tokenizer.vocab_size:
+            most = self._tokenizer.vocab_size - 1
+            raise ValueError(f"token {token} is not in the vocabulary of 0 to {most}")
         text = self._tokenizer._texts[token]
         if self._previous == BOS and text.startswith(b" "):
             text = text[1:]  # the space that encode put there
@@ -163,6 +179,16 @@ def _spelled(piece: bytes) -> bytes:
     """The bytes that a piece stands for: one byte for "<0x41>", itself otherwise."""
     match = _BYTE_PIECE.fullmatch(piece)
     return bytes([int(match[1], 16)]) if match else piece
+
+
+def _contents(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _LARGEST:  # a model given for a tokenizer would fill the memory
+            raise TokenizerError(
+                f"{path}: no tokenizer: it has {size:,} bytes, expected at most {_LARGEST:,}"
+            )
+        return file.read()
 
 
 def _read_bin(path: Path, data: bytes) -> tuple[list[bytes], list[float]]:
@@ -191,18 +217,7 @@ def _read_bin(path: Path, data: bytes) -> tuple[list[bytes], list[float]]:
 
 
 def _read_sentencepiece(path: Path, data: bytes) -> tuple[list[bytes], list[float]]:
-    """A sentencepiece model, spelled as llama2.c's tokenizer.py spells it."""
-    from sentencepiece import SentencePieceProcessor  # only for those who have such a file
-
     try:
-        if not data:
-            raise ValueError("it is empty")  # sentencepiece would log to standard error
-        model = SentencePieceProcessor(model_proto=data)
-        count = model.vocab_size()
-        pieces = [model.id_to_piece(i).replace("▁", " ").encode() for i in range(count)]
-    except (RuntimeError, ValueError, TypeError) as error:  # UnicodeDecodeError is one of them
-        raise TokenizerError(f"{path}: not a sentencepiece model: {error}") from None
-    for special, spelling in ((model.bos_id(), b"\n<s>\n"), (model.eos_id(), b"\n</s>\n")):
-        if special >= 0:
-            pieces[special] = spelling
-    return pieces, [model.get_score(i) for i in range(count)]
+        return sentencepiece_model.read(data)
+    except ValueError as error:
+        raise TokenizerError(f"{path}: not a sentencepiece model of use here: {error}") from None

@@ -96,7 +96,7 @@ class State:
         twin = State(self.config)
         twin.reserve(self.pos)
         for i in range(self.config.n_layers):
-            twin._copy_layer(i, self.keys[i], self.values[i], self.pos)
+            _copy(self.keys[i], self.values[i], self.pos, twin.keys[i], twin.values[i])
         twin.note(self.tokens)
         twin.pos = self.pos
         return twin
@@ -144,29 +144,35 @@ class State:
         wanted = min(max(count, 2 * old), self.config.seq_len)
         capacity = -(-wanted // kernels.BLOCK) * kernels.BLOCK
         for i in range(self.config.n_layers):
-            keys, values = self.keys[i], self.values[i]
-            self.keys[i], self.values[i] = self._no_keys(capacity), self._no_values(capacity)
-            self._copy_layer(i, keys, values, old)
+            keys, values = self._no_keys(capacity), self._no_values(capacity)
+            # By count: a Ctrl-C or too little memory may have left a layer grown before.
+            _copy(self.keys[i], self.values[i], old, keys, values)
+            self.keys[i], self.values[i] = keys, values
         self.scores = np.zeros((self.config.n_heads, capacity), np.float32)
-
-    def _copy_layer(self, i: int, keys: np.ndarray, values: np.ndarray, count: int) -> None:
-        """Take the first `count` positions of a layer from another cache."""
-        blocks = -(-count // kernels.BLOCK)
-        self.keys[i][:, :blocks] = keys[:, :blocks]
-        self.values[i][:, :count] = values[:, :count]
 
     def scratch(self, count: int) -> Scratch:
         """Scratch for `count` tokens; the one for a single token is kept."""
         return self._scratch if count == 1 else Scratch.for_tokens(count, self.config)
 
 
+def _copy(
+    keys: np.ndarray, values: np.ndarray, count: int, to_keys: np.ndarray, to_values: np.ndarray
+) -> None:
+    """Copy the first `count` positions of a layer's cache."""
+    blocks = -(-count // kernels.BLOCK)
+    to_keys[:, :blocks] = keys[:, :blocks]
+    to_values[:, :count] = values[:, :count]
+
+
 class Transformer:
     """A Llama network: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-    It is read-only: any number of States can run through it.
+    It is read-only: any number of States can run through it. Raises ValueError for weights that
+    are not of the shapes that `config` says.
     """
 
     def __init__(self, config: Config, weights: Weights):
+        weights.check(config)
         self.config = config
         self.weights = weights
         self._eps = np.float32(config.norm_eps)
@@ -187,8 +193,9 @@ class Transformer:
         tokens = self._checked(tokens, state)
         count, vocab_size = len(tokens), self.config.vocab_size
         logits = np.empty((count if all_logits else 1, vocab_size), np.float32)
-        for start in range(0, count, BLOCK):
-            block = tokens[start : start + BLOCK]
+        size = BLOCK if kernels.may_use_threads() else 1
+        for start in range(0, count, size):
+            block = tokens[start : start + size]
             s = state.scratch(len(block))
             state.note(block)
             self._read(block, state, s)
@@ -210,7 +217,7 @@ class Transformer:
             raise ValueError(f"token {tokens[worst]} is not in the vocabulary of 0 to {most}")
         if state.config is not self.config and state.config != self.config:
             raise ValueError("the state was made for a model of another shape")
-        if state.pos + len(tokens) > self.config.seq_len:
+        if not 0 <= state.pos <= self.config.seq_len - len(tokens):
             raise ValueError(
                 f"{len(tokens)} tokens at position {state.pos} do not fit into the context "
                 f"of {self.config.seq_len}"
@@ -233,7 +240,7 @@ class Transformer:
         if len(s.x) == 1:
             block = kernels.block_int8 if isinstance(layer.wq, Int8) else kernels.block_float32
             cache = keys, values, state.scores
-            block(layer.arrays, s.arrays, *cache, state.pos, self._eps, kernels.SHARED)
+            block(layer.arrays, s.arrays, *cache, state.pos, self._eps, kernels.shared())
         else:
             self.attend(layer, keys, values, state, s)
             self.feed_forward(layer, s)
@@ -248,7 +255,7 @@ class Transformer:
         layer.wv(s.h, s.v)
         kernels.rope(s.q, s.k, s.v, s.cos, s.sin, state.pos, keys, values)
         work = 2 * s.q.size * (state.pos + len(s.q))
-        attention = kernels.attention if work < kernels.SHARED else kernels.attention_threaded
+        attention = kernels.attention if work < kernels.shared() else kernels.attention_threaded
         attention(s.q, keys, values, state.pos, state.scores, s.mixed)
         layer.wo(s.mixed, s.h)
         kernels.add(s.x, s.h)

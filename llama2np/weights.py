@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from llama2np import kernels
+from llama2np.config import Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +20,18 @@ class Dense:
 
     w: np.ndarray
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Outputs and inputs: (d, n)."""
+        return self.w.shape
+
     def __call__(self, x: np.ndarray, out: np.ndarray) -> None:
         """out = x @ w.T. x: (T, n), out: (T, d) float32."""
         if len(x) > 1 and kernels.matmul_tiles and len(self.w) >= kernels.ROWS:
             kernels.matmul_tiles(self.w, in_tiles(x), out)
         else:
             for t in range(len(x)):
-                kernels.matmul(self.w, x[t : t + 1], out[t : t + 1], kernels.SHARED)
+                kernels.matmul(self.w, x[t : t + 1], out[t : t + 1], kernels.shared())
 
     def rows(self, tokens: np.ndarray, out: np.ndarray) -> None:
         """out[t] = w[tokens[t]]: the matrix as a table. tokens: (T,) int, out: (T, n) float32."""
@@ -44,6 +50,11 @@ class Int8:
     q: np.ndarray
     scales: np.ndarray
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Outputs and inputs: (d, n)."""
+        return self.q.shape
+
     def __call__(self, x: np.ndarray, out: np.ndarray) -> None:
         """out = quantized(x) @ w.T, as runq.c computes it. x: (T, n), out: (T, d) float32."""
         if len(x) > 1 and kernels.matmul_int8_tiles and self._fits_tiles():
@@ -51,7 +62,7 @@ class Int8:
         else:
             for t in range(len(x)):
                 one = slice(t, t + 1)
-                kernels.matmul_int8(self.q, self.scales, x[one], out[one], kernels.SHARED)
+                kernels.matmul_int8(self.q, self.scales, x[one], out[one], kernels.shared())
 
     def _fits_tiles(self) -> bool:
         (d, n), groups = self.q.shape, self.scales.shape[1]
@@ -115,3 +126,25 @@ class Weights:
     layers: tuple[Layer, ...]
     final_norm: np.ndarray  # (dim,)
     classifier: Linear  # dim -> vocab_size
+
+    def check(self, config: Config) -> None:
+        """Raise ValueError unless all shapes are those of `config`: the kernels do not look."""
+        dim, kv_dim, hidden_dim = config.dim, config.kv_dim, config.hidden_dim
+        square, table, key = (dim, dim), (config.vocab_size, dim), (kv_dim, dim)
+        up, down = (hidden_dim, dim), (dim, hidden_dim)
+        shapes: dict[str, tuple[int, ...]] = {"attn_norm": (dim,), "ffn_norm": (dim,)}
+        shapes |= {"wq": square, "wk": key, "wv": key, "wo": square}
+        shapes |= {"w_gate": up, "w_up": up, "w_down": down}
+        if len(self.layers) != config.n_layers:
+            raise ValueError(f"there are {len(self.layers)} layers, expected {config.n_layers}")
+        expected: list[tuple[str, Linear | np.ndarray, tuple[int, ...]]] = [
+            ("embedding", self.embedding, table),
+            ("classifier", self.classifier, table),
+            ("final_norm", self.final_norm, (dim,)),
+        ]
+        for i, layer in enumerate(self.layers):
+            for name, shape in shapes.items():
+                expected.append((f"{name} of layer {i}", getattr(layer, name), shape))
+        for name, weight, shape in expected:
+            if weight.shape != shape:
+                raise ValueError(f"{name} has shape {weight.shape}, expected {shape}")

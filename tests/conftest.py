@@ -1,19 +1,33 @@
 """What the tests share: the reference data, and tiny checkpoints made here."""
 
 import os
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from llama2np import Llama
 from llama2np.checkpoint import Header, save
 from llama2np.config import Config
+from tools.hostile import valid, write_case
 
 # Grouped-query, widths that are no power of two, more positions than a first KV cache holds.
 TINY = Config(
     dim=48, hidden_dim=80, n_layers=3, n_heads=6, n_kv_heads=2, vocab_size=300, seq_len=96
 )
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_collection_modifyitems(items):
+    """Without JIT, skip the tests that are marked `compiled`."""
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+        skip = pytest.mark.skip(reason="too much arithmetic for plain Python")
+        for item in items:
+            if item.get_closest_marker("compiled"):
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +63,63 @@ def write(tmp_path):
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A model.bin, a tokenizer.bin for it, and tokenizer.model, in a folder of their own."""
+    path = tmp_path / "files"
+    path.mkdir()
+    write_case(valid("tokenizer.model")[0], path)
+    write_case(valid("bin")[0], path)
+    return path
+
+
+@pytest.fixture
+def python():
+    """python(*words, **options): a Python process, its streams piped, that ends with the test."""
+    children = []
+
+    def python(*words, **options):
+        pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+        command = [sys.executable, "-B", *map(str, words)]
+        children.append(subprocess.Popen(command, cwd=ROOT, text=True, **pipes | options))
+        return children[-1]
+
+    yield python
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def write_tokenizer(path, count=TINY.vocab_size):
+    """Specials, the bytes, and then one letter each, from "A" on; " " is the first of them."""
+    pieces = [b"<unk>", b"\n<s>\n", b"\n</s>\n"] + [b"<0x%02X>" % i for i in range(256)]
+    pieces += [b" "] + [bytes([ord("A") + i]) for i in range(count - len(pieces) - 1)]
+    data = struct.pack("<I", 6)
+    for i, piece in enumerate(pieces):
+        data += struct.pack("<fi", -i, len(piece)) + piece
+    path.write_bytes(data)
+    return path
+
+
+@pytest.fixture
+def model(write, tmp_path):
+    return Llama.load(write("tiny.bin", Header(1, TINY, True)), write_tokenizer(tmp_path / "t.bin"))
+
+
+def scripted(model, monkeypatch, tokens):
+    """Make the network want these tokens, one after the other."""
+    script = iter(tokens)
+
+    def forward(read, state, all_logits=False):
+        state.pos += len(read)
+        logits = np.zeros(TINY.vocab_size, np.float32)
+        logits[next(script)] = 1
+        return logits
+
+    monkeypatch.setattr(model.transformer, "forward", forward)
+
+
+def letters(text):
+    return [260 + ord(letter) - ord("A") for letter in text]

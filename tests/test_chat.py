@@ -1,13 +1,12 @@
 """Conversations: the template, the random stream, interruptions, and a context that fills."""
 
 import pytest
-from conftest import TINY
-from test_llama import letters, model, scripted, write_tokenizer  # noqa: F401
+from conftest import TINY, letters, scripted
 
 from llama2np.tokenizer import EOS
 
 
-def watched(model, monkeypatch, answers):  # noqa: F811
+def watched(model, monkeypatch, answers):
     """Script the answers, and return the list of token lists that the network read."""
     read = []
     scripted(model, monkeypatch, answers)
@@ -21,7 +20,7 @@ def watched(model, monkeypatch, answers):  # noqa: F811
     return read
 
 
-def test_template(model, monkeypatch):  # noqa: F811
+def test_template(model, monkeypatch):
     """Llama 2's: the system prompt in the first turn alone, EOS after each answer."""
     read = watched(model, monkeypatch, [*letters("A"), EOS, *letters("BC"), EOS])
     encode = model.tokenizer.encode
@@ -37,7 +36,7 @@ def test_template(model, monkeypatch):  # noqa: F811
     ]
 
 
-def test_an_abandoned_answer_counts_as_ended(model, monkeypatch):  # noqa: F811
+def test_an_abandoned_answer_counts_as_ended(model, monkeypatch):
     read = watched(model, monkeypatch, [*letters("ABCD"), EOS])
     chat = model.chat(temperature=0)
     answer = chat.send("X")
@@ -48,7 +47,7 @@ def test_an_abandoned_answer_counts_as_ended(model, monkeypatch):  # noqa: F811
     assert read[2] == [*letters("B"), EOS, *model.tokenizer.encode("[INST] Y [/INST]")]
 
 
-def test_one_draw_for_each_position(model, monkeypatch):  # noqa: F811
+def test_one_draw_for_each_position(model, monkeypatch):
     """run.c's chat draws at every position, so that seeds agree with it."""
     scripted(model, monkeypatch, [EOS, EOS])
     chat = model.chat(temperature=1e-3, seed=42)
@@ -61,7 +60,7 @@ def test_one_draw_for_each_position(model, monkeypatch):  # noqa: F811
     assert len(draws) == 2 * first + 1  # one for the EOS between the turns
 
 
-def test_a_full_context_is_said(model, monkeypatch):  # noqa: F811
+def test_a_full_context_is_said(model, monkeypatch):
     said = len(model.tokenizer.encode("[INST] A [/INST]"))
     scripted(model, monkeypatch, letters("ABCDEFGHIJ"))
     chat = model.chat(temperature=0, positions=said + 3)

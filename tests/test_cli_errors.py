@@ -334,6 +334,7 @@ def test_whatever_the_locale_text_is_utf_8(folder, start, setting):
     assert out.startswith(PROMPT.encode())
 
 
+@pytest.mark.compiled
 def test_a_reader_that_has_enough_ends_it_in_silence(folder, start):
     """As `| head -c 20` does."""
     child = start(folder / "endless.bin", *GREEDY, "-i", "A" * 30)
@@ -342,6 +343,7 @@ def test_a_reader_that_has_enough_ends_it_in_silence(folder, start):
     assert (child.wait(60), child.stderr.read()) == (141, b"")
 
 
+@pytest.mark.compiled
 def test_an_interrupt_ends_the_line(folder, start, interruptible):
     child = start(folder / "endless.bin", *GREEDY, "-i", "AB")
     assert child.stdout.read(2000).startswith(b"AB")  # by then all kernels are compiled
@@ -360,7 +362,8 @@ def test_an_interrupt_after_the_reader_has_gone(folder, start, interruptible):
         if child.poll() is None:
             time.sleep(0.3)
             child.send_signal(signal.SIGINT)
-    assert child.wait(60) in (130, 141)
+    # The last: where leaving took so long that another one came, and nobody listened any more.
+    assert child.wait(60) in (130, 141, -signal.SIGINT)
     assert child.stderr.read() == b""
 
 

@@ -12,6 +12,7 @@ from llama2np.sampler import Sampler
 from llama2np.tokenizer import EOS
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
+pytestmark = pytest.mark.compiled
 
 
 def cases(name):

@@ -3,47 +3,13 @@
 import re
 import struct
 
-import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, letters, scripted, write_tokenizer
 
 from llama2np import CheckpointError, Llama, Tokenizer, TokenizerError, export
 from llama2np.checkpoint import Header
 from llama2np.generation import until
 from llama2np.tokenizer import BOS, EOS
-
-
-def write_tokenizer(path, count=TINY.vocab_size):
-    """Specials, the bytes, and then one letter each, from "A" on; " " is the first of them."""
-    pieces = [b"<unk>", b"\n<s>\n", b"\n</s>\n"] + [b"<0x%02X>" % i for i in range(256)]
-    pieces += [b" "] + [bytes([ord("A") + i]) for i in range(count - len(pieces) - 1)]
-    data = struct.pack("<I", 6)
-    for i, piece in enumerate(pieces):
-        data += struct.pack("<fi", -i, len(piece)) + piece
-    path.write_bytes(data)
-    return path
-
-
-@pytest.fixture
-def model(write, tmp_path):
-    return Llama.load(write("tiny.bin", Header(1, TINY, True)), write_tokenizer(tmp_path / "t.bin"))
-
-
-def scripted(model, monkeypatch, tokens):
-    """Make the network want these tokens, one after the other."""
-    script = iter(tokens)
-
-    def forward(read, state, all_logits=False):
-        state.pos += len(read)
-        logits = np.zeros(TINY.vocab_size, np.float32)
-        logits[next(script)] = 1
-        return logits
-
-    monkeypatch.setattr(model.transformer, "forward", forward)
-
-
-def letters(text):
-    return [260 + ord(letter) - ord("A") for letter in text]
 
 
 def test_same_seed_same_text(model):

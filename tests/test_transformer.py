@@ -1,6 +1,7 @@
 """The forward pass against naive.py and against what the C programs computed."""
 
 import threading
+from dataclasses import replace
 
 import naive
 import numpy as np
@@ -9,6 +10,7 @@ from conftest import TINY, random_tensors
 
 from llama2np import checkpoint
 from llama2np.checkpoint import Header
+from llama2np.config import Config
 from llama2np.transformer import BLOCK, State, Transformer
 
 
@@ -68,6 +70,7 @@ def test_a_block_in_one_kernel_is_its_steps(write, version):
     np.testing.assert_array_equal(in_blocks(Transformer(config, weights), tokens, 1), stepped)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(
     "name, path",
     (
@@ -94,6 +97,7 @@ def test_the_last_logits_are_the_last_row(write):
     np.testing.assert_allclose(last, every[-1], atol=1e-5)
 
 
+@pytest.mark.compiled
 def test_a_prompt_longer_than_a_block(write):
     from dataclasses import replace
 
@@ -124,6 +128,7 @@ def test_the_cache_grows_with_use():
     assert state.keys[2][1, 0, 7, 63] == state.values[2][1, 63, 7] == 5
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("version", (1, 2))
 def test_threads_with_states_of_their_own(write, version):
     """A model is read-only: sequences that run at the same time do not disturb each other."""
@@ -173,3 +178,53 @@ def test_a_full_context_and_a_foreign_state_are_refused(write):
         transformer.forward([1], state)
     with pytest.raises(ValueError, match="another shape"):
         transformer.forward([1], State(replace(TINY, n_layers=2)))
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("problem", (MemoryError(), KeyboardInterrupt()), ids=repr)
+def test_a_state_survives_what_stops_its_growth(write, monkeypatch, problem):
+    """Chat goes on with the same state after a Ctrl-C."""
+    config = Config(48, 80, 3, 6, 2, 300, 700)
+    model = Transformer(*checkpoint.load(write("x.bin", Header(1, config, True))))
+    tokens = list(range(3, 103))
+    state, other = State(config), State(config)
+    model.forward(tokens[:60], state), model.forward(tokens[:60], other)
+    calls, zeros = [], State._no_values
+
+    def failing(self, capacity):
+        calls.append(capacity)
+        if len(calls) == 2:
+            raise problem
+        return zeros(self, capacity)
+
+    monkeypatch.setattr(State, "_no_values", failing)
+    with pytest.raises(type(problem)):
+        model.forward([5] * 600, state)
+    monkeypatch.undo()
+    assert state.pos == 60
+    expected = model.forward(tokens[60:], other)
+    np.testing.assert_array_equal(model.forward(tokens[60:], state), expected)
+
+
+def test_a_position_before_the_first_is_refused(write):
+    transformer = Transformer(*checkpoint.load(write("tiny.bin", Header(1, TINY, True))))
+    state = State(TINY)
+    state.pos = -1  # the kernels would write in front of the cache
+    with pytest.raises(ValueError, match="at position -1 do not fit"):
+        transformer.forward([1], state)
+
+
+@pytest.mark.parametrize("version, group", ((1, 0), (2, 16)))
+def test_weights_of_another_shape_are_refused(write, version, group):
+    """The kernels take the lengths of rows on trust."""
+    config, weights = checkpoint.load(write("x.bin", Header(version, TINY, False, group)))
+    other = replace(TINY, vocab_size=301)
+    with pytest.raises(ValueError, match=r"embedding has shape \(300, 48\), expected \(301, 48\)"):
+        Transformer(other, weights)
+    with pytest.raises(ValueError, match="there are 2 layers, expected 3"):
+        Transformer(config, replace(weights, layers=weights.layers[:2]))
+    first, *rest = weights.layers
+    for change in ({"w_down": first.w_up}, {"ffn_norm": first.ffn_norm[:-1]}):
+        wrong = replace(weights, layers=(*rest, replace(first, **change)))
+        with pytest.raises(ValueError, match=f"{next(iter(change))} of layer 2 has shape"):
+            Transformer(config, wrong)

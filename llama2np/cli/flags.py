@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from llama2np.output import printable
+
 INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE: what a shell reports
 PIPE_CLOSED = 141
 
@@ -84,7 +86,7 @@ def one_line(error: Exception) -> str:
         text = f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError):
         text = f"not enough memory: {error}"
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 @contextmanager
@@ -101,11 +103,32 @@ def on_interrupt(handler: Callable[..., Any]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def on_termination() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end the block by an exception, so that no part of a file is left."""
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    names = (name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))  # Windows has one
+    numbers = [getattr(signal, name) for name in names]
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def guarded(prog: str, command: Callable[[], None]) -> int:
     """Run a command; return its exit status, an error being one line to standard error."""
     try:
-        with on_interrupt(signal.default_int_handler):
+        with on_interrupt(signal.default_int_handler), on_termination():
             command()
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a full disk can be told in a line
         return 0
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numpy as np
 
 from llama2np.checkpoint import CheckpointError
+
+
+def quiet(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep NumPy from warning of nan and inf: the writers and `inspect` speak of them."""
+
+    @wraps(function)
+    def quietly(*arguments: Any) -> Any:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return function(*arguments)
+
+    return quietly
 
 
 def bfloat16() -> np.dtype[Any]:

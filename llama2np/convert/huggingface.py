@@ -17,6 +17,7 @@ from llama2np.convert import safetensors
 from llama2np.convert.json_file import JsonFile
 from llama2np.convert.source import Source, Stored, checked, halved, interleaved
 from llama2np.convert.torch_zip import TorchFile
+from llama2np.output import brief
 
 _NAMES = {
     "embedding": "model.embed_tokens.weight",
@@ -45,6 +46,7 @@ _NEUTRAL = {
     "sliding_window": (None,),
     "partial_rotary_factor": (1, None),
 }
+_LONGEST_NAME = 200  # of a shard
 _DEFAULT_ROPE = ("default", None)
 
 
@@ -63,7 +65,8 @@ def read(folder: str | os.PathLike[str]) -> Source:
         if theirs in found:
             tensor = found.pop(theirs)
             rotary = ours.startswith(("wq.", "wk.")) and len(tensor.shape) == 2
-            tensors[ours] = interleaved(tensor, config.head_dim) if rotary else tensor
+            whole_heads = rotary and tensor.shape[0] % config.head_dim == 0  # else misshapen
+            tensors[ours] = interleaved(tensor, config.head_dim) if whole_heads else tensor
     if not tied and "classifier" not in tensors:
         raise CheckpointError(
             f"{folder}: has no lm_head.weight, and config.json does not say tie_word_embeddings"
@@ -144,11 +147,11 @@ def _config(params: JsonFile) -> Config:
 def _refuse_the_unknown(params: JsonFile) -> None:
     kind = params.get("model_type")
     if kind != "llama":
-        raise CheckpointError(f"{params.path}: model_type={kind!r}, expected 'llama'")
+        raise CheckpointError(f"{params.path}: model_type={brief(kind)}, expected 'llama'")
     for name, neutral in _NEUTRAL.items():
         if (value := params.get(name)) not in neutral:
             raise CheckpointError(
-                f"{params.path}: {name}={value!r:.60}, expected {neutral[0]!r}: not supported yet"
+                f"{params.path}: {name}={brief(value)}, expected {neutral[0]!r}: not supported yet"
             )
 
 
@@ -160,11 +163,11 @@ def _rope_theta(params: JsonFile) -> float:
         if rope is None:
             continue
         if not isinstance(rope, dict):
-            raise CheckpointError(f"{params.path}: {name}={rope!r:.60}, expected an object")
+            raise CheckpointError(f"{params.path}: {name}={brief(rope)}, expected an object")
         kind = rope.get("rope_type", rope.get("type"))
         if kind not in _DEFAULT_ROPE or rope.get("partial_rotary_factor", 1) != 1:
             raise CheckpointError(
-                f"{params.path}: {name} {kind!r:.60}: RoPE scaling is not supported yet"
+                f"{params.path}: {name} {brief(kind)}: RoPE scaling is not supported yet"
             )
         theta = params.inner(name).number("rope_theta", theta)
     return theta
@@ -196,8 +199,9 @@ def _read_shards(index: Path, read_one: Callable[[Path], dict[str, Stored]]) -> 
     tensors = {}
     for name, file in places.items():
         if file not in shards:
-            if file in ("", ".", "..") or any(sign in file for sign in "/\\:\0"):
-                raise CheckpointError(f"{index}: names {file!r:.80}, expected a file beside it")
+            no_name = file in ("", ".", "..") or len(file) > _LONGEST_NAME
+            if no_name or any(sign in file for sign in "/\\:\0"):
+                raise CheckpointError(f"{index}: names {brief(file)}, expected a file beside it")
             if not (index.parent / file).exists():
                 raise CheckpointError(f"{index.parent / file}: missing, {index.name} names it")
             shards[file] = read_one(index.parent / file)

@@ -11,9 +11,11 @@ import numpy as np
 
 from llama2np.checkpoint import CheckpointError, read_header
 from llama2np.convert import huggingface, llama2c, meta, safetensors
+from llama2np.convert.dtypes import quiet
 from llama2np.convert.q80 import Error
 from llama2np.convert.source import Source, Stored
 from llama2np.convert.torch_zip import TorchFile
+from llama2np.output import printable
 
 
 def describe(
@@ -32,14 +34,15 @@ def describe(
         yield " ".join(f"{name}={value}" for name, value in asdict(found.config).items())
         yield f"{found.size:,} parameters, classifier {'tied' if found.tied else 'of its own'}"
     rows = _stacked(tensors) if original is None else {name: [name] for name in tensors}
-    width = max(map(len, rows), default=0)
+    width = min(max(map(len, rows), default=0), 80)
     all_finite = True
     for label, names in rows.items():
         parts = [tensors[name] for name in names]
         error = None if original is None else _compared(names[0], parts[0], original)
         finite = all(_finite(part) for part in parts)
         all_finite &= finite
-        yield f"{label:{width}}  {_summary(parts)}{_told(error)}{'' if finite else ', NOT FINITE'}"
+        told = f"{_summary(parts)}{_told(error)}{'' if finite else ', NOT FINITE'}"
+        yield f"{printable(label):{width}}  {told}"
     yield "all values are finite" if all_finite else "there are values that are nan or inf"
 
 
@@ -96,6 +99,7 @@ def _finite(tensor: Stored) -> bool:
     return all(bool(np.isfinite(block).all()) for block in tensor.blocks())
 
 
+@quiet
 def _compared(name: str, tensor: Stored, original: Mapping[str, Stored]) -> Error | None:
     """How far a tensor is from the one of that name; None where there is none of its shape."""
     other = original.get(name)

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from llama2np.checkpoint import CheckpointError
+from llama2np.output import brief
 
 _LARGEST = 2**26
 _REQUIRED = object()
@@ -52,7 +53,7 @@ class JsonFile:
             return default
         fits = isinstance(value, kind) and not isinstance(value, bool)
         if not fits or not 0 < value < 1e30:
-            raise CheckpointError(f"{self.path}: {key}={value!r:.60}, expected {expected}")
+            raise CheckpointError(f"{self.path}: {key}={brief(value)}, expected {expected}")
         return value
 
 

@@ -12,6 +12,7 @@ from llama2np.checkpoint import LAYER_TENSORS, CheckpointError, Tensor, open_ten
 from llama2np.convert.meta import config_of, our_names
 from llama2np.convert.source import Source, Stored, checked
 from llama2np.convert.torch_zip import TorchFile
+from llama2np.output import brief
 
 _COMPILED = "_orig_mod."  # what torch.compile puts before each name
 
@@ -84,5 +85,5 @@ def _number(
     value = arguments.get(name)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, (int, kind)):
-        raise CheckpointError(f"{path}: model_args has {name}={value!r:.60}, expected a number")
+        raise CheckpointError(f"{path}: model_args has {name}={brief(value)}, expected a number")
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from contextlib import suppress
 
 
 def map_file(path: str | os.PathLike[str]) -> mmap.mmap | bytes:
@@ -13,5 +14,6 @@ def map_file(path: str | os.PathLike[str]) -> mmap.mmap | bytes:
             return b""  # which cannot be mapped
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_SEQUENTIAL"):  # not on Windows
-        mapped.madvise(mmap.MADV_SEQUENTIAL)  # a third of the time on Linux
+        with suppress(OSError):
+            mapped.madvise(mmap.MADV_SEQUENTIAL)  # a third of the time on Linux
     return mapped

@@ -17,6 +17,7 @@ from llama2np.config import Config
 from llama2np.convert.json_file import JsonFile
 from llama2np.convert.source import Source, Stored, checked, concatenated
 from llama2np.convert.torch_zip import TorchFile
+from llama2np.output import brief
 
 SEQ_LEN = 2048  # params.json does not say it; llama2.c's choice
 
@@ -51,7 +52,7 @@ def read(folder: str | os.PathLike[str]) -> Source:
     for name, what in _REFUSED.items():
         if value := params.get(name):
             raise CheckpointError(
-                f"{params.path}: {name}={value!r:.60}: {what} is not supported yet"
+                f"{params.path}: {name}={brief(value)}: {what} is not supported yet"
             )
     dim = params.whole("dim")
     tensors = _joined([TorchFile(path).tensors() for path in _shards(folder)], dim, folder)

@@ -8,8 +8,11 @@ makes no object of any other class, so there is nothing for a malicious file to 
 from __future__ import annotations
 
 import pickletools
+import warnings
 from dataclasses import dataclass
 from typing import Any
+
+from llama2np.output import brief
 
 _STORAGES = {
     ("torch", f"{name}Storage"): dtype
@@ -31,6 +34,7 @@ _PARAMETER = ("torch._utils", "_rebuild_parameter")
 _ORDERED = ("collections", "OrderedDict")
 _NAMES = {_REBUILD, _PARAMETER, _ORDERED, *_STORAGES}
 _MARK = object()
+_MOST_DIMENSIONS = 32  # older NumPy's limit; weights have one or two
 
 _PUSHED_AS_THEY_ARE = set(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
@@ -75,10 +79,12 @@ def load(data: bytes) -> Any:
     """Return what a pickle holds. Raises PickleError naming what is refused."""
     machine = _Machine()
     try:
-        for instruction, argument, _ in pickletools.genops(data):
-            if instruction.name == "STOP":
-                return machine.stack.pop()
-            machine.step(instruction.name, argument)
+        with warnings.catch_warnings():  # of odd escapes in strings
+            warnings.simplefilter("ignore")
+            for instruction, argument, _ in pickletools.genops(data):
+                if instruction.name == "STOP":
+                    return machine.stack.pop()
+                machine.step(instruction.name, argument)
     except PickleError:
         raise
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError) as error:
@@ -139,11 +145,12 @@ class _Machine:
             self._target(list).extend(values)
         elif instruction == "SETITEM":
             key, value = self.stack[-2:]
-            self._target(dict, 3)[key] = value
+            self._target(dict, 3)[_key(key)] = value
             del self.stack[-2:]
         elif instruction == "SETITEMS":
             values = self._from_mark()
-            self._target(dict).update(zip(values[::2], values[1::2], strict=True))
+            keys = map(_key, values[::2])
+            self._target(dict).update(zip(keys, values[1::2], strict=True))
         else:
             return False
         return True
@@ -188,7 +195,16 @@ class _Machine:
         return target
 
 
+def _key(key: Any) -> Any:
+    """A key, unless it is deep: hashing nested tuples overflows the C stack, or never ends."""
+    if not isinstance(key, (str, bytes, int, float, type(None))):
+        raise PickleError(f"a dictionary with a {type(key).__name__} for a key is refused")
+    return key
+
+
 def _known(module: Any, name: Any) -> Name:
+    if type(module) is not str or type(name) is not str:
+        raise PickleError("damaged pickle: a name that is no string")
     if (module, name) not in _NAMES:
         raise PickleError(
             f"its pickle names {module}.{name}, which weights do not need: refused, nothing was run"
@@ -201,21 +217,24 @@ def _rebuilt(function: Any, arguments: tuple[Any, ...]) -> Any:
     if not isinstance(function, Name) or not isinstance(arguments, tuple):
         raise PickleError(f"damaged pickle: it calls a {type(function).__name__}")
     name = (function.module, function.name)
-    if name == _ORDERED:
-        return dict(*arguments)
+    if name == _ORDERED and not arguments:  # what it holds comes after; a copy could be a bomb
+        return {}
     if name == _PARAMETER:
         return arguments[0]
     if name == _REBUILD:
         return _tensor(*arguments[:4])
-    raise PickleError(f"its pickle calls {function.module}.{function.name}: refused")
+    raise PickleError(f"its pickle calls {function.module}.{function.name} like that: refused")
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> TensorRecord:
-    numbers = (offset, *shape, *strides)
     if not isinstance(storage, Storage) or len(shape) != len(strides):
         raise PickleError("damaged pickle: a tensor without a storage, or without strides")
+    if len(shape) > _MOST_DIMENSIONS:  # one list may serve any number of tensors
+        raise PickleError(f"a tensor claims {len(shape):,} dimensions")
+    numbers = (offset, *shape, *strides)
     if not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
-        raise PickleError(f"a tensor claims offset {offset}, shape {shape}, strides {strides}")
+        claims = f"offset {brief(offset)}, shape {brief(shape)}, strides {brief(strides)}"
+        raise PickleError(f"a tensor claims {claims}")
     return TensorRecord(storage, offset, tuple(shape), tuple(strides))
 
 

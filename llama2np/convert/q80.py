@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama2np.config import Config
+from llama2np.convert.dtypes import quiet
 
 _GROUP_SIZE = 64  # llama2.c's, where the network allows it
 
@@ -42,6 +43,7 @@ def group_size_for(config: Config) -> int:
     return group
 
 
+@quiet
 def quantize(w: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray, Error]:
     """Return int8 values (d, n), float32 scales (d, n / group), and the error of it.
 
@@ -62,6 +64,7 @@ def quantize(w: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray, Error]:
     return q.reshape(w.shape), scales.reshape(len(w), -1), error
 
 
+@quiet
 def difference(
     groups: np.ndarray, q: np.ndarray, scales: np.ndarray, scratch: np.ndarray | None = None
 ) -> Error:

@@ -7,6 +7,8 @@ two parts of pi are those of Intel's vector library, svml_z0_sin_s_ha (github.co
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from llama2np.config import Config
@@ -16,17 +18,21 @@ _PI = (3.1415926535846666, 5.126688303189038e-12)  # in two parts, so that n tim
 _SINE = (2.605780638722852e-06, -0.00019809602902257352, 0.00833306624608569, -0.1666665955042783)
 
 
-def rope_tables(config: Config) -> np.ndarray:
-    """cos and sin of position × frequency: (2, seq_len, head_dim / 2) float32."""
+_BLOCK = 2**12  # positions at a time: a source may claim any number of them
+
+
+def rope_tables(config: Config) -> Iterator[np.ndarray]:
+    """Yield cos, then sin, of position × frequency, (positions, head_dim / 2) float32 at a time."""
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     powers = np.power(10000.0, exponents.astype(np.float64)).astype(np.float32)
     frequencies = np.float32(1) / powers
-    angles = np.outer(np.arange(config.seq_len, dtype=np.float32), frequencies).astype(np.float64)
-    half_turns = np.rint(angles / np.pi)
-    sin = _sine(angles, half_turns, half_turns)
-    half_turns = np.rint(angles / np.pi + 0.5)  # cos x = sin(x + π/2)
-    cos = _sine(angles, half_turns, half_turns - 0.5)
-    return np.stack((cos, sin))
+    for shift in (0.5, 0.0):  # cos x = sin(x + π/2)
+        for start in range(0, config.seq_len, _BLOCK):
+            end = min(start + _BLOCK, config.seq_len)
+            positions = np.arange(start, end, dtype=np.float32)
+            angles = np.outer(positions, frequencies).astype(np.float64)
+            half_turns = np.rint(angles / np.pi + shift)
+            yield _sine(angles, half_turns, half_turns - shift)
 
 
 def _sine(angles: np.ndarray, half_turns: np.ndarray, turned: np.ndarray) -> np.ndarray:

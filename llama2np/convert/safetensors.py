@@ -18,7 +18,8 @@ from llama2np.checkpoint import CheckpointError
 from llama2np.convert.dtypes import dtype_of
 from llama2np.convert.json_file import parse_object
 from llama2np.convert.mapped import map_file
-from llama2np.convert.source import Stored
+from llama2np.convert.source import Stored, check_shape
+from llama2np.output import brief
 
 _LARGEST_HEADER = 100_000_000
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -57,8 +58,11 @@ def _span(where: str, entry: Any) -> tuple[int, int, np.dtype, tuple[int, ...]]:
     except (TypeError, KeyError, ValueError):
         raise CheckpointError(f"{where}: expected dtype, shape and data_offsets") from None
     if not all(type(number) is int and 0 <= number < 2**48 for number in (first, last, *shape)):
-        raise CheckpointError(f"{where}: shape {shape!r:.60}, bytes {first!r:.30} to {last!r:.30}")
-    dtype = dtype_of(_DTYPES.get(kind, kind) if isinstance(kind, str) else repr(kind)[:30], where)
+        raise CheckpointError(
+            f"{where}: shape {brief(shape)}, bytes {brief(first)} to {brief(last)}"
+        )
+    check_shape(shape, where)
+    dtype = dtype_of(_DTYPES.get(kind, kind) if isinstance(kind, str) else brief(kind), where)
     needed = dtype.itemsize * math.prod(shape)
     if last - first != needed:
         raise CheckpointError(

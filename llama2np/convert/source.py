@@ -11,7 +11,10 @@ import numpy as np
 
 from llama2np.checkpoint import LAYER_TENSORS, CheckpointError, Header
 from llama2np.config import Config
+from llama2np.convert.dtypes import quiet
+from llama2np.output import brief
 
+_MOST_DIMENSIONS = 32  # older NumPy's limit; weights have one or two
 _BLOCK = 2**17  # values read at a time: what is done to a block is done in the processor's cache
 
 
@@ -32,11 +35,17 @@ class Stored:
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield all rows in turn, as contiguous float32 blocks."""
+        if 0 in self.shape:  # however many rows of nothing a file claims
+            return
         rows = self.shape[0] if self.shape else 1
         width = math.prod(self.shape[1:])
         step = max(_BLOCK // max(width, 1), 1)
         for start in range(0, rows, step):
-            yield np.ascontiguousarray(self.read(start, min(start + step, rows)), np.float32)
+            yield self._float32(start, min(start + step, rows))
+
+    @quiet
+    def _float32(self, start: int, end: int) -> np.ndarray:
+        return np.ascontiguousarray(self.read(start, end), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,13 @@ class Source:
     def with_seq_len(self, seq_len: int) -> Source:
         """The same network for another number of positions."""
         return replace(self, config=replace(self.config, seq_len=seq_len))
+
+
+def check_shape(shape: tuple[int, ...], where: str) -> None:
+    """Raise CheckpointError for a shape that NumPy has no array of, though it has no values."""
+    absurd = len(shape) > _MOST_DIMENSIONS
+    if absurd or (0 in shape and math.prod(max(n, 1) for n in shape) >= 2**48):
+        raise CheckpointError(f"{where}: claims {len(shape):,} dimensions, {brief(shape)}")
 
 
 def checked(

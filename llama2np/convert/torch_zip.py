@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 import zipfile
 from typing import Any
 
@@ -18,10 +19,18 @@ from llama2np.convert import pickle_data
 from llama2np.convert.dtypes import dtype_of
 from llama2np.convert.mapped import map_file
 from llama2np.convert.pickle_data import TensorRecord
-from llama2np.convert.source import Stored
+from llama2np.convert.source import Stored, check_shape
 
-_LARGEST_PICKLE = 2**26  # a 70B model's has some 100 kB
+_LARGEST_PICKLE = 2**23  # a 70B model's has some 100 kB
+_MOST_SHARED = 8  # tensors may share values: how often, on average
 _LOCAL_HEADER = 30  # bytes before the name in front of each file in a zip archive
+
+
+# What zipfile says of damaged archives, in one version of Python or another.
+_ZIP_ERRORS = (
+    *(zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OverflowError),
+    *(OSError, EOFError),
+)
 
 
 class TorchFile:
@@ -55,6 +64,7 @@ class TorchFile:
         storage, where = record.storage, f"{self.path}: {name}"
         data = self._file(f"data/{storage.key}")
         dtype = dtype_of(storage.dtype, where)
+        check_shape(record.shape, where)
         needed = math.prod(record.shape)
         last = sum((n - 1) * stride for n, stride in zip(record.shape, record.strides, strict=True))
         available = len(data) // dtype.itemsize
@@ -75,11 +85,18 @@ class TorchFile:
             raise CheckpointError(
                 f"{self.path}: expected a dictionary of tensors, found {type(content).__name__}"
             )
-        return {
+        found = {
             name: self.tensor(name, record)
             for name, record in content.items()
             if isinstance(name, str) and isinstance(record, TensorRecord)
         }
+        claimed = sum(tensor.nbytes for tensor in found.values())
+        if claimed > _MOST_SHARED * len(self._data):  # a small file that takes for ever to read
+            raise CheckpointError(
+                f"{self.path}: its tensors claim {claimed:,} bytes, "
+                f"the file has {len(self._data):,}"
+            )
+        return found
 
     def _file(self, name: str, default: bytes | None = None) -> memoryview:
         """The bytes of a file in the archive."""
@@ -100,7 +117,7 @@ class TorchFile:
             lengths = [int.from_bytes(header[at : at + 2], "little") for at in (26, 28)]
             start = entry.header_offset + _LOCAL_HEADER + sum(lengths)
             end = start + entry.file_size
-            if header[:4] != b"PK\3\4" or end > len(self._data):
+            if entry.header_offset < 0 or header[:4] != b"PK\3\4" or end > len(self._data):
                 raise CheckpointError(
                     f"{self.path}: {entry.filename} claims {entry.file_size:,} bytes from byte "
                     f"{start:,} on, the file has {len(self._data):,}: truncated download?"
@@ -123,5 +140,5 @@ class TorchFile:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 return archive.infolist()
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
+        except _ZIP_ERRORS as error:
             raise CheckpointError(f"{self.path}: {error}: truncated download?") from None

@@ -13,7 +13,7 @@ import numpy as np
 
 from llama2np.checkpoint import LAYER_TENSORS, CheckpointError, Header, save
 from llama2np.convert import safetensors
-from llama2np.convert.dtypes import dtype_of
+from llama2np.convert.dtypes import dtype_of, quiet
 from llama2np.convert.huggingface import hf_config, hf_names, hf_tensor
 from llama2np.convert.q80 import Error, group_size_for, quantize
 from llama2np.convert.rope_tables import rope_tables
@@ -35,6 +35,7 @@ def write_bin(
     group_size = group_size_for(source.config) if version == 2 else 0
     try:
         header = Header(version, source.config, source.tied, group_size)
+        header.to_bytes()  # before anything is written
     except ValueError as error:
         raise CheckpointError(f"{source.path}: {error}") from None
     errors: dict[str, Error] = {}
@@ -50,7 +51,7 @@ def write_bin(
 
 def _floats(source: Source, name: str, progress: Progress) -> Iterator[np.ndarray]:
     if name == "rope_tables":
-        yield rope_tables(source.config)
+        yield from rope_tables(source.config)
         return
     for part in source.parts(name):
         for block in part.blocks():
@@ -111,10 +112,10 @@ def write_huggingface(
         raise
 
 
+@quiet
 def _as(kind: np.dtype, block: np.ndarray, where: str) -> np.ndarray:
     """The block in another type, as bytes."""
-    with np.errstate(over="ignore"):
-        converted = block.astype(kind)
+    converted = block.astype(kind)
     if np.isinf(converted).any() and not np.isinf(block).any():
         raise CheckpointError(f"{where} holds values beyond {kind.name}: use --dtype fp32")
     return converted.view(np.uint8)

@@ -1,25 +1,21 @@
 """All that is compiled. Plain loops over NumPy arrays; the only room that knows numba.
 
 Threads share the work of kernels that take `shared`, the number of multiply-adds from which on that
-pays, and of those that work in tiles.
+pays, and always that of the last four below.
 """
 
-import numba
-
-from llama2np.kernels.attention import (
-    BLOCK,
-    attention,
-    attention_threaded,
-    rope,
-    rope_angles,
-)
+from llama2np.kernels import attention as _attention
+from llama2np.kernels import int8_tiles as _int8_tiles
+from llama2np.kernels import multiply as _multiply
+from llama2np.kernels import one_token as _one_token
+from llama2np.kernels import tiles as _tiles
+from llama2np.kernels.attention import BLOCK, attention, rope, rope_angles
 from llama2np.kernels.int8 import dequantize_rows, quantize
-from llama2np.kernels.int8_tiles import INT8_ROWS, matmul_int8_tiles
+from llama2np.kernels.int8_tiles import INT8_ROWS
 from llama2np.kernels.jit import CACHE_FOLDER, counts, on_first_compile
-from llama2np.kernels.multiply import matmul, matmul_int8
-from llama2np.kernels.one_token import block_float32, block_int8
 from llama2np.kernels.steps import add, rmsnorm, softmax, swiglu
-from llama2np.kernels.tiles import LANES, ROWS, matmul_tiles, to_tiles
+from llama2np.kernels.threads import guarded, may_use_threads, set_threads, shared
+from llama2np.kernels.tiles import LANES, ROWS
 
 __all__ = [
     "BLOCK",
@@ -27,7 +23,6 @@ __all__ = [
     "INT8_ROWS",
     "LANES",
     "ROWS",
-    "SHARED",
     "add",
     "attention",
     "attention_threaded",
@@ -39,23 +34,25 @@ __all__ = [
     "matmul_int8",
     "matmul_int8_tiles",
     "matmul_tiles",
+    "may_use_threads",
     "on_first_compile",
     "quantize",
     "rmsnorm",
     "rope",
     "rope_angles",
     "set_threads",
+    "shared",
     "softmax",
     "swiglu",
     "to_tiles",
 ]
 
-SHARED = 65536
+matmul = guarded(_multiply.matmul)
+matmul_int8 = guarded(_multiply.matmul_int8)
+block_float32 = guarded(_one_token.block_float32)
+block_int8 = guarded(_one_token.block_int8)
 
-
-def set_threads(count: int) -> None:
-    """Use `count` threads in the threaded kernels of this process. Raises ValueError."""
-    most = numba.config.NUMBA_NUM_THREADS
-    if not 1 <= count <= most:
-        raise ValueError(f"threads must be 1 to {most} on this machine, not {count}")
-    numba.set_num_threads(count)
+attention_threaded = guarded(_attention.attention_threaded)
+to_tiles = guarded(_tiles.to_tiles)
+matmul_tiles = guarded(_tiles.matmul_tiles)  # None where there is no compiler
+matmul_int8_tiles = guarded(_int8_tiles.matmul_int8_tiles)  # None where the CPU has no such thing

@@ -6,11 +6,17 @@ anew each time and never found. Here the name says what is closed over instead. 
 kernels is in the folder's name already (jit.py).
 """
 
+from contextlib import suppress
+
 from numba.core.caching import FunctionCache
 
 
 class Cache(FunctionCache):
     """A FunctionCache for functions that close over kernels, intrinsics and plain values."""
+
+    def save_overload(self, sig, data):
+        with suppress(OSError):  # a disk that is full by now costs time, not the answer
+            super().save_overload(sig, data)
 
     def _index_key(self, sig, codegen):
         return sig, codegen.magic_tuple(), repr(identity(self._py_func))

@@ -5,11 +5,11 @@ would wait for itself: a fused multiply-add takes four cycles.
 """
 
 from llvmlite import ir
-from numba import config, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from llama2np.kernels.jit import kernel
+from llama2np.kernels.jit import PLAIN, kernel
 from llama2np.kernels.vectors import F32, I32, cells, data_of, load, same, stepped
 
 _LANES, _VECTORS = 16, 2
@@ -71,7 +71,7 @@ _one, _four = _sums(1), _sums(4)
 def dot(w, i, n, x, out, o):
     """out[o] = row i of w times x. All are flat; a row of w has n values."""
     done = 0
-    if config.DISABLE_JIT:
+    if PLAIN:
         out[o] = 0
     else:
         _one(w, i * n, n, x, out, o)
@@ -91,7 +91,7 @@ def all_dots(w, x, out):
     """
     d, n = w.shape
     w, fours = w.reshape(-1), 0
-    if not config.DISABLE_JIT:
+    if not PLAIN:
         fours = d // 4 * 4
         for i in range(0, fours, 4):
             _four(w, i * n, n, x, out, i)

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from llvmlite import ir
-from numba import config
 
-from llama2np.kernels.jit import cpu_has
+from llama2np.kernels.jit import PLAIN, cpu_has
 from llama2np.kernels.vectors import I8, I16, call, same
 
 
@@ -70,7 +69,7 @@ FLAVOURS = {
 
 def usable():
     """The flavours that this CPU, as numba compiles for it, can run; the best first."""
-    wide = [] if config.DISABLE_JIT else [f for f in FLAVOURS if cpu_has(FLAVOURS[f].feature)]
+    wide = [] if PLAIN else [f for f in FLAVOURS if cpu_has(FLAVOURS[f].feature)]
     return [*wide, "portable"]
 
 

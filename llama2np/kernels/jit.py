@@ -20,7 +20,7 @@ from numba.core.registry import cpu_target
 
 from llama2np.kernels.cache import Cache
 
-__all__ = ["CACHE_FOLDER", "counts", "cpu_has", "exact", "kernel", "on_first_compile"]
+__all__ = ["CACHE_FOLDER", "PLAIN", "counts", "cpu_has", "exact", "kernel", "on_first_compile"]
 
 
 def _fingerprint():
@@ -28,7 +28,8 @@ def _fingerprint():
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     versions = (platform.python_version(), np.__version__, numba.__version__, llvmlite.__version__)
-    digest.update(repr((*versions, os.environ.get("LLAMA2NP_INT8"))).encode())
+    settings = os.environ.get("LLAMA2NP_INT8"), bool(numba.config.BOUNDSCHECK)
+    digest.update(repr((*versions, *settings)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -38,6 +39,8 @@ def _cache_folder():
     user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     homes = [chosen] if chosen else [Path(__file__).parent / "__pycache__", Path(user) / "llama2np"]
     for home in homes:
+        if str(home).startswith("~"):  # there is no home: it would become a folder of that name
+            continue
         folder = Path(home) / f"kernels-{_fingerprint()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +52,8 @@ def _cache_folder():
 
 
 CACHE_FOLDER = _cache_folder()
+# Only loops: what LLVM is asked for by name has neither an interpreter nor checks of indices.
+PLAIN = bool(numba.config.DISABLE_JIT or numba.config.BOUNDSCHECK)
 _KERNELS = []  # all that _jit made
 
 

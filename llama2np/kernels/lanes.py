@@ -6,11 +6,11 @@ can advance at once. LLVM does not see that through a loop over memory, hence th
 
 import numpy as np
 from llvmlite import ir
-from numba import config, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from llama2np.kernels.jit import exact
+from llama2np.kernels.jit import PLAIN, exact
 
 _F32 = ir.FloatType()
 
@@ -60,7 +60,7 @@ def weighted_sum(weights, w, count, rows, r, step, out, o, width):
     For i < width, each sum in that order. All arrays are flat float32.
     """
     done = 0
-    if not config.DISABLE_JIT:
+    if not PLAIN:
         while width - done >= 64:
             _sums64(weights, w, count, rows, r + done, step, out, o + done)
             done += 64

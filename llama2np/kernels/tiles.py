@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import config, prange, types
+from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from llama2np.kernels.jit import cpu_has, exact
+from llama2np.kernels.jit import PLAIN, cpu_has, exact
 from llama2np.kernels.vectors import F32, cells, data_of, load, same, spread, stepped, store
 
 LANES = 16  # tokens in a narrow tile: a block of tokens is padded to a multiple of it
@@ -106,4 +106,5 @@ def _matmul_tiles(w, x, out):
             from_tile(sums, ROWS, LANES, i, t, out)
 
 
-matmul_tiles: Any = None if config.DISABLE_JIT else _matmul_tiles
+# With indices checked, many tokens take the loops that have indices.
+matmul_tiles: Any = None if PLAIN else _matmul_tiles

@@ -1,0 +1,58 @@
+"""Damaged files of every kind, a few of what `make fuzz` reads many of; the same ones each time."""
+
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tools.fuzz import memory_bound, problem
+from tools.hostile import KINDS, damaged, exercise, valid, write_case
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_undamaged_files_can_be_used(tmp_path, kind):
+    for i, case in enumerate(valid(kind)):
+        (tmp_path / str(i)).mkdir()
+        write_case(case, tmp_path / str(i))
+        exercise(kind, tmp_path / str(i))
+
+
+# Without JIT, NumPy warns of the numbers in damaged weights.
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.compiled] * (kind == "bin")) for kind in KINDS]
+)
+def test_damaged_files_are_refused_or_harmless(tmp_path_factory, kind):
+    """By our own errors, in a second of the processor, in memory that follows from their size."""
+    for case in valid(kind):  # what is compiled and imported is no case's doing
+        warm = tmp_path_factory.mktemp("warm")
+        write_case(case, warm)
+        exercise(kind, warm)
+
+    @settings(max_examples=80, deadline=None, derandomize=True, database=None)
+    @given(st.integers(0, 2**32))
+    def check(seed):
+        folder = tmp_path_factory.mktemp("case")
+        size = write_case(damaged(kind, Random(seed)), folder)
+        assert problem(kind, folder, size) == ""
+
+    check()
+
+
+def test_what_is_wrong_is_found(tmp_path, monkeypatch):
+    """Else nothing here would prove anything."""
+    write_case(valid("safetensors")[0], tmp_path)
+
+    def does(action):
+        monkeypatch.setattr("tools.fuzz.exercise", lambda kind, folder: action())
+        return problem("safetensors", tmp_path, 1000)
+
+    def endless():
+        while True:
+            pass
+
+    monkeypatch.setattr("tools.fuzz._SECONDS", 0.05)
+    assert does(lambda: None) == ""
+    assert "ZeroDivisionError" in does(lambda: 1 / 0)
+    assert does(endless).startswith("slow")
+    assert does(lambda: bytearray(2 * memory_bound(1000))).startswith("memory")

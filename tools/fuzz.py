@@ -1,0 +1,154 @@
+"""Read damaged files until the time is over: `make fuzz SECONDS=60`.
+
+    python -m tools.fuzz SECONDS [--kind KIND] [--seed N] [--findings FOLDER]
+    python -m tools.fuzz --replay FOLDER --kind KIND      one case again, with a traceback
+
+Batches run in a process of their own, so that a crash is seen. A finding is what raises anything
+but our own errors, takes more than a second of the processor, or more memory than a bound that
+follows from the size of its files; it is kept in a folder, with what was wrong in FINDING.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import tracemalloc
+import warnings
+from pathlib import Path
+from random import Random
+
+from tools.hostile import KINDS, OURS, damaged, exercise, valid, write_case
+
+_BATCH = 400  # cases for a process
+_SECONDS = 1.0  # of the processor, for one case
+_MEMORY = (2**23, 100)  # bytes: a constant, and what a byte of the files may take
+_ADDRESS_SPACE = 2**34  # what a runaway library may take of it
+_STUCK = 300.0  # seconds for a batch that does not come back, a case in C code perhaps
+
+
+class _Slow(BaseException):
+    """A case takes too long."""
+
+
+def memory_bound(size: int) -> int:
+    """The bytes that reading and using files of `size` bytes may take at once."""
+    return _MEMORY[0] + _MEMORY[1] * size
+
+
+def problem(kind: str, folder: Path, size: int) -> str:
+    """Exercise the case in a folder; return what is wrong with the reader, "" if nothing is."""
+
+    def slow(_signal, _frame):
+        raise _Slow
+
+    before = signal.signal(signal.SIGPROF, slow)
+    tracemalloc.start()
+    signal.setitimer(signal.ITIMER_PROF, 4 * _SECONDS)  # tracing makes it slower
+    try:
+        exercise(kind, folder)
+    except OURS as error:
+        if not str(error).isprintable():
+            return f"an error that is no clean line: {error!r}"
+    except _Slow:
+        return f"slow:\n{traceback.format_exc()}"
+    except (Exception, AssertionError):
+        return traceback.format_exc()
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        signal.signal(signal.SIGPROF, before)
+    if peak > memory_bound(size):
+        return f"memory: {peak:,} bytes for files of {size:,}"
+    return ""
+
+
+def _batch(kind: str, seed: int, folder: Path, findings: Path) -> None:
+    """A child's work. `folder` holds the case being read, so that a crash leaves it there."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, hard))
+    faulthandler.dump_traceback_later(_STUCK - 5)
+    warnings.simplefilter("error")
+    for i, case in enumerate(valid(kind)):  # what is compiled and imported is no case's doing
+        (folder / str(i)).mkdir()
+        write_case(case, folder / str(i))
+        exercise(kind, folder / str(i))
+    for i in range(_BATCH):
+        random, case_folder = Random(f"{kind} {seed} {i}"), folder / "case"
+        shutil.rmtree(case_folder, ignore_errors=True)
+        case_folder.mkdir()
+        size = write_case(damaged(kind, random), case_folder)
+        if found := problem(kind, case_folder, size):
+            _keep(case_folder, findings / f"{kind}-{seed}-{i}", found)
+
+
+def _keep(case: Path, place: Path, found: str) -> None:
+    shutil.copytree(case, place, dirs_exist_ok=True)
+    (place / "FINDING.txt").write_text(found)
+    print(f"{place}: {found.strip().splitlines()[-1]}", flush=True)
+
+
+def _run_batch(kind: str, seed: int, findings: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ["--batch", folder, "--kind", kind, "--seed", str(seed)]
+        command = [sys.executable, "-X", "faulthandler", "-m", "tools.fuzz", "0", *arguments]
+        command += ["--findings", str(findings)]
+        child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
+        try:
+            _, said = child.communicate(timeout=_STUCK)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            said = f"stuck for {_STUCK:.0f} s\n{child.communicate()[1]}"
+        if child.returncode:
+            case, place = Path(folder) / "case", findings / f"{kind}-{seed}-crash"
+            if case.is_dir():
+                _keep(case, place, f"{said}\nthe process ended with status {child.returncode}")
+            else:
+                print(f"{kind} {seed}, before the first case: {said}", flush=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("seconds", type=float, nargs="?", default=60)
+    parser.add_argument("--kind", choices=KINDS, help="default: all in turn")
+    parser.add_argument("--seed", type=int, help="of the first batch (default: the time)")
+    parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"), metavar="FOLDER")
+    parser.add_argument("--replay", type=Path, metavar="FOLDER", help="a case that was kept")
+    parser.add_argument("--batch", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.batch:
+        _batch(options.kind, options.seed, options.batch, options.findings)
+        return
+    if options.replay:
+        exercise(options.kind, options.replay)
+        return
+    seed = int(time.time()) if options.seed is None else options.seed
+    kinds, end, cases = (
+        [options.kind] if options.kind else list(KINDS),
+        0.0,
+        dict.fromkeys(KINDS, 0),
+    )
+    end = time.monotonic() + options.seconds
+    while time.monotonic() < end:
+        kind = kinds[seed % len(kinds)]
+        _run_batch(kind, seed, options.findings)
+        cases[kind] += _BATCH
+        seed += 1
+    found = len(list(options.findings.glob("*/FINDING.txt")))
+    print(", ".join(f"{kind} {count:,}" for kind, count in cases.items() if count))
+    print(f"{sum(cases.values()):,} cases, {found} findings in {options.findings}")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
