@@ -1,4 +1,4 @@
-"""What the machine can do: read memory, which limits generation, and multiply, which limits prompts.
+"""What the machine can do: read memory, generation's limit, and multiply, that of prompts.
 
 Both are measured with as many threads as the model is given.
 """

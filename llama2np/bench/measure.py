@@ -160,7 +160,9 @@ class _Model:
         """The part of the machine's latest speed that the rate takes."""
         config, weights = self._transformer.config, self._transformer.weights
         if task.kind == "prompt":
-            return rate * operations_to_read(config, task.depth, task.count) / machine.sgemm.values[-1]
+            return (
+                rate * operations_to_read(config, task.depth, task.count) / machine.sgemm.values[-1]
+            )
         needed = bytes_to_generate(config, weights, task.depth, task.count)
         return rate * needed / machine.read.values[-1]
 
@@ -211,7 +213,7 @@ def _measure_once(
         result.share.values.append(model.share(result.task, rate, machine))
     ours = next((r for r in results if r.task.kind == "generate"), results[0])
     theirs = [result for result in report.peers if result.threads == machine.threads]
-    for peer, result in zip(peers, theirs, strict=True):
+    for peer, other in zip(peers, theirs, strict=True):
         rate = peer.rate(machine.threads)
-        result.rate.values.append(rate)
-        result.ratio.values.append(ours.rate.values[-1] / rate)
+        other.rate.values.append(rate)
+        other.ratio.values.append(ours.rate.values[-1] / rate)
