@@ -207,8 +207,8 @@ for i, layer in enumerate(weights.layers):
     check(f"x, block {i}", x, trace["resid_post", i][pos])
 
 # %% [markdown]
-# The stream of our token, from the embedding (below) up. A column is one of the `dim` values: many
-# keep what they have, a few grow large.
+# The stream of our token, from the embedding (below) up. A column is one of the `dim` values. The
+# embedding is a faint beginning; each block writes more, and much of what is written stays.
 
 # %%
 stream = np.stack([trace["embedding"][pos], *trace["resid_post"][:, pos]])

@@ -43,13 +43,14 @@ model.with_hooks(trace).forward(tokens, model.new_state())
 attention = trace["attention"]
 print(attention.shape, "(n_layers, n_heads, T, positions)")
 heads = list(np.ndindex(c.n_layers, c.n_heads))
-figure = attention_maps(
+attention_maps(
     [attention[head] for head in heads],
     labels(model.tokenizer, tokens),
     [f"layer {layer}, head {head}" for layer, head in heads],
     columns=c.n_heads,
+    figure=plt.figure(),
 )
-figure
+plt.show()
 
 # %% [markdown]
 # Two patterns come again and again, in models of any size: a line along the diagonal, of heads that

@@ -22,17 +22,23 @@ _FEW_MAPS, _FEW_TOKENS = 4, 64  # up to which tokens are written beside each map
 
 
 def attention_maps(
-    maps: Sequence[np.ndarray], labels: Sequence[str], titles: Sequence[str], columns: int = 4
+    maps: Sequence[np.ndarray],
+    labels: Sequence[str],
+    titles: Sequence[str],
+    columns: int = 4,
+    figure: Figure | None = None,
 ) -> Figure:
     """Draw maps (T, T), `columns` of them side by side: in each row what a token takes from others.
 
-    labels: T pieces; titles: one for each map.
+    labels: T pieces; titles: one for each map; figure: an empty one, such as pyplot's.
     """
     columns = min(len(maps), columns)
     rows, few = -(-len(maps) // columns), len(maps) <= _FEW_MAPS
     labelled = few and len(labels) <= _FEW_TOKENS
     side = 1.2 + 0.22 * len(labels) if labelled else 5 if few else 1.6
-    figure = Figure((columns * side, rows * side), layout="constrained")
+    figure = Figure() if figure is None else figure
+    figure.set_size_inches(columns * side, rows * side)
+    figure.set_layout_engine("constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[len(maps) :]:
         axis.remove()

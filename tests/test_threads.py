@@ -9,10 +9,11 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import numba
 import pytest
 from conftest import random_tensors
 
-from llama2np import checkpoint
+from llama2np import checkpoint, kernels
 from llama2np.checkpoint import Header
 from llama2np.config import Config
 
@@ -25,7 +26,7 @@ START = """
 import multiprocessing, sys, threading
 import numba, numpy as np
 numba.config.THREADING_LAYER = sys.argv[2]
-from llama2np import checkpoint
+from llama2np import checkpoint, kernels
 from llama2np.kernels.threads import layer
 from llama2np.transformer import State, Transformer
 model = Transformer(*checkpoint.load(sys.argv[1]))
@@ -114,3 +115,16 @@ print(np.abs(first - other).max(), child.join())
     # It reads a prompt token by token: in int8 that is the same, in float32 another order of sums.
     most = 0 if checkpoint.read_header(path).group_size else 1e-4
     assert float(run(code, path, "omp", "used")[0]) <= most
+
+
+def test_more_threads_than_processors_are_as_many():
+    most = numba.config.NUMBA_NUM_THREADS
+    try:
+        for count, used in ((1, 1), (most, most), (2 * most, most)):
+            kernels.set_threads(count)
+            assert numba.get_num_threads() == used
+        for count in (0, 2 * most + 1):
+            with pytest.raises(ValueError, match=f"1 to {2 * most} on this machine, not {count}"):
+                kernels.set_threads(count)
+    finally:
+        kernels.set_threads(most)

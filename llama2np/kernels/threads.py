@@ -76,11 +76,15 @@ def guarded(kernel):
 
 
 def set_threads(count: int) -> None:
-    """Use `count` threads in this process. Raises ValueError."""
+    """Use `count` threads in this process. Raises ValueError.
+
+    More threads than processors would only wait for each other: up to twice as many may be asked
+    for, and there are as many as processors then.
+    """
     most = numba.config.NUMBA_NUM_THREADS
-    if not 1 <= count <= most:
-        raise ValueError(f"threads must be 1 to {most} on this machine, not {count}")
-    numba.set_num_threads(count)
+    if not 1 <= count <= 2 * most:
+        raise ValueError(f"threads must be 1 to {2 * most} on this machine, not {count}")
+    numba.set_num_threads(min(count, most))
 
 
 def threads() -> int:
