@@ -7,11 +7,11 @@ import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 
 from llama2np.bench.machine import description
-from llama2np.bench.measure import MachineResult, Report, Result, Series
+from llama2np.bench.measure import MachineResult, PeerResult, Report, Result, Series
 from llama2np.checkpoint import Header
 
 
@@ -102,13 +102,11 @@ def as_table(report: Report, about: dict[str, object]) -> str:
     ]
     head = ("test", "depth", "threads", "tok/s", "±", "share of the machine's")
     speeds = {speed.threads: speed for speed in report.machines}
-    lines += aligned(head, [_row(result, speeds[result.threads]) for result in report.results])
+    rows = [_row(result, speeds[result.threads]) for result in report.results]
+    lines += aligned(head, rows, left=(0, 5))
     if report.peers:
-        rows = []
-        for peer in report.peers:
-            rate = f"{peer.rate.median:.1f}", f"{peer.rate.spread:.1f}"
-            rows.append((peer.command, str(peer.threads), *rate, f"{peer.ratio.median:.2f}"))
-        lines += ["", *aligned(("peer", "threads", "tok/s", "±", "llama2np / peer"), rows)]
+        others = ("peer", "threads", "tok/s", "±", "llama2np / peer")
+        lines += ["", *aligned(others, [_peer_row(peer) for peer in report.peers])]
     return "\n".join(lines + _notes(report, str(about["format"])))
 
 
@@ -132,10 +130,16 @@ def _row(result: Result, machine: MachineResult) -> Sequence[str]:
     return task.name, str(task.depth), str(result.threads), *speed, f"{share:.0%} of {limit}"
 
 
-def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table in Markdown: the first and the last column to the left."""
+def _peer_row(peer: PeerResult) -> Sequence[str]:
+    rate = f"{peer.rate.median:.1f}", f"{peer.rate.spread:.1f}"
+    return peer.command, str(peer.threads), *rate, f"{peer.ratio.median:.2f}"
+
+
+def aligned(
+    head: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)
+) -> list[str]:
+    """The lines of a table in Markdown, numbers to the right; `left`: the columns that are not."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    left = {0, len(head) - 1}
     lines = []
     for row in (head, *rows):
         cells = [
