@@ -26,9 +26,12 @@ test-bounds: $(VENV)/installed-dev
 test-nojit: $(VENV)/installed-dev ## the kernels as plain Python; what is too slow for it is skipped
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest $(ARGS_TEST)
 
+# The second run is for what only works while kernels are compiled: it writes the vector code.
 coverage: $(VENV)/installed-dev ## lines and branches, the kernels' too, and of child processes
 	rm -f .coverage .coverage.*
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m coverage run -m pytest $(ARGS_TEST)
+	NUMBA_CACHE_DIR=$(shell mktemp -d) $(BIN)/python -m coverage run -m pytest \
+		tests/test_kernels.py tests/test_kernels_int8.py tests/test_threads.py
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 

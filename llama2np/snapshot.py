@@ -71,6 +71,8 @@ def read(path: str | os.PathLike[str], config: Config) -> tuple[np.ndarray, np.n
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     if f"{name}.npy" not in archive.namelist():
         raise ValueError(f"it has no {name}")
+    if archive.getinfo(f"{name}.npy").compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed, which a small file can do to any size")
     with archive.open(f"{name}.npy") as member:
         array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
         if member.read(1):

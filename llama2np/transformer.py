@@ -64,7 +64,7 @@ class State:
         self.values = [self._no_values(0)] * config.n_layers
         self.scores = np.zeros((config.n_heads, 0), np.float32)
         self._scratch = Scratch.for_tokens(1, config)
-        self._tokens = np.zeros(config.seq_len, np.int64)
+        self._tokens = np.zeros(0, np.int64)
 
     @property
     def tokens(self) -> np.ndarray:
@@ -73,7 +73,9 @@ class State:
 
     def note(self, tokens: np.ndarray) -> None:
         """Take down `tokens` (T,), which are going to be read at pos and on."""
-        self._tokens[self.pos : self.pos + len(tokens)] = tokens
+        end = self.pos + len(tokens)
+        self.reserve(end)
+        self._tokens[self.pos : end] = tokens
 
     def truncate(self, pos: int) -> None:
         """Forget all but the first `pos` tokens. Raises ValueError if there are fewer."""
@@ -148,6 +150,9 @@ class State:
             # By count: a Ctrl-C or too little memory may have left a layer grown before.
             _copy(self.keys[i], self.values[i], old, keys, values)
             self.keys[i], self.values[i] = keys, values
+        tokens = np.zeros(capacity, np.int64)  # not of seq_len: a header may claim any
+        tokens[:old] = self._tokens[:old]
+        self._tokens = tokens
         self.scores = np.zeros((self.config.n_heads, capacity), np.float32)
 
     def scratch(self, count: int) -> Scratch:

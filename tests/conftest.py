@@ -1,6 +1,7 @@
 """What the tests share: the reference data, and tiny checkpoints made here."""
 
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -76,7 +77,15 @@ def files(tmp_path):
 
 
 @pytest.fixture
-def python():
+def interruptible():
+    """Lets child processes be interrupted even where these tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def python(interruptible):
     """python(*words, **options): a Python process, its streams piped, that ends with the test."""
     children = []
 

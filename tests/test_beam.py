@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 from conftest import TINY
-from test_llama import model, write_tokenizer  # noqa: F401
 
 from llama2np import Beam, Config, State, beam_search
 from llama2np.logits import log_softmax
@@ -60,14 +59,14 @@ def test_with_room_for_all_it_finds_the_best_of_all(seed, length_penalty):
     assert [beam.score(length_penalty) for beam in found] == scores
 
 
-def test_one_beam_is_greedy_choice(model):  # noqa: F811
+def test_one_beam_is_greedy_choice(model):
     plain = model.generate("AB", temperature=0, max_new_tokens=30)
     plain.read()
     (beam,) = beam_search(model, plain.prompt, beams=1, max_new_tokens=30)
     assert list(beam.tokens) == plain.tokens
 
 
-def test_more_beams_find_something_likelier(model):  # noqa: F811
+def test_more_beams_find_something_likelier(model):
     prompt = model.tokenizer.encode("AB")
     best = [
         beam_search(model, prompt, beams=beams, max_new_tokens=12, length_penalty=0)[0].logprob
@@ -76,7 +75,7 @@ def test_more_beams_find_something_likelier(model):  # noqa: F811
     assert best[1] > best[0]
 
 
-def test_a_beam_s_log_probability_is_that_of_its_tokens(model):  # noqa: F811
+def test_a_beam_s_log_probability_is_that_of_its_tokens(model):
     """So no beam has read what belongs to another."""
     prompt = model.tokenizer.encode("AB")
     beams = beam_search(model, prompt, beams=5, max_new_tokens=9)
@@ -90,7 +89,7 @@ def test_a_beam_s_log_probability_is_that_of_its_tokens(model):  # noqa: F811
         assert beam.logprob == pytest.approx(expected, abs=1e-3)
 
 
-def test_it_stops_where_the_context_ends(model):  # noqa: F811
+def test_it_stops_where_the_context_ends(model):
     prompt = [5] * (TINY.seq_len - 2)
     beams = beam_search(model, prompt, beams=2, max_new_tokens=99)
     assert {len(beam.tokens) for beam in beams if not beam.ended} <= {3}
@@ -103,6 +102,6 @@ def test_ended():
 
 
 @pytest.mark.parametrize("options", [{"beams": 0}, {"max_new_tokens": -1}])
-def test_arguments_out_of_range_are_refused(model, options):  # noqa: F811
+def test_arguments_out_of_range_are_refused(model, options):
     with pytest.raises(ValueError, match="beams must be 1 or more, max_new_tokens 0 or more"):
         beam_search(model, [1], **options)

@@ -287,14 +287,6 @@ def test_long_names_of_chat_are_the_short_ones(folder, capfd, monkeypatch, tmp_p
 # --- what only a process of its own can show ---
 
 
-@pytest.fixture
-def interruptible():
-    """Lets child processes be interrupted even where these tests run in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_a_missing_file(start):
     status, out, err = finished(start("no.bin"))
     assert (status, out, err) == (1, b"", b"run.py: no.bin: No such file or directory\n")

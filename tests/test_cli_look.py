@@ -6,8 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import TINY
-from test_llama import write_tokenizer
+from conftest import TINY, write_tokenizer
 
 import llama2np
 from llama2np import Llama, checkpoint, compare, evaluate

@@ -1,8 +1,7 @@
 """The sampling flags: each reaches the library under its own name, and bad values are one line."""
 
 import pytest
-from conftest import TINY
-from test_llama import write_tokenizer
+from conftest import TINY, write_tokenizer
 
 from llama2np import Llama
 from llama2np.checkpoint import Header

@@ -6,10 +6,9 @@ from functools import wraps
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, letters, scripted, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_llama import letters, model, scripted, write_tokenizer  # noqa: F401
 
 from llama2np import DraftModel, Llama, PromptLookup, kernels
 from llama2np.checkpoint import Header
@@ -31,7 +30,7 @@ from llama2np.tokenizer import BOS, EOS
         ([*letters("A"), 3 + 0xC3, EOS], {"stop": "\N{REPLACEMENT CHARACTER}"}, "stop", "A"),
     ],
 )
-def test_why_it_stopped(model, monkeypatch, script, options, reason, text):  # noqa: F811
+def test_why_it_stopped(model, monkeypatch, script, options, reason, text):
     scripted(model, monkeypatch, script)
     story = model.generate("X", temperature=0, **options)
     assert story.stop_reason is None
@@ -40,7 +39,7 @@ def test_why_it_stopped(model, monkeypatch, script, options, reason, text):  # n
     assert story.read() == "" and story.stop_reason == reason
 
 
-def test_its_tokens_are_all_that_were_chosen(model, monkeypatch):  # noqa: F811
+def test_its_tokens_are_all_that_were_chosen(model, monkeypatch):
     scripted(model, monkeypatch, [*letters("ABCD"), EOS])
     story = model.generate("X", temperature=0, stop="BC")
     assert story.read() == "A"
@@ -49,7 +48,7 @@ def test_its_tokens_are_all_that_were_chosen(model, monkeypatch):  # noqa: F811
     assert repr(story) == "Generation(text='A', tokens=3, stop_reason='stop')"
 
 
-def test_it_knows_what_has_happened_so_far(model, monkeypatch):  # noqa: F811
+def test_it_knows_what_has_happened_so_far(model, monkeypatch):
     scripted(model, monkeypatch, [*letters("ABCD"), EOS])
     story = model.generate("X", temperature=0)
     assert (story.text, story.tokens, story.seconds) == ("", [], [])
@@ -60,13 +59,13 @@ def test_it_knows_what_has_happened_so_far(model, monkeypatch):  # noqa: F811
     assert len(story.seconds) == len(story.tokens) == 5
 
 
-def test_the_rate_of_one_token_is_not_known(model):  # noqa: F811
+def test_the_rate_of_one_token_is_not_known(model):
     story = model.generate("X", max_new_tokens=1)
     story.read()
     assert math.isnan(story.tokens_per_second) and len(story.seconds) == 1
 
 
-def test_log_probabilities_are_the_model_s_own(model):  # noqa: F811
+def test_log_probabilities_are_the_model_s_own(model):
     """Whatever sampling makes of them."""
     story = model.generate(
         "AB", max_new_tokens=12, logprobs=3, seed=5, temperature=2.0, logit_bias={7: 2.5}, top_k=9
@@ -82,7 +81,7 @@ def test_log_probabilities_are_the_model_s_own(model):  # noqa: F811
         assert list(top.values()) == pytest.approx(np.sort(row)[::-1][:3], abs=1e-4)
 
 
-def test_log_probabilities_only_on_request(model):  # noqa: F811
+def test_log_probabilities_only_on_request(model):
     story = model.generate("AB", max_new_tokens=4, temperature=0)
     story.read()
     assert story.logprobs == story.top_logprobs == []
@@ -99,18 +98,18 @@ def test_log_probabilities_only_on_request(model):  # noqa: F811
         ({"prompt": []}, "the prompt has 0 tokens"),
     ],
 )
-def test_options_are_checked_at_the_call(model, options, message):  # noqa: F811
+def test_options_are_checked_at_the_call(model, options, message):
     with pytest.raises(ValueError, match=message):
         model.generate(**options)
 
 
-def test_a_prompt_may_be_tokens(model):  # noqa: F811
+def test_a_prompt_may_be_tokens(model):
     tokens = model.tokenizer.encode("ABC")
     a = model.generate(tokens, temperature=0, max_new_tokens=9).read()
     assert a == model.generate("ABC", temperature=0, max_new_tokens=9).read()
 
 
-def test_a_state_is_read_on_not_again(model, monkeypatch):  # noqa: F811
+def test_a_state_is_read_on_not_again(model, monkeypatch):
     read, forward = [], model.transformer.forward
 
     def watch(tokens, state, all_logits=False):
@@ -132,7 +131,7 @@ def test_a_state_is_read_on_not_again(model, monkeypatch):  # noqa: F811
     assert whole.tokens == first.tokens + second.tokens
 
 
-def test_one_prompt_read_once_has_many_continuations(model):  # noqa: F811
+def test_one_prompt_read_once_has_many_continuations(model):
     prompt = model.tokenizer.encode("ABCDEF")
     read = model.new_state()
     model.forward(prompt[:-1], read)
@@ -143,7 +142,7 @@ def test_one_prompt_read_once_has_many_continuations(model):  # noqa: F811
     assert read.pos == len(prompt) - 1
 
 
-def test_penalties_reach_the_sampler(model):  # noqa: F811
+def test_penalties_reach_the_sampler(model):
     plain = model.generate("A", temperature=0, max_new_tokens=60)
     plain.read()
     assert len(set(plain.tokens)) < len(plain.tokens)  # it repeats itself
@@ -172,7 +171,7 @@ def one_thread(test):
     return alone
 
 
-def written(model, prompt, **options):  # noqa: F811
+def written(model, prompt, **options):
     story = model.generate(prompt, **options)
     story.read()
     return story.tokens, story.stop_reason, story.state.tokens.tolist()
@@ -194,13 +193,13 @@ def quantized(reference, tmp_path_factory):
     return Llama.load(path, reference / "stories260K" / "tok512.bin")
 
 
-def prompts(model, count):  # noqa: F811
+def prompts(model, count):
     """Beginnings of stories, cut anywhere."""
     for seed in range(1, count + 1):
         yield model.generate("", seed=seed, max_new_tokens=3 + seed % 17).read()
 
 
-def same_unless_tied(model, plain, guessed):  # noqa: F811
+def same_unless_tied(model, plain, guessed):
     """Whether the tokens are the same, but for what follows a tie within float32's rounding."""
     if plain.tokens == guessed.tokens:
         return True
@@ -213,7 +212,7 @@ def same_unless_tied(model, plain, guessed):  # noqa: F811
 @pytest.mark.parametrize("kind", ["float32", "int8"])
 @one_thread
 def test_greedy_speculative_output_is_plain_output_on_50_prompts(reference, quantized, kind):
-    model = quantized if kind == "int8" else reference_model(reference)  # noqa: F811
+    model = quantized if kind == "int8" else reference_model(reference)
     options = {"temperature": 0, "max_new_tokens": 40}
     equal = passes = 0
     for prompt in prompts(model, 50):
@@ -261,7 +260,7 @@ _GUESSES = st.lists(st.integers(0, TINY.vocab_size - 1), max_size=9)
 @given(script=st.lists(_GUESSES, min_size=1, max_size=5), limit=st.integers(0, 200))
 @one_thread
 def test_no_guess_however_bad_changes_the_output(int8_model_once, script, limit):
-    model = int8_model_once  # noqa: F811
+    model = int8_model_once
     truth = written(model, "AB", temperature=0, max_new_tokens=200)
     start = len(model.tokenizer.encode("AB"))
 

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from llama2np import checkpoint
 from llama2np.checkpoint import CheckpointError, Header
 from llama2np.cli import main
+from llama2np.config import Config
 from llama2np.convert import huggingface, llama2c, pickle_data, safetensors
 from llama2np.convert.inspection import describe
 from llama2np.convert.pickle_data import PickleError
@@ -212,6 +213,28 @@ def test_a_config_of_huge_heads(tmp_path):
     write_case(case | {"config.json": json.dumps(config).encode()}, tmp_path)
     with pytest.raises(CheckpointError, match="has shape"):
         huggingface.read(tmp_path)
+
+
+def test_a_state_takes_no_memory_for_positions_that_are_only_claimed(tmp_path):
+    tracemalloc.start()
+    try:
+        State(Config(8, 12, 1, 2, 1, 20, 2**27 - 1))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**16
+
+
+def test_a_saved_state_is_no_zip_bomb(tmp_path):
+    config = Config(8, 12, 1, 2, 1, 20, 2**20)
+    state = State(config)
+    state.save(tmp_path / "x.npz")
+    arrays = dict(np.load(tmp_path / "x.npz"))
+    assert State.load(tmp_path / "x.npz", config).pos == 0
+    np.savez_compressed(tmp_path / "x.npz", **arrays | {"keys": np.zeros(10**6, np.float32)})
+    assert (tmp_path / "x.npz").stat().st_size < 10**4
+    with pytest.raises(ValueError, match="x.npz: not a saved state, .* is compressed"):
+        State.load(tmp_path / "x.npz", config)
 
 
 def test_a_shard_with_an_endless_name(tmp_path):

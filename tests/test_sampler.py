@@ -186,6 +186,7 @@ def test_one_sampler_serves_vocabularies_of_any_size():
         assert sampler.sample(random_logits(size)) == expected
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_logits_that_are_not_finite_are_refused(temperature, bad):
@@ -195,6 +196,7 @@ def test_logits_that_are_not_finite_are_refused(temperature, bad):
         Sampler(temperature).sample(logits)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_minus_infinity_is_never_chosen(temperature):
     """A way to forbid tokens; only if all are forbidden is there nothing to choose."""
