@@ -29,7 +29,7 @@ class Memory:
     """An array that is read again and again, by the kernels' threads."""
 
     def __init__(self, size: int = _READ_BYTES):
-        self._rows = np.ones((1024, size // 4096), np.float32)
+        self._rows = np.ones((1024, size // 4096), np.float32)  # 1024 rows for threads to share
         self._sums = np.zeros(len(self._rows), np.float32)
         row_sums(self._rows[:2], self._sums)  # compiles
 

@@ -178,8 +178,8 @@ def measure(
     """Measure each test with each number of threads, `repeats` times in turn.
 
     Peers are held against the first test that generates, or else the first of all. `progress` is
-    told what is measured next. Raises ValueError for threads that the machine has not, and for a
-    peer that fails.
+    told what is measured next; the process keeps the last number of threads. Raises ValueError for
+    threads that the machine has not, and for a peer that fails.
     """
     for count in threads:
         kernels.set_threads(count)
