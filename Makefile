@@ -49,7 +49,7 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/installed
-	$(BIN)/python -m benchmarks.generation $(ARGS_BENCH)
+	$(BIN)/python -m benchmarks.report $(ARGS_BENCH)
 
 LENS := Once upon a time, there was a little girl named
 LOOK := Tom had a dog. The dog liked Tom.

@@ -6,11 +6,15 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from llama2np.output import replacing
+
+if TYPE_CHECKING:
+    from llama2np.bench.measure import Result
 
 FORMATS = (".png", ".svg", ".pdf")
 _COLOURS = "Blues"  # white is 0, dark is 1
@@ -89,3 +93,31 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
         warnings.filterwarnings("ignore", "Glyph .* missing")  # drawn as a box, which is enough
         # Neither the time nor the version: the same picture is the same file.
         figure.savefig(file, format=kind, dpi=90, metadata={stamp: None})
+
+
+def speeds(results: Sequence[Result]) -> Figure:
+    """Draw tokens per second against the depth of the context, a line for each thread count.
+
+    results: what bench.measure.measure reports; reading and generating are drawn side by side.
+    """
+    kinds = sorted({result.task.kind for result in results}, reverse=True)
+    figure = Figure((4.5 * len(kinds), 3.5), layout="constrained")
+    axes = figure.subplots(1, len(kinds), squeeze=False).ravel()
+    for axis, kind in zip(axes, kinds, strict=True):
+        here = [result for result in results if result.task.kind == kind]
+        for threads in sorted({result.threads for result in here}):
+            line = [result for result in here if result.threads == threads]
+            axis.errorbar(
+                [result.task.depth for result in line],
+                [result.rate.median for result in line],
+                [result.rate.spread for result in line],
+                marker="o",
+                capsize=3,
+                label=f"{threads} thread{'s' if threads > 1 else ''}",
+            )
+        axis.set_title(f"{'prompt' if kind == 'prompt' else 'generation'}, {here[0].task.name}")
+        axis.set_xlabel("tokens before it")
+        axis.set_ylabel("tokens per second")
+        axis.set_ylim(bottom=0)
+        axis.legend()
+    return figure

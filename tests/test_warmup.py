@@ -63,6 +63,7 @@ def numbers(said):
     return int(compiled), int(loaded), Path(folder)
 
 
+@pytest.mark.compiled
 def test_it_says_what_it_did(warm):
     cache, said = warm
     compiled, loaded, folder = numbers(said)
@@ -70,6 +71,7 @@ def test_it_says_what_it_did(warm):
     assert folder.parent == cache and list(folder.rglob("*.nbc"))
 
 
+@pytest.mark.compiled
 def test_a_second_time_there_is_nothing_to_compile(warm):
     cache, said = warm
     done = python("-m", "llama2np", "warmup", cache=cache)
@@ -78,6 +80,7 @@ def test_a_second_time_there_is_nothing_to_compile(warm):
     assert folder == numbers(said)[2]
 
 
+@pytest.mark.compiled
 def test_generation_compiles_nothing_afterwards(warm, write):
     cache, _ = warm
     models = [

@@ -19,6 +19,7 @@ COMMANDS = {
     "lens": "show what a model would say after each of its blocks",
     "attend": "draw where its heads look",
     "perplexity": "measure how well it foretells a text",
+    "bench": "measure how fast a model is here",
     "warmup": "compile everything ahead",
 }
 

@@ -14,7 +14,7 @@ from llama2np.kernels.int8 import dequantize_rows, quantize
 from llama2np.kernels.int8_tiles import INT8_ROWS
 from llama2np.kernels.jit import CACHE_FOLDER, counts, on_first_compile
 from llama2np.kernels.steps import add, rmsnorm, softmax, swiglu
-from llama2np.kernels.threads import guarded, may_use_threads, set_threads, shared
+from llama2np.kernels.threads import guarded, may_use_threads, set_threads, shared, threads
 from llama2np.kernels.tiles import LANES, ROWS
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "shared",
     "softmax",
     "swiglu",
+    "threads",
     "to_tiles",
 ]
 

@@ -12,7 +12,7 @@ import threading
 
 import numba
 
-__all__ = ["guarded", "may_use_threads", "set_threads", "shared"]
+__all__ = ["guarded", "may_use_threads", "set_threads", "shared", "threads"]
 
 _SHARED = 65536  # multiply-adds from which on sharing them pays
 _NEVER = 2**62
@@ -85,3 +85,8 @@ def set_threads(count: int) -> None:
     if not 1 <= count <= 2 * most:
         raise ValueError(f"threads must be 1 to {2 * most} on this machine, not {count}")
     numba.set_num_threads(min(count, most))
+
+
+def threads() -> int:
+    """How many threads this process uses."""
+    return int(numba.get_num_threads())

@@ -1,0 +1,82 @@
+"""How the report runs each program on a random checkpoint, and reads its rate."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.random_models import header_of, tokenizer_of, write_model
+from llama2np.bench.peer import LLAMA2C, Peer
+
+_ROOT = Path(__file__).parents[1]
+_LLAMACPP = Path(__file__).with_name("llamacpp.py")
+PROMPT = r"prompt tok/s: ([0-9.]+)"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A shape, the positions to fill, and the tokens of a prompt."""
+
+    shape: str
+    steps: int = 256
+    prompt: int = 256
+
+    @property
+    def q8(self) -> bool:
+        return header_of(self.shape).version == 2
+
+
+def llama2np(task: Task, folder: Path) -> Peer:
+    """run.py, as a user runs it."""
+    return _llama2c_flags([sys.executable, str(_ROOT / "run.py")], task, folder, "--threads")
+
+
+def llama2c(program: Path, task: Task, folder: Path) -> Peer:
+    """One of llama2.c's, with the same flags; OMP_NUM_THREADS says how many threads."""
+    return _llama2c_flags([str(program)], task, folder)
+
+
+def _llama2c_flags(command: list[str], task: Task, folder: Path, threads: str = "") -> Peer:
+    model = write_model(task.shape, folder)
+    flags = ["-t", "0", "-s", "1", "-n", str(task.steps), "-z", str(tokenizer_of(model))]
+    if threads:
+        flags += [threads, "{threads}"]
+    return Peer(shlex.join([*command, str(model), *flags]), pattern=LLAMA2C)
+
+
+def llamacpp(python: str, task: Task, folder: Path) -> tuple[Peer, Peer]:
+    """llama.cpp generating, and reading a prompt; on a GGUF that is written if it is not there."""
+    header, path = header_of(task.shape), folder / f"{task.shape}.gguf"
+    if not path.exists():
+        config = header.config
+        shape = asdict(config) | {"kv_dim": config.kv_dim, "tied": header.tied, "q8": task.q8}
+        subprocess.run([python, _LLAMACPP, "write", path, json.dumps(shape)], check=True)
+    rate = [python, str(_LLAMACPP), "rate", str(path)]
+    generate = shlex.join([*rate, str(task.steps), "1", "{threads}"])
+    prompt = shlex.join([*rate, "1", str(task.prompt), "{threads}"])
+    return Peer(generate, pattern=LLAMA2C), Peer(prompt, pattern=PROMPT)
+
+
+def bench(shape: str, folder: Path, **flags: object) -> dict:
+    """What `llama2np bench --json` says of a shape."""
+    command = [sys.executable, "-m", "llama2np", "bench", str(write_model(shape, folder)), "--json"]
+    command += [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr.strip())
+    return json.loads(done.stdout)
+
+
+def seconds_to_first_token(task: Task, folder: Path, cache: Path | None = None) -> float:
+    """Wall time of a whole run of two tokens; with the compiled kernels of another folder."""
+    command = shlex.split(llama2np(Task(task.shape, 2), folder).command.replace("{threads}", "1"))
+    env = os.environ if cache is None else {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+    start = time.perf_counter()
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    return time.perf_counter() - start

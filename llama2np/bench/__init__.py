@@ -1,0 +1,1 @@
+"""Speed: how many tokens a second, and how many this machine could do at most."""

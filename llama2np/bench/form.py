@@ -1,0 +1,154 @@
+"""What was measured as a table to read, as JSON and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+
+from llama2np.bench.machine import description
+from llama2np.bench.measure import MachineResult, PeerResult, Report, Result, Series
+from llama2np.checkpoint import Header
+
+
+def about(path: str | os.PathLike[str], header: Header) -> dict[str, object]:
+    """The model and the machine, as all forms but CSV tell them."""
+    tensors = dict(header.tensors())
+    matrices = [shape for name, shape in tensors.items() if name != "rope_tables"]
+    return {
+        "model": os.path.basename(path),
+        "format": f"Q8_0, group size {header.group_size}" if header.version == 2 else "float32",
+        "parameters": sum(math.prod(shape) for shape in matrices),
+        "bytes": header.file_size,
+        "config": asdict(header.config),
+        "machine": description(),
+    }
+
+
+def as_json(report: Report, about: dict[str, object]) -> str:
+    """All that was measured: every repeat's tokens, bytes and operations per second."""
+    return json.dumps({**about, **_plain(report)}, indent=2)
+
+
+def _plain(report: Report) -> dict[str, object]:
+    return {
+        "results": [
+            {
+                **{"test": result.task.name, **asdict(result.task), "threads": result.threads},
+                **_series("tokens_per_second", result.rate),
+                "share_of": _LIMITS[result.task.kind],
+                **_series("share", result.share),
+            }
+            for result in report.results
+        ],
+        "peers": [
+            {
+                **{"command": peer.command, "threads": peer.threads},
+                **_series("tokens_per_second", peer.rate),
+                **_series("ratio", peer.ratio),
+            }
+            for peer in report.peers
+        ],
+        "machine_speed": [
+            {
+                "threads": machine.threads,
+                **_series("bytes_read_per_second", machine.read),
+                **_series("sgemm_flops", machine.sgemm),
+            }
+            for machine in report.machines
+        ],
+    }
+
+
+_LIMITS = {"generate": "read speed", "prompt": "sgemm"}
+
+
+def _series(name: str, series: Series) -> dict[str, object]:
+    return {name: series.median, f"{name}_spread": series.spread, f"{name}_each": series.values}
+
+
+def as_csv(report: Report) -> str:
+    """A line for each test, peer and number of threads: medians and standard deviations.
+
+    share is of the read speed or of sgemm; ratio is ours to the peer's.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = "name,depth,threads,tokens_per_second,spread,share,ratio"
+    writer.writerow(columns.split(","))
+    for result in report.results:
+        rate, share = result.rate, result.share.median
+        numbers = f"{rate.median:.4g}", f"{rate.spread:.4g}", f"{share:.4f}", ""
+        writer.writerow([result.task.name, result.task.depth, result.threads, *numbers])
+    for peer in report.peers:
+        rate, ratio = peer.rate, peer.ratio.median
+        numbers = f"{rate.median:.4g}", f"{rate.spread:.4g}", "", f"{ratio:.4f}"
+        writer.writerow([peer.command, "", peer.threads, *numbers])
+    return text.getvalue()
+
+
+def as_table(report: Report, about: dict[str, object]) -> str:
+    """Tables in Markdown, aligned, below two lines on the model and the machine."""
+    machine = description()
+    lines = [
+        f"{about['model']}: {about['parameters']:,} parameters, {about['format']}",
+        f"{machine['processor']}, {machine['processors']} processors, {machine['system']}; "
+        f"llama2np {machine['llama2np']}, numba {machine['numba']}, numpy {machine['numpy']}",
+        "",
+    ]
+    head = ("test", "depth", "threads", "tok/s", "±", "share of the machine's")
+    speeds = {speed.threads: speed for speed in report.machines}
+    rows = [_row(result, speeds[result.threads]) for result in report.results]
+    lines += aligned(head, rows, left=(0, 5))
+    if report.peers:
+        others = ("peer", "threads", "tok/s", "±", "llama2np / peer")
+        lines += ["", *aligned(others, [_peer_row(peer) for peer in report.peers])]
+    return "\n".join(lines + _notes(report, str(about["format"])))
+
+
+def _notes(report: Report, format: str) -> list[str]:
+    """How a share can pass 100 %."""
+    kinds = {result.task.kind for result in report.results}
+    notes = []
+    if "prompt" in kinds and format != "float32":
+        notes.append("Prompts are read in int8, sgemm is float32: that share may pass 100%.")
+    if any(r.share.median > 1 for r in report.results if r.task.kind == "generate"):
+        notes.append("More than memory can read: the model stays in the processor's caches.")
+    return ["", *notes] if notes else []
+
+
+def _row(result: Result, machine: MachineResult) -> Sequence[str]:
+    task, rate, share = result.task, result.rate, result.share.median
+    limit = f"{machine.read.median / 1e9:.1f} GB/s read"
+    if task.kind == "prompt":
+        limit = f"{machine.sgemm.median / 1e9:.0f} GFLOP/s, sgemm"
+    speed = f"{rate.median:.1f}", f"{rate.spread:.1f}"
+    return task.name, str(task.depth), str(result.threads), *speed, f"{share:.0%} of {limit}"
+
+
+def _peer_row(peer: PeerResult) -> Sequence[str]:
+    rate = f"{peer.rate.median:.1f}", f"{peer.rate.spread:.1f}"
+    return peer.command, str(peer.threads), *rate, f"{peer.ratio.median:.2f}"
+
+
+def aligned(
+    head: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)
+) -> list[str]:
+    """The lines of a table in Markdown, numbers to the right; `left`: the columns that are not."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = []
+    for row in (head, *rows):
+        cells = [
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    rules = [
+        "-" * width if i in left else "-" * (width - 1) + ":" for i, width in enumerate(widths)
+    ]
+    lines.insert(1, f"| {' | '.join(rules)} |")
+    return lines

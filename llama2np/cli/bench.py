@@ -1,0 +1,124 @@
+"""The command `bench`: how fast a model is on this machine, and how fast it could be."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from llama2np import checkpoint, kernels
+from llama2np.bench import form
+from llama2np.bench.measure import measure, plan
+from llama2np.bench.peer import LLAMA2C, Peer
+from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
+from llama2np.transformer import Transformer
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Measure a model, and print what came out; return the exit status."""
+    return guarded(prog, lambda: _bench(_parse(argv, prog)))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    plot = _plotting(options.plot) if options.plot else None
+    pattern = options.peer_pattern or LLAMA2C
+    peers = [Peer(peer, options.model, pattern) for peer in options.peer]
+    header = checkpoint.read_header(options.model)
+    tasks = plan(header.config.seq_len, options.prompt, options.generate, options.depth)
+    threads = options.threads or [kernels.threads()]
+    progress = _say if sys.stderr.isatty() else lambda _: None
+    transformer = Transformer(*checkpoint.load(options.model))
+    report = measure(transformer, tasks, threads, peers, options.repeats, progress)
+    about = form.about(options.model, header)
+    if options.json:
+        print(form.as_json(report, about))
+    elif options.csv:
+        print(form.as_csv(report), end="")
+    else:
+        print(form.as_table(report, about))
+    if plot:
+        plot.save(plot.speeds(report.results), options.plot)
+
+
+def _plotting(path: Path) -> ModuleType:
+    """The module that draws, before anything is measured in vain."""
+    from llama2np.cli.model import plotting
+
+    plot = plotting()
+    folder = plot.checked(path).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(folder))
+    return plot
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _list_of(parse: Callable[[str], float]) -> Callable[[str], list[float]]:
+    """A parser of numbers with commas between them, each as `parse` wants it."""
+    return lambda value: [parse(f".{part}") for part in flag_value(value).split(",")]
+
+
+def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
+    parser = Parser(
+        prog=prog,
+        description="Measure how fast a model reads prompts and generates, beside the machine's "
+        "own speed.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("model", help="the checkpoint, a .bin file")
+    add(
+        "--prompt",
+        type=number(int, 0, None),
+        metavar="N",
+        help="tokens of the prompt; 0 measures none (default 512, or the context)",
+    )
+    add(
+        "--generate",
+        type=number(int, 0, None),
+        metavar="N",
+        help="tokens to generate; 0 measures none (default 128, or the context)",
+    )
+    add(
+        "--depth",
+        type=_list_of(number(int, 0, None)),
+        metavar="N,...",
+        help="how many tokens stand before them (default those of 0, 512 and 2048 that fit)",
+    )
+    add(
+        "--threads",
+        type=_list_of(number(int, 1, None)),
+        metavar="N,...",
+        help="measure with each of these (default: the processors)",
+    )
+    add(
+        "--repeats",
+        type=number(int, 1, None),
+        default=5,
+        metavar="N",
+        help="of everything, in turn (default 5)",
+    )
+    add(
+        "--peer",
+        type=flag_value,
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help="a program to run in between, may be repeated; {model} and {threads} are filled in",
+    )
+    add(
+        "--peer-pattern",
+        type=flag_value,
+        metavar="REGEX",
+        help="what a peer prints; group 1 is its tokens per second (default llama2.c's)",
+    )
+    add("--plot", type=path_value, metavar="FILE", help="draw it: .png, .svg or .pdf")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print all that was measured")
+    output.add_argument("--csv", action="store_true", help="print a line for each measurement")
+    return parser.parse_args(list(joined(argv, parser)))

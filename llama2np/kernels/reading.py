@@ -1,0 +1,16 @@
+"""Reading memory and nothing else: what generation is held against."""
+
+import numpy as np
+from numba import prange
+
+from llama2np.kernels.jit import kernel
+
+
+@kernel(parallel=True)
+def row_sums(rows, out):
+    """out[i] = the sum of row i. rows: (n, width), out: (n,) float32; threads share the rows."""
+    for i in prange(rows.shape[0]):
+        total = np.float32(0)
+        for value in rows[i]:
+            total += value
+        out[i] = total
