@@ -15,6 +15,10 @@ from llama2np.checkpoint import Header, save
 from llama2np.config import Config
 from tools.hostile import valid, write_case
 
+# Threads that wait for work sleep: those that spin, as they would, make the tests ten times as long
+# where other programs want the processors too. OpenMP reads this when it is first used.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # Grouped-query, widths that are no power of two, more positions than a first KV cache holds.
 TINY = Config(
     dim=48, hidden_dim=80, n_layers=3, n_heads=6, n_kv_heads=2, vocab_size=300, seq_len=96
