@@ -8,7 +8,7 @@ MODEL ?= $(wildcard $(BOX)/stories260K.bin)
 TOKENIZER ?= $(if $(filter $(BOX)/%,$(MODEL)),$(BOX)/tok512.bin,$(wildcard $(dir $(MODEL))tok512.bin))
 ARGS ?= -t 0.8 -s 42
 
-.PHONY: run test test-bounds test-nojit coverage fuzz lint format bench docs setup clean
+.PHONY: run test test-bounds test-nojit coverage fuzz lint format bench docs setup model clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/installed ## tell a story with MODEL=path.bin (TOKENIZER=path, ARGS="-t 0.8 -n 256")
@@ -74,6 +74,10 @@ $(VENV)/installed-dev: $(VENV)/installed
 $(VENV)/installed-docs: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@
+
+model: $(VENV)/installed ## tell stories and train a model on them, into build/box: about an hour on 2 cores
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train]'
+	$(BIN)/python -m tools.train
 
 # Karpathy's TinyStories models, and the tokenizer they share with Llama 2.
 stories15M.bin stories42M.bin stories110M.bin: | tokenizer.bin

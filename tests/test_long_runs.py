@@ -1,5 +1,6 @@
 """Long runs: to the end of a context of 4096, and a thousand turns, in memory that is bounded."""
 
+import gc
 import tracemalloc
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from conftest import letters, random_tensors, scripted, write_tokenizer
 from llama2np import Llama, checkpoint
 from llama2np.checkpoint import Header
 from llama2np.config import Config
+from llama2np.kernels import threads
 from llama2np.tokenizer import EOS
 from llama2np.transformer import State, Transformer
 
@@ -71,7 +73,7 @@ def test_the_last_position_is_as_good_as_the_first(model):
 def test_a_thousand_turns(tmp_path, monkeypatch):
     """In one conversation, each of them interrupted; memory is that of the cache and the tokens."""
     # One head cannot be shared, but its two threads would wait for each other.
-    monkeypatch.setattr("llama2np.transformer._THREADED_SCORES", 2**60)
+    monkeypatch.setattr(threads._regions, "shared", 2**60)
     config = Config(2, 4, 1, 1, 1, 300, 2**15)
     header = Header(1, config, False)
     checkpoint.save(tmp_path / "x.bin", header, random_tensors(header))
@@ -106,6 +108,7 @@ def test_a_thousand_conversations(model, monkeypatch):
         before = tracemalloc.get_traced_memory()[0]
         for _ in range(990):
             talk()
+        gc.collect()
         assert tracemalloc.get_traced_memory()[0] - before < 2**16
     finally:
         tracemalloc.stop()

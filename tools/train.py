@@ -1,0 +1,105 @@
+"""Make a storyteller from nothing: corpus, tokenizer, training, export, figures.
+
+python -m tools.train                   into build/box
+python -m tools.train --steps 50        a quick try
+Run it again after a stop: it goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+# Waiting threads that sleep instead of spinning: else other programs slow training tenfold.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+from llama2np.config import Config  # noqa: E402
+from llama2np.convert import llama2c, tokenizer, write  # noqa: E402
+from tools.stories.words import names, words  # noqa: E402
+from tools.training.corpus import (  # noqa: E402
+    HELD_OUT,
+    Corpus,
+    encode,
+    stories,
+    train_tokenizer,
+)
+
+NAME = "stories-box"
+CONFIG = Config(
+    dim=128, hidden_dim=320, n_layers=5, n_heads=8, n_kv_heads=4, vocab_size=1008, seq_len=256
+)
+HELD_OUT_STORIES = 2000
+TOKENIZER_STORIES = 20_000
+
+
+def prepare(folder: Path, count: int) -> tuple[Corpus, Corpus]:
+    """The corpus to train on and the one held out; made once, then read again."""
+    model = folder / "tokenizer.model"
+    if not model.exists():
+        texts = [story.text for story in stories(0, min(count, TOKENIZER_STORIES))]
+        train_tokenizer(texts, model, CONFIG.vocab_size)
+        tokenizer.write_bin(model, folder / "tokenizer.bin")
+    found = []
+    for name, first, number in (("train", 0, count), ("held-out", HELD_OUT, HELD_OUT_STORIES)):
+        path = folder / f"{name}.npz"
+        if not path.exists():
+            encode(stories(first, number), model, CONFIG.seq_len).save(path)
+        found.append(Corpus.load(path))
+    return found[0], found[1]
+
+
+def export(folder: Path, checkpoint: Path) -> None:
+    """The .bin files that llama2.c's run and runq read."""
+    write.write_bin(llama2c.read_pt(checkpoint), folder / f"{NAME}.bin", version=0)
+    write.write_bin(llama2c.read_bin(folder / f"{NAME}.bin"), folder / f"{NAME}-q8.bin", version=2)
+
+
+def distinct_words(count: int) -> int:
+    """How many words `count` stories have, names of heroes and friends left out."""
+    found: set[str] = set()
+    for story in stories(0, count):
+        found |= set(map(str.lower, set(words(story.text)) - set(names(story.text))))
+    return len(found)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("build/box"), metavar="FOLDER")
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--threads", type=int, default=2, help="they change the last bits")
+    options = parser.parse_args()
+    import torch
+
+    from tools.training.loop import Training
+    from tools.training.schedule import Settings
+
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    settings = Settings(steps=options.steps, warmup=min(100, options.steps // 4))
+    corpus, held_out = prepare(options.out, settings.steps * settings.batch)
+    print(f"{len(corpus):,} stories, {corpus.tokens.size:,} tokens", flush=True)
+    training = Training(CONFIG, settings, corpus, options.out / "checkpoint.pt")
+    training.run()
+    export(options.out, training.path)
+    figures = {
+        "parameters": sum(w.numel() for w in training.network.parameters()),
+        "stories": len(corpus),
+        "tokens": int(corpus.lengths.sum()),
+        "tokens of a story": [int(f(corpus.lengths)) for f in (min, max)],
+        "distinct words": distinct_words(len(corpus)),
+        "steps": settings.steps,
+        "minutes": round(training.seconds / 60, 1),
+        "entropy of the choices, nats a token": round(held_out.entropy, 4),
+        "loss, last 100 steps": round(sum(training.losses[-100:]) / 100, 4),
+        "loss, held out": round(training.loss(held_out), 4),
+    }
+    (options.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The corpus: texts from the teller, a tokenizer trained on them, tokens, batches of stories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import Pool
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from llama2np.output import replacing
+from llama2np.tokenizer import BOS
+from tools.stories.teller import Story, tell
+
+HELD_OUT = 10_000_000  # stories from this number on are never trained on
+
+
+def stories(first: int, count: int) -> Iterator[Story]:
+    """Stories first to first + count, told by all processors."""
+    with Pool() as pool:
+        yield from pool.imap(tell, range(first, first + count), chunksize=500)
+
+
+def train_tokenizer(texts: Sequence[str], path: Path, pieces: int) -> None:
+    """Write a sentencepiece model with the options of llama2.c's tinystories.py."""
+    prefix = path.with_suffix(".part")
+    lines = (line for text in texts for line in text.split("\n"))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines,
+        model_prefix=str(prefix),
+        model_type="bpe",
+        vocab_size=pieces,
+        character_coverage=1.0,
+        byte_fallback=True,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        normalization_rule_name="identity",
+        unk_surface=r" \342\201\207 ",
+        self_test_sample_size=0,
+        num_threads=1,  # more of them make the result depend on the machine
+        minloglevel=1,
+    )
+    Path(f"{prefix}.vocab").unlink()
+    Path(f"{prefix}.model").replace(path)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Stories as tokens: each begins with BOS, and BOS is what follows its last token."""
+
+    tokens: np.ndarray  # uint16, all stories one after the other, and one BOS at the end
+    starts: np.ndarray  # int64, where each story begins, and the end of the last
+    nats: np.ndarray  # float64, minus the log-probability of the choices behind each
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each story, BOS included."""
+        return np.diff(self.starts)
+
+    @property
+    def entropy(self) -> float:
+        """Nats for a token: what a perfect model needs at most, the ends of stories included."""
+        return float(self.nats.sum() / self.lengths.sum())
+
+    def rows(self, stories: np.ndarray, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and what follows each, int64 (len(stories), longest); -1 where there is none.
+
+        The width is rounded up to a multiple: torch prepares anew for each width it meets.
+        """
+        longest = -(-self.lengths[stories].max() // multiple) * multiple
+        tokens = np.zeros((len(stories), longest), np.int64)
+        targets = np.full_like(tokens, -1)
+        for row, story in enumerate(stories):
+            start, end = self.starts[story], self.starts[story + 1]
+            tokens[row, : end - start] = self.tokens[start:end]
+            targets[row, : end - start] = self.tokens[start + 1 : end + 1]
+        return tokens, targets
+
+    def save(self, path: Path) -> None:
+        """Write an .npz."""
+        with replacing(path) as file:
+            np.savez(file, tokens=self.tokens, starts=self.starts, nats=self.nats)
+
+    @classmethod
+    def load(cls, path: Path) -> Corpus:
+        """Read what `save` wrote."""
+        with np.load(path) as arrays:
+            return cls(**arrays)
+
+
+def encode(told: Iterator[Story], model: Path, longest: int) -> Corpus:
+    """The tokens of stories, by a sentencepiece model, those of more than `longest` left out."""
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    tokens, starts, nats = [], [0], []
+    for story in told:
+        pieces = [BOS, *processor.encode(story.text)]
+        if len(pieces) > longest:
+            continue
+        tokens.append(np.array(pieces, np.uint16))
+        starts.append(starts[-1] + len(tokens[-1]))
+        nats.append(story.nats)
+    tokens.append(np.array([BOS], np.uint16))
+    return Corpus(np.concatenate(tokens), np.array(starts), np.array(nats))
+
+
+def batches(lengths: np.ndarray, size: int, seed: int) -> list[np.ndarray]:
+    """All stories, `size` in a batch, in an order that only the seed decides.
+
+    Of each 50 batches' worth of stories those of one length come together: rows end alike.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(lengths))
+    found = []
+    for start in range(0, len(order), 50 * size):
+        chunk = order[start : start + 50 * size]
+        chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
+        found += [chunk[i : i + size] for i in range(0, len(chunk), size)]
+    found = [batch for batch in found if len(batch) == size]
+    return [found[i] for i in rng.permutation(len(found))]
