@@ -11,7 +11,7 @@ from conftest import letters, random_tensors, scripted, write_tokenizer
 from llama2np import Llama, checkpoint
 from llama2np.checkpoint import Header
 from llama2np.config import Config
-from llama2np.kernels import threads
+from llama2np.kernels.threads import _regions
 from llama2np.tokenizer import EOS
 from llama2np.transformer import State, Transformer
 
@@ -73,7 +73,7 @@ def test_the_last_position_is_as_good_as_the_first(model):
 def test_a_thousand_turns(tmp_path, monkeypatch):
     """In one conversation, each of them interrupted; memory is that of the cache and the tokens."""
     # One head cannot be shared, but its two threads would wait for each other.
-    monkeypatch.setattr(threads._regions, "shared", 2**60)
+    monkeypatch.setattr(_regions, "shared", 2**60)
     config = Config(2, 4, 1, 1, 1, 300, 2**15)
     header = Header(1, config, False)
     checkpoint.save(tmp_path / "x.bin", header, random_tensors(header))
