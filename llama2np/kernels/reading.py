@@ -10,7 +10,7 @@ from llama2np.kernels.jit import kernel
 def row_sums(rows, out):
     """out[i] = the sum of row i. rows: (n, width), out: (n,) float32; threads share the rows."""
     for i in prange(rows.shape[0]):
-        total = np.float32(0)
-        for value in rows[i]:
-            total += value
+        row, total = rows[i], np.float32(0)
+        for k in range(row.shape[0]):  # by index: over the values, LLVM makes no vectors of it
+            total += row[k]
         out[i] = total
