@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llama2np import Llama, export
+from llama2np import export
 
 DOCS = Path(__file__).parents[1] / "docs"
 SCRIPTS = re.findall(
@@ -17,23 +17,18 @@ SCRIPTS = re.findall(
 
 
 @pytest.fixture
-def box(reference, tmp_path, monkeypatch):
-    """A folder to run in. Without a model in the box, it is the smallest public one."""
-    folder, load = reference / "stories260K", Llama.load
-    small = folder / "stories260K.bin"
-    try:
-        load("stories-box")
-    except (OSError, ValueError):
-        models = {"stories-box": small, "stories-box-q8": tmp_path / "q8.bin"}
-        export(*models.values(), 2)
-        monkeypatch.setattr(Llama, "load", lambda name: load(models[name], folder / "tok512.bin"))
+def folder(reference, tmp_path, monkeypatch):
+    """What the examples find in the current folder: the smallest public model, under their names."""
+    small = reference / "stories260K"
+    (tmp_path / "stories15M.bin").symlink_to(small / "stories260K.bin")
+    (tmp_path / "tokenizer.bin").symlink_to(small / "tok512.bin")
+    export(small / "stories260K.bin", tmp_path / "stories15M_q8.bin", 2)
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "7B").symlink_to(reference / "meta_gqa_2shards_fp16")
-    (tmp_path / "stories15M.bin").symlink_to(small)
     monkeypatch.chdir(tmp_path)
 
 
-def test_api(box):
+def test_api(folder):
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     text = (DOCS / "api.md").read_text()
     test = doctest.DocTestParser().get_doctest(text, {}, "api.md", "docs/api.md", 0)
@@ -51,7 +46,7 @@ def test_every_public_name_is_on_the_page():
 
 
 @pytest.mark.parametrize("title, script", SCRIPTS, ids=[title for title, _ in SCRIPTS])
-def test_recipe(box, capsys, title, script):
+def test_recipe(folder, capsys, title, script):
     assert len(script.splitlines()) <= 15
     exec(compile(script, title, "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out.strip()
