@@ -18,7 +18,7 @@ SCRIPTS = re.findall(
 
 @pytest.fixture
 def folder(reference, tmp_path, monkeypatch):
-    """What the examples find in the current folder: the smallest public model, under their names."""
+    """What the examples find: the smallest public model, under the names they use."""
     small = reference / "stories260K"
     (tmp_path / "stories15M.bin").symlink_to(small / "stories260K.bin")
     (tmp_path / "tokenizer.bin").symlink_to(small / "tok512.bin")
