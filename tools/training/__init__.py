@@ -1,1 +1,1 @@
-"""How the model in the box is made: corpus, tokenizer, network, training, export."""
+"""How a storyteller is made: corpus, tokenizer, network, training, export."""
