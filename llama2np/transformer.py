@@ -1,6 +1,6 @@
 """The forward pass: tokens in, logits out. Knows no text and no file.
 
-The layer loop is Python. For many tokens each step of a block is one compiled kernel, and a debugger
+The layer loop is Python. For many tokens each step of a block is a compiled kernel, and a debugger
 can stop between any two; for one token the whole block is. `Llama.with_hooks` stops at every array.
 """
 
