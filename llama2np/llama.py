@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llama2np import checkpoint
+from llama2np import box, checkpoint
 from llama2np.chat import Chat
 from llama2np.config import Config
 from llama2np.generation import Draft, Generation
@@ -42,7 +42,8 @@ class Llama:
         """Open a checkpoint and its tokenizer: `tokenizer`, else tokenizer.bin in the current
         folder, else the one beside the checkpoint.
 
-        Raises CheckpointError, TokenizerError and OSError.
+        path: a .bin file, or the name of a model in the box, "stories-box" or "stories-box-q8",
+        whose tokenizer is there too. Raises CheckpointError, TokenizerError and OSError.
         """
         config, weights = checkpoint.load(path)
         found = tokenizer if tokenizer is not None else _find_tokenizer(path)
@@ -129,6 +130,8 @@ class Llama:
 
 
 def _find_tokenizer(path: str | os.PathLike[str]) -> Path:
+    if box.in_box(path):
+        return box.TOKENIZER
     beside = Path(path).parent
     for folder in (Path(), beside):
         if (folder / "tokenizer.bin").is_file():

@@ -8,31 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import zipfile
-import zlib
 from dataclasses import asdict
 
 import numpy as np
 
 from llama2np.config import Config
-from llama2np.output import replacing
+from llama2np.output import printable, replacing
 
 _NAMES = ("config", "tokens", "keys", "values")
-# What zipfile and NumPy raise for bytes that make no sense to them.
-_DAMAGES = (
-    ValueError,
-    EOFError,
-    MemoryError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def write(
@@ -62,10 +46,12 @@ def read(path: str | os.PathLike[str], config: Config) -> tuple[np.ndarray, np.n
                 found = arrays["tokens"], arrays["keys"], arrays["values"]
                 _check(config, *found)
                 return found
-        except _DAMAGES as error:
+        except Exception as error:  # zipfile and NumPy raise all sorts, tokenize's too
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{path}: not a saved state, or damaged: {reason}") from None
-    raise ValueError(f"{path}: saved for another model: {_difference(saved, asdict(config))}")
+            text = f"{path}: not a saved state, or damaged: {reason}"
+            raise ValueError(printable(text)) from None
+    difference = _difference(saved, asdict(config))
+    raise ValueError(printable(f"{path}: saved for another model: {difference}"))
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The forward pass: tokens in, logits out. Knows no text and no file.
 
-The layer loop is Python. For many tokens each step of a block is a compiled kernel, and a debugger
-can stop between any two; for one token the whole block is. `Llama.with_hooks` stops at every array.
+For many tokens the loop over the layers is Python, each step of a block is a compiled kernel, and a
+debugger can stop between any two. For one token all of it is one kernel, of the same steps:
+kernels/one_token.py. `Llama.with_hooks` stops at every array.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from llama2np import kernels, snapshot
 from llama2np.config import Config
-from llama2np.weights import Int8, Layer, Weights
+from llama2np.weights import Dense, Int8, Layer, Weights
 
 # A prompt goes through in blocks of this many tokens: enough to keep matrix products busy.
 BLOCK = 256
@@ -59,9 +60,8 @@ class State:
     def __init__(self, config: Config):
         self.config = config
         self.pos = 0  # tokens read so far, and the position of the next one
-        # A layer's keys and values, laid out as kernels/attention.py says.
-        self.keys = [self._no_keys(0)] * config.n_layers
-        self.values = [self._no_values(0)] * config.n_layers
+        # A row for each layer, laid out as kernels/attention.py says.
+        self.keys, self.values = self._no_cache(0)
         self.scores = np.zeros((config.n_heads, 0), np.float32)
         self._scratch = Scratch.for_tokens(1, config)
         self._tokens = np.zeros(0, np.int64)
@@ -97,8 +97,7 @@ class State:
         """A copy that goes its own way: one prompt, read once, with many continuations."""
         twin = State(self.config)
         twin.reserve(self.pos)
-        for i in range(self.config.n_layers):
-            _copy(self.keys[i], self.values[i], self.pos, twin.keys[i], twin.values[i])
+        _copy(self.keys, self.values, self.pos, twin.keys, twin.values)
         twin.note(self.tokens)
         twin.pos = self.pos
         return twin
@@ -106,9 +105,8 @@ class State:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the tokens and the KV cache to a .npz, complete or not at all. Raises OSError."""
         c = self.config
-        rows = [keys.swapaxes(2, 3).reshape(c.n_kv_heads, -1, c.head_dim) for keys in self.keys]
-        keys = np.stack([layer[:, : self.pos] for layer in rows])
-        values = np.stack([layer[:, : self.pos] for layer in self.values])
+        keys = self.keys.swapaxes(3, 4).reshape(c.n_layers, c.n_kv_heads, -1, c.head_dim)
+        keys, values = keys[:, :, : self.pos], self.values[:, :, : self.pos]
         snapshot.write(path, c, self.tokens, keys, values)
 
     @classmethod
@@ -121,22 +119,21 @@ class State:
         state = cls(config)
         tokens, keys, values = snapshot.read(path, config)
         state.reserve(len(tokens))
-        for i in range(config.n_layers):
-            state.values[i][:, : len(tokens)] = values[i]
-            rows = np.zeros_like(state.values[i])
-            rows[:, : len(tokens)] = keys[i]
-            blocks = rows.reshape(config.n_kv_heads, -1, kernels.BLOCK, config.head_dim)
-            state.keys[i][:] = blocks.swapaxes(2, 3)
+        state.values[:, :, : len(tokens)] = values
+        rows = np.zeros_like(state.values)
+        rows[:, :, : len(tokens)] = keys
+        blocks = (*rows.shape[:2], -1, kernels.BLOCK, config.head_dim)
+        state.keys[:] = rows.reshape(blocks).swapaxes(3, 4)
         state.note(tokens)
         state.pos = len(tokens)
         return state
 
-    def _no_keys(self, capacity: int) -> np.ndarray:
+    def _no_cache(self, capacity: int) -> tuple[np.ndarray, np.ndarray]:
         c, block = self.config, kernels.BLOCK
-        return np.zeros((c.n_kv_heads, capacity // block, c.head_dim, block), np.float32)
-
-    def _no_values(self, capacity: int) -> np.ndarray:
-        return np.zeros((self.config.n_kv_heads, capacity, self.config.head_dim), np.float32)
+        keys = np.zeros(
+            (c.n_layers, c.n_kv_heads, capacity // block, c.head_dim, block), np.float32
+        )
+        return keys, np.zeros((c.n_layers, c.n_kv_heads, capacity, c.head_dim), np.float32)
 
     def reserve(self, count: int) -> None:
         """Make room for `count` positions in all."""
@@ -145,15 +142,13 @@ class State:
             return
         wanted = min(max(count, 2 * old), self.config.seq_len)
         capacity = -(-wanted // kernels.BLOCK) * kernels.BLOCK
-        for i in range(self.config.n_layers):
-            keys, values = self._no_keys(capacity), self._no_values(capacity)
-            # By count: a Ctrl-C or too little memory may have left a layer grown before.
-            _copy(self.keys[i], self.values[i], old, keys, values)
-            self.keys[i], self.values[i] = keys, values
+        keys, values = self._no_cache(capacity)
+        _copy(self.keys, self.values, old, keys, values)
         tokens = np.zeros(capacity, np.int64)  # not of seq_len: a header may claim any
         tokens[:old] = self._tokens[:old]
-        self._tokens = tokens
-        self.scores = np.zeros((self.config.n_heads, capacity), np.float32)
+        scores = np.zeros((self.config.n_heads, capacity), np.float32)
+        # Together: a Ctrl-C before leaves the State as it was.
+        self.keys, self.values, self.scores, self._tokens = keys, values, scores, tokens
 
     def scratch(self, count: int) -> Scratch:
         """Scratch for `count` tokens; the one for a single token is kept."""
@@ -163,10 +158,10 @@ class State:
 def _copy(
     keys: np.ndarray, values: np.ndarray, count: int, to_keys: np.ndarray, to_values: np.ndarray
 ) -> None:
-    """Copy the first `count` positions of a layer's cache."""
+    """Copy the first `count` positions of all layers' cache."""
     blocks = -(-count // kernels.BLOCK)
-    to_keys[:, :blocks] = keys[:, :blocks]
-    to_values[:, :count] = values[:, :count]
+    to_keys[:, :, :blocks] = keys[:, :, :blocks]
+    to_values[:, :, :count] = values[:, :, :count]
 
 
 class Transformer:
@@ -185,6 +180,17 @@ class Transformer:
         exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
         powers = np.float64(config.rope_theta) ** exponents.astype(np.float64)
         self._frequencies = np.float32(1) / powers.astype(np.float32)
+        # What the kernel for one token takes; a network of mixed kinds goes step by step.
+        kinds = {type(matrix) for matrix in weights.matrices}
+        of_kind = {Dense: kernels.one_token_float32, Int8: kernels.one_token_int8}
+        self._one_token = of_kind.get(kinds.pop()) if len(kinds) == 1 else None
+        self._addresses = weights.addresses()
+        embedding, classifier = weights.embedding.arrays, weights.classifier.arrays
+        self._ends = embedding, weights.final_norm, classifier
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copies and pickles are made anew: the addresses are those of this one's arrays."""
+        return Transformer, (self.config, self.weights)
 
     def forward(
         self, tokens: Sequence[int] | np.ndarray, state: State, all_logits: bool = False
@@ -201,13 +207,10 @@ class Transformer:
         size = BLOCK if kernels.may_use_threads() else 1
         for start in range(0, count, size):
             block = tokens[start : start + size]
-            s = state.scratch(len(block))
+            last = start + len(block) == count
+            wanted = logits[start:][: len(block)] if all_logits else logits[: int(last)]
             state.note(block)
-            self._read(block, state, s)
-            if all_logits:
-                self._classify(s, s.x, logits[start : start + len(block)])
-            elif start + len(block) == count:
-                self._classify(s, s.x[-1:], logits)
+            self._read(block, state, state.scratch(len(block)), wanted)
         return logits if all_logits else logits[0]
 
     def _checked(self, tokens: Sequence[int] | np.ndarray, state: State) -> np.ndarray:
@@ -229,26 +232,26 @@ class Transformer:
             )
         return tokens
 
-    def _read(self, tokens: np.ndarray, state: State, s: Scratch) -> None:
-        """One block through all layers: s.x becomes the residual stream behind the last."""
-        state.reserve(state.pos + len(tokens))
-        self.weights.embedding.rows(tokens, s.x)
-        kernels.rope_angles(self._frequencies, state.pos, s.cos, s.sin)
-        for layer, keys, values in zip(self.weights.layers, state.keys, state.values, strict=True):
-            self.block(layer, keys, values, state, s)
-        state.pos += len(tokens)
+    def _read(self, tokens: np.ndarray, state: State, s: Scratch, logits: np.ndarray) -> None:
+        """One block through all layers: s.x becomes the residual stream behind the last.
 
-    def block(
-        self, layer: Layer, keys: np.ndarray, values: np.ndarray, state: State, s: Scratch
-    ) -> None:
-        """x += attention(x), then x += feed_forward(x); for one token in a single kernel."""
-        if len(s.x) == 1:
-            block = kernels.block_int8 if isinstance(layer.wq, Int8) else kernels.block_float32
-            cache = keys, values, state.scores
-            block(layer.arrays, s.arrays, *cache, state.pos, self._eps, kernels.shared())
+        The last of the tokens are classified, as many as `logits` has rows for.
+        """
+        state.reserve(state.pos + len(tokens))
+        if len(tokens) == 1 and self._one_token:
+            cache = state.keys, state.values, state.scores
+            where = tokens, state.pos, self._frequencies, self._eps
+            layers, shared = self._addresses, kernels.shared()
+            self._one_token(*where, self._ends, layers, s.arrays, *cache, logits, shared)
         else:
-            self.attend(layer, keys, values, state, s)
-            self.feed_forward(layer, s)
+            self.weights.embedding.rows(tokens, s.x)
+            kernels.rope_angles(self._frequencies, state.pos, s.cos, s.sin)
+            cached = zip(self.weights.layers, state.keys, state.values, strict=True)
+            for layer, keys, values in cached:
+                self.attend(layer, keys, values, state, s)
+                self.feed_forward(layer, s)
+            self._classify(s, logits)
+        state.pos += len(tokens)
 
     def attend(
         self, layer: Layer, keys: np.ndarray, values: np.ndarray, state: State, s: Scratch
@@ -274,8 +277,8 @@ class Transformer:
         layer.w_down(s.gate, s.h)
         kernels.add(s.x, s.h)
 
-    def _classify(self, s: Scratch, x: np.ndarray, logits: np.ndarray) -> None:
-        """logits = classifier(rmsnorm(x)). x: (rows, dim), logits: (rows, vocab_size)."""
-        h = s.h[: len(x)]
-        kernels.rmsnorm(x, self.weights.final_norm, self._eps, h)
-        self.weights.classifier(h, logits)
+    def _classify(self, s: Scratch, logits: np.ndarray) -> None:
+        """logits = classifier(rmsnorm(x)), of the last tokens. logits: (rows, vocab_size)."""
+        if rows := len(logits):
+            kernels.rmsnorm(s.x[-rows:], self.weights.final_norm, self._eps, s.h[-rows:])
+            self.weights.classifier(s.h[-rows:], logits)

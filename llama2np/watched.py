@@ -40,6 +40,9 @@ class Watched(Transformer):
                 for layer in (None,) if name in ENDS else layers:
                     self._visits.setdefault((name, layer), []).append(hook.visit)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return Watched, (Transformer(self.config, self.weights), self.hooks)
+
     def forward(
         self, tokens: Sequence[int] | np.ndarray, state: State, all_logits: bool = False
     ) -> np.ndarray:
@@ -49,7 +52,7 @@ class Watched(Transformer):
         self._show("logits", None, rows, np.arange(state.pos - len(rows), state.pos))
         return logits
 
-    def _read(self, tokens: np.ndarray, state: State, s: Scratch) -> None:
+    def _read(self, tokens: np.ndarray, state: State, s: Scratch, logits: np.ndarray) -> None:
         positions = np.arange(state.pos, state.pos + len(tokens))
         state.reserve(state.pos + len(tokens))
         self.weights.embedding.rows(tokens, s.x)
@@ -62,6 +65,7 @@ class Watched(Transformer):
 
             self._attend(layer, state, s, i, show)
             self._feed_forward(layer, s, show)
+        self._classify(s, logits)
         state.pos += len(tokens)
 
     def _show(self, name: str, layer: int | None, array: np.ndarray, positions: np.ndarray) -> None:

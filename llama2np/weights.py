@@ -5,8 +5,8 @@ Arrays are views of the mapped file: nothing is copied, and any number of sequen
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -108,14 +108,12 @@ class Layer:
     w_gate: Linear  # dim -> hidden_dim
     w_up: Linear  # dim -> hidden_dim
     w_down: Linear  # hidden_dim -> dim
-    arrays: tuple[Any, ...] = field(
-        init=False, repr=False
-    )  # all of these, as the kernels take them
 
-    def __post_init__(self) -> None:
-        values = (getattr(self, part.name) for part in fields(self) if part.init)
-        arrays = tuple(v if isinstance(v, np.ndarray) else v.arrays for v in values)
-        object.__setattr__(self, "arrays", arrays)
+    @property
+    def arrays(self) -> tuple[tuple[np.ndarray, ...], ...]:
+        """The array, or the arrays, of each of these."""
+        values = (getattr(self, part.name) for part in fields(self))
+        return tuple((v,) if isinstance(v, np.ndarray) else v.arrays for v in values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +124,29 @@ class Weights:
     layers: tuple[Layer, ...]
     final_norm: np.ndarray  # (dim,)
     classifier: Linear  # dim -> vocab_size
+
+    @property
+    def matrices(self) -> Iterator[Linear]:
+        """Those of the ends and of all layers."""
+        yield self.embedding
+        yield self.classifier
+        for layer in self.layers:
+            values = (getattr(layer, part.name) for part in fields(layer))
+            yield from (value for value in values if not isinstance(value, np.ndarray))
+
+    def addresses(self) -> np.ndarray:
+        """Where the arrays of the layers stand in memory: (n_layers, 9, 3) int64.
+
+        In the order of Layer's fields: the address of the values, and, of an Int8, that of the
+        scales and the size of a group. Good as long as these Weights are.
+        """
+        table = np.zeros((len(self.layers), len(fields(Layer)), 3), np.int64)
+        for places, layer in zip(table, self.layers, strict=True):
+            for place, arrays in zip(places, layer.arrays, strict=True):
+                place[: len(arrays)] = [array.ctypes.data for array in arrays]
+                if len(arrays) > 1:
+                    place[2] = arrays[0].shape[1] // arrays[1].shape[1]
+        return table
 
     def check(self, config: Config) -> None:
         """Raise ValueError unless all shapes are those of `config`: the kernels do not look."""
@@ -148,3 +169,19 @@ class Weights:
         for name, weight, shape in expected:
             if weight.shape != shape:
                 raise ValueError(f"{name} has shape {weight.shape}, expected {shape}")
+            _check_arrays(name, weight)
+
+
+def _check_arrays(name: str, weight: Linear | np.ndarray) -> None:
+    """Raise ValueError for values that do not stand as the kernels read them, by address."""
+    arrays = (weight,) if isinstance(weight, np.ndarray) else weight.arrays
+    for array, dtype in zip(arrays[::-1], (np.float32, np.int8), strict=False):
+        if array.dtype != dtype or not array.flags.c_contiguous:
+            raise ValueError(
+                f"{name} is {array.dtype} with strides {array.strides}, expected "
+                f"np.ascontiguousarray of {dtype.__name__}"
+            )
+    if len(arrays) > 1:
+        (d, n), (rows, groups) = arrays[0].shape, arrays[1].shape
+        if rows != d or not groups or n % groups:
+            raise ValueError(f"{name}: the scales of {(d, n)} values have shape {(rows, groups)}")

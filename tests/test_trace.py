@@ -46,7 +46,7 @@ def test_looking_changes_nothing_to_the_bit(model, sizes):
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(trace["logits"], expected)
     assert state.pos == plain.pos
-    for a, b in zip(state.keys + state.values, plain.keys + plain.values, strict=True):
+    for a, b in zip((state.keys, state.values), (plain.keys, plain.values), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

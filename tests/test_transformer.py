@@ -1,6 +1,8 @@
 """The forward pass against naive.py and against what the C programs computed."""
 
+import pickle
 import threading
+from copy import deepcopy
 from dataclasses import replace
 
 import naive
@@ -12,6 +14,7 @@ from llama2np import checkpoint
 from llama2np.checkpoint import Header
 from llama2np.config import Config
 from llama2np.transformer import BLOCK, State, Transformer
+from llama2np.watched import Watched
 
 
 def in_blocks(transformer, tokens, size):
@@ -189,15 +192,11 @@ def test_a_state_survives_what_stops_its_growth(write, monkeypatch, problem):
     tokens = list(range(3, 103))
     state, other = State(config), State(config)
     model.forward(tokens[:60], state), model.forward(tokens[:60], other)
-    calls, zeros = [], State._no_values
 
-    def failing(self, capacity):
-        calls.append(capacity)
-        if len(calls) == 2:
-            raise problem
-        return zeros(self, capacity)
+    def failing(*arrays):
+        raise problem
 
-    monkeypatch.setattr(State, "_no_values", failing)
+    monkeypatch.setattr("llama2np.transformer._copy", failing)
     with pytest.raises(type(problem)):
         model.forward([5] * 600, state)
     monkeypatch.undo()
@@ -223,6 +222,52 @@ def test_weights_of_another_shape_are_refused(write, version, group):
         Transformer(other, weights)
     with pytest.raises(ValueError, match="there are 2 layers, expected 3"):
         Transformer(config, replace(weights, layers=weights.layers[:2]))
+
+
+@pytest.mark.parametrize(
+    "norm", (np.ones(48), np.ones(96, np.float32)[::2]), ids=("float64", "strided")
+)
+def test_weights_that_the_kernels_would_misread_are_refused(write, norm):
+    config, weights = checkpoint.load(write("x.bin", Header(1, TINY, False)))
+    layers = (*weights.layers[:2], replace(weights.layers[2], ffn_norm=norm))
+    with pytest.raises(ValueError, match=r"ffn_norm of layer 2 is float.*ascontiguousarray"):
+        Transformer(config, replace(weights, layers=layers))
+
+
+def test_scales_that_do_not_fit_are_refused(write):
+    config, weights = checkpoint.load(write("x.bin", Header(2, TINY, False, 16)))
+    wq = weights.layers[0].wq
+    layers = (
+        replace(weights.layers[0], wq=replace(wq, scales=wq.scales[:47])),
+        *weights.layers[1:],
+    )
+    with pytest.raises(ValueError, match=r"wq of layer 0: .* have shape \(47, 3\)"):
+        Transformer(config, replace(weights, layers=layers))
+
+
+@pytest.mark.parametrize("copied", (deepcopy, lambda x: pickle.loads(pickle.dumps(x))))
+def test_a_copy_stands_on_its_own(write, copied):
+    """The kernels read weights by address: a copy's are its own."""
+    original = Transformer(*checkpoint.load(write("x.bin", Header(1, TINY, False))))
+    expected = original.forward([5], State(TINY))
+    twin = copied(original)
+    original.weights.layers[0].wq.w[:] = 0
+    np.testing.assert_array_equal(twin.forward([5], State(TINY)), expected)
+    watched = copied(Watched(twin, []))
+    np.testing.assert_array_equal(watched.forward([5], State(TINY)), expected)
+
+
+def test_int8_and_float32_in_one_network(write):
+    """What it costs to round one matrix: the others stay as they are."""
+    config, weights = checkpoint.load(write("x.bin", Header(1, TINY, False)))
+    _, rounded = checkpoint.load(write("y.bin", Header(2, TINY, False, 16)))
+    layers = (replace(weights.layers[0], w_up=rounded.layers[0].w_up), *weights.layers[1:])
+    mixed = Transformer(config, replace(weights, layers=layers))
+    one, many = State(config), State(config)
+    tokens = [1, 5, 9, 7]
+    found = np.stack([mixed.forward([token], one) for token in tokens])
+    np.testing.assert_allclose(found, mixed.forward(tokens, many, all_logits=True), atol=1e-5)
+    assert (found[-1] != Transformer(config, weights).forward(tokens, State(config))).any()
     first, *rest = weights.layers
     for change in ({"w_down": first.w_up}, {"ffn_norm": first.ffn_norm[:-1]}):
         wrong = replace(weights, layers=(*rest, replace(first, **change)))

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +119,24 @@ def test_closures_are_told_apart_by_what_they_hold():
     assert len({repr(identity(closing_over(value))) for value in held}) == len(held)
     for value in held:
         assert identity(closing_over(value)) == identity(closing_over(value))
+
+
+MULTIPLIES = """
+import numpy as np
+from llama2np import kernels
+
+w, x, out = np.ones((4, 40), np.float32), np.ones((1, 40), np.float32), np.zeros((1, 4), np.float32)
+kernels.matmul(w, x, out, kernels.shared())
+print(out.sum(), kernels.counts()[0])
+"""
+
+
+@pytest.mark.compiled
+def test_what_was_made_of_code_from_the_cache_can_be_loaded_itself(warm, tmp_path):
+    """numba forgot then that it needs the threading layer: the second process crashed."""
+    cache = shutil.copytree(warm[0], tmp_path / "cache")
+    for path in cache.rglob("multiply.matmul-*"):
+        path.unlink()
+    said = [python("-c", MULTIPLIES, cache=cache) for _ in range(2)]
+    assert [each.returncode for each in said] == [0, 0]
+    assert [each.stdout for each in said] == ["160.0 1\n", "160.0 0\n"]

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
-
 from llama2np.config import Config
 from llama2np.weights import Weights
 
@@ -16,8 +12,8 @@ def bytes_to_generate(config: Config, weights: Weights, depth: int, count: int) 
     Each matrix and norm once, one row of the embedding, and the keys and values of all tokens so
     far. A model that fits into the CPU's caches is read faster than memory.
     """
-    arrays = [*_arrays([layer.arrays for layer in weights.layers]), weights.final_norm]
-    arrays += _arrays(weights.classifier.arrays)
+    arrays = [array for layer in weights.layers for part in layer.arrays for array in part]
+    arrays += [weights.final_norm, *weights.classifier.arrays]
     seen = depth + (count + 1) / 2
     cache = 2 * 4 * config.n_layers * config.kv_dim * seen
     return sum(array.nbytes for array in arrays) + cache
@@ -34,11 +30,3 @@ def operations_to_read(config: Config, depth: int, count: int) -> float:
     matrices = c.n_layers * (2 * c.dim * c.dim + 2 * c.dim * c.kv_dim + 3 * c.dim * c.hidden_dim)
     attention = 2 * c.n_layers * c.dim * (depth + (count + 1) / 2)
     return 2 * (matrices + attention)
-
-
-def _arrays(nested: object) -> Iterator[np.ndarray]:
-    if isinstance(nested, np.ndarray):
-        yield nested
-    elif isinstance(nested, (list, tuple)):
-        for part in nested:
-            yield from _arrays(part)

@@ -26,8 +26,6 @@ __all__ = [
     "add",
     "attention",
     "attention_threaded",
-    "block_float32",
-    "block_int8",
     "counts",
     "dequantize_rows",
     "matmul",
@@ -36,6 +34,8 @@ __all__ = [
     "matmul_tiles",
     "may_use_threads",
     "on_first_compile",
+    "one_token_float32",
+    "one_token_int8",
     "quantize",
     "rmsnorm",
     "rope",
@@ -50,8 +50,8 @@ __all__ = [
 
 matmul = guarded(_multiply.matmul)
 matmul_int8 = guarded(_multiply.matmul_int8)
-block_float32 = guarded(_one_token.block_float32)
-block_int8 = guarded(_one_token.block_int8)
+one_token_float32 = guarded(_one_token.one_token_float32)
+one_token_int8 = guarded(_one_token.one_token_int8)
 
 attention_threaded = guarded(_attention.attention_threaded)
 to_tiles = guarded(_tiles.to_tiles)

@@ -10,9 +10,9 @@ import math
 import numpy as np
 from numba import prange
 
-from llama2np.kernels.exp import exp
 from llama2np.kernels.jit import exact
 from llama2np.kernels.lanes import weighted_sum
+from llama2np.kernels.steps import exps
 
 BLOCK = 64  # the cache's capacity is a multiple of it
 
@@ -58,26 +58,46 @@ def rope(q, k, v, cos, sin, pos, keys, values):
 
 
 @exact
-def _attend(head, kv_head, t, q, keys, values, n, scores, out):
-    """Softmax-weighted mean of the first n values, for one head of token t."""
-    _, capacity, head_dim = values.shape
-    own, mine = scores[head], t * q.shape[1] + head * head_dim
+def _divide_by_sums(rows, first, end, n):
+    """Make the first n of rows first ... end - 1 sum to 1, each sum in run.c's order.
+
+    Four sums advance together: one would wait for each of its additions.
+    """
+    fours = first + (end - first) // 4 * 4
+    for row in range(first, fours, 4):
+        a, b, c, d = rows[row], rows[row + 1], rows[row + 2], rows[row + 3]
+        totals = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for i in range(n):
+            totals = totals[0] + a[i], totals[1] + b[i], totals[2] + c[i], totals[3] + d[i]
+        for k in range(4):
+            own, total = rows[row + k], totals[k]
+            for i in range(n):
+                own[i] /= total
+    for row in range(fours, end):
+        own, total = rows[row], np.float32(0)
+        for i in range(n):
+            total += own[i]
+        for i in range(n):
+            own[i] /= total
+
+
+@exact
+def _attend(first, end, t, q, keys, values, n, scores, out):
+    """Softmax-weighted mean of the first n values, for heads first ... end - 1 of token t."""
+    n_kv_heads, capacity, head_dim = values.shape
+    shared = scores.shape[0] // n_kv_heads  # query heads to a key/value head
+    token, root = t * q.shape[1], np.sqrt(np.float32(head_dim))
     q, out, keys, values = q.reshape(-1), out.reshape(-1), keys.reshape(-1), values.reshape(-1)
-    start = kv_head * capacity * head_dim
-    for at in range(0, n, BLOCK):
-        weighted_sum(q, mine, head_dim, keys, start + at * head_dim, BLOCK, own, at, BLOCK)
-    root, top = np.sqrt(np.float32(head_dim)), np.float32(-np.inf)
-    for i in range(n):
-        own[i] /= root
-        top = max(top, own[i])
-    for i in range(n):
-        own[i] = exp(own[i] - top)
-    total = np.float32(0)
-    for i in range(n):
-        total += own[i]
-    for i in range(n):
-        own[i] /= total
-    weighted_sum(own, 0, n, values, start, head_dim, out, mine, head_dim)
+    for head in range(first, end):
+        mine, start = token + head * head_dim, head // shared * capacity * head_dim
+        for at in range(0, n, BLOCK):
+            block = start + at * head_dim
+            weighted_sum(q, mine, head_dim, keys, block, BLOCK, scores[head], at, BLOCK)
+        exps(scores[head], n, root)
+    _divide_by_sums(scores, first, end, n)
+    for head in range(first, end):
+        mine, start = token + head * head_dim, head // shared * capacity * head_dim
+        weighted_sum(scores[head], 0, n, values, start, head_dim, out, mine, head_dim)
 
 
 @exact
@@ -87,17 +107,14 @@ def attention(q, keys, values, pos, scores, out):
     q, out: (T, n_heads * head_dim), keys: (n_kv_heads, capacity / BLOCK, head_dim, BLOCK),
     values: (n_kv_heads, capacity, head_dim), scores: (n_heads, capacity), scratch.
     """
-    shared = scores.shape[0] // values.shape[0]  # query heads to a key/value head
-    for head in range(scores.shape[0]):
-        for t in range(q.shape[0]):
-            _attend(head, head // shared, t, q, keys, values, pos + t + 1, scores, out)
+    for t in range(q.shape[0]):
+        _attend(0, scores.shape[0], t, q, keys, values, pos + t + 1, scores, out)
 
 
 @exact(parallel=True)
 def attention_threaded(q, keys, values, pos, scores, out):
     """`attention` with the heads shared among threads."""
-    shared = scores.shape[0] // values.shape[0]
     for i in prange(scores.shape[0]):
         head = np.int64(i)
         for t in range(q.shape[0]):
-            _attend(head, head // shared, t, q, keys, values, pos + t + 1, scores, out)
+            _attend(head, head + 1, t, q, keys, values, pos + t + 1, scores, out)

@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from llama2np.kernels.jit import PLAIN, kernel
-from llama2np.kernels.vectors import F32, I32, cells, data_of, load, same, stepped
+from llama2np.kernels.vectors import F32, I32, cells, data_of, load, load_first, same, stepped
 
 _LANES, _VECTORS = 16, 2
 _STEP = _LANES * _VECTORS
@@ -19,7 +19,7 @@ _STEP = _LANES * _VECTORS
 def _sums(count):
     """A function (w, at, n, x, out, o): out[o + r] = the sum of w[at + r * n + k] * x[k].
 
-    For r < count, over k < n rounded down to a multiple of _STEP. All arrays are flat.
+    For r < count, over k < n. All arrays are flat.
     """
     vector = ir.VectorType(F32, _LANES)
 
@@ -27,17 +27,28 @@ def _sums(count):
         w, x, out = data_of(context, builder, signature, arguments, 0, 3, 4)
         _, at, n, _, _, o = arguments
         totals = cells(builder, same(vector, 0.0), count, _VECTORS)
-        steps = builder.sdiv(n, ir.Constant(n.type, _STEP))
-        with cgutils.for_range(builder, steps) as loop:
-            step = builder.mul(loop.index, ir.Constant(n.type, _STEP))
+
+        def advance(start, read):
+            """Add the products of the next _STEP values; read(base, index, k) is a vector of k."""
             for v in range(_VECTORS):
-                k = builder.add(step, ir.Constant(n.type, v * _LANES))
-                values = load(builder, x, k, vector)  # before w: that way round is faster
+                k = builder.add(start, ir.Constant(n.type, v * _LANES))
+                values = read(x, k, k)  # before w: that way round is faster
                 for r in range(count):
-                    weights = load(builder, w, builder.add(stepped(builder, at, n, r), k), vector)
+                    weights = read(w, builder.add(stepped(builder, at, n, r), k), k)
                     product = builder.fmul(values, weights, flags=("contract",))
                     total = builder.fadd(builder.load(totals[r, v]), product, flags=("contract",))
                     builder.store(total, totals[r, v])
+
+        steps = builder.sdiv(n, ir.Constant(n.type, _STEP))
+        with cgutils.for_range(builder, steps) as loop:
+            start = builder.mul(loop.index, ir.Constant(n.type, _STEP))
+            advance(start, lambda base, index, _: load(builder, base, index, vector))
+        rest = builder.mul(steps, ir.Constant(n.type, _STEP))
+        with builder.if_then(builder.icmp_signed("<", rest, n)):
+            advance(
+                rest,
+                lambda base, index, k: load_first(builder, base, index, vector, builder.sub(n, k)),
+            )
         for r in range(count):
             total = builder.fadd(*(builder.load(totals[r, v]) for v in range(_VECTORS)))
             total = _add_lanes(builder, total)
@@ -70,16 +81,12 @@ _one, _four = _sums(1), _sums(4)
 @kernel(forceinline=True)
 def dot(w, i, n, x, out, o):
     """out[o] = row i of w times x. All are flat; a row of w has n values."""
-    done = 0
     if PLAIN:
         out[o] = 0
+        for k in range(n):
+            out[o] += w[i * n + k] * x[k]
     else:
         _one(w, i * n, n, x, out, o)
-        done = n // _STEP * _STEP
-    total = out[o]
-    for k in range(done, n):
-        total += w[i * n + k] * x[k]
-    out[o] = total
 
 
 @kernel
@@ -90,15 +97,9 @@ def all_dots(w, x, out):
     is read faster row by row, as memory has it.
     """
     d, n = w.shape
-    w, fours = w.reshape(-1), 0
-    if not PLAIN:
-        fours = d // 4 * 4
-        for i in range(0, fours, 4):
-            _four(w, i * n, n, x, out, i)
-            for r in range(i, i + 4):
-                total = out[r]
-                for k in range(n // _STEP * _STEP, n):
-                    total += w[r * n + k] * x[k]
-                out[r] = total
+    w = w.reshape(-1)
+    fours = 0 if PLAIN else d // 4 * 4
+    for i in range(0, fours, 4):
+        _four(w, i * n, n, x, out, i)
     for i in range(fours, d):
         dot(w, i, n, x, out, i)

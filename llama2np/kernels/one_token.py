@@ -1,49 +1,80 @@
-"""A block of the network for one token, in one call.
+"""The whole network for one token, in one call.
 
-transformer.py goes through a block step by step. With one token the steps are so short that the
+transformer.py goes through the blocks step by step. With one token the steps are so short that the
 calls, and waking the threads for each matrix, would take as long as the arithmetic. So here are the
 same steps, in the same order, compiled together; and matrices that read the same input, together.
 """
 
 import numpy as np
 
-from llama2np.kernels.attention import attention, attention_threaded, rope
+from llama2np.kernels.addresses import float32_at, int8_at, norm_at
+from llama2np.kernels.attention import attention, attention_threaded, rope, rope_angles
+from llama2np.kernels.int8 import dequantize_rows
 from llama2np.kernels.jit import exact
 from llama2np.kernels.multiply import float32_input, int8_input, multiply_float32, multiply_int8
 from llama2np.kernels.steps import add, rmsnorm, swiglu
 
 
-def _block(ready, multiply):
+@exact
+def _float32_rows(table, tokens, out):
+    out[:] = table[0][tokens]
+
+
+@exact
+def _int8_rows(table, tokens, out):
+    dequantize_rows(table[0], table[1], tokens, out)
+
+
+def _one_token(matrix_at, rows, ready, multiply):
     """The kernel below, for one kind of matrix: multiply.py says what it takes."""
 
     @exact
-    def block(weights, scratch, keys, values, scores, pos, eps, shared):
-        """x becomes what the block makes of it; the cache gets a key and a value at `pos`.
+    def one_token(
+        token, pos, frequencies, eps, ends, layers, scratch, keys, values, scores, logits, shared
+    ):
+        """Read `token` (1,) at `pos`: x becomes the residual stream behind the last layer.
 
-        weights: a Layer's fields, its matrices as tuples; scratch: a Scratch's, for one token.
+        ends: embedding, final norm and classifier, the matrices as tuples; layers: Weights'
+        addresses; scratch: a Scratch's arrays, for one token; keys, values, scores: a State's,
+        which get those of `pos`; logits: (1, vocab_size), or (0, vocab_size) if not wanted.
         Threads share what has `shared` multiply-adds or more.
         """
         # Typed: of a literal, numba compiles multiply for each value.
         one, two, three = np.int64(1), np.int64(2), np.int64(3)
-        attn_norm, wq, wk, wv, wo, ffn_norm, w_gate, w_up, w_down = weights
+        embedding, final_norm, classifier = ends
         x, h, q, k, v, mixed, gate, up, cos, sin = scratch
-        rmsnorm(x, attn_norm, eps, h)
-        multiply(three, wq, wk, wv, ready(h[0], wq), q[0], k[0], v[0], shared)
-        rope(q, k, v, cos, sin, pos, keys, values)
-        if 2 * q.size * (pos + 1) < shared:
-            attention(q, keys, values, pos, scores, mixed)
-        else:
-            attention_threaded(q, keys, values, pos, scores, mixed)
-        multiply(one, wo, wo, wo, ready(mixed[0], wo), h[0], h[0], h[0], shared)
-        add(x, h)
-        rmsnorm(x, ffn_norm, eps, h)
-        multiply(two, w_gate, w_up, w_up, ready(h[0], w_up), gate[0], up[0], up[0], shared)
-        swiglu(gate, up)
-        multiply(one, w_down, w_down, w_down, ready(gate[0], w_down), h[0], h[0], h[0], shared)
-        add(x, h)
+        dim, kv_dim, hidden_dim = x.shape[1], k.shape[1], gate.shape[1]
+        rows(embedding, token, x)
+        rope_angles(frequencies, pos, cos, sin)
+        for i in range(layers.shape[0]):
+            places = layers[i]  # in the order of Layer's fields
+            rmsnorm(x, norm_at(places[0], dim), eps, h)
+            wq = matrix_at(places[1], dim, dim)
+            wk, wv = matrix_at(places[2], kv_dim, dim), matrix_at(places[3], kv_dim, dim)
+            multiply(three, wq, wk, wv, ready(h[0], wq), q[0], k[0], v[0], shared)
+            rope(q, k, v, cos, sin, pos, keys[i], values[i])
+            if 2 * q.size * (pos + 1) < shared:
+                attention(q, keys[i], values[i], pos, scores, mixed)
+            else:
+                attention_threaded(q, keys[i], values[i], pos, scores, mixed)
+            wo = matrix_at(places[4], dim, dim)
+            multiply(one, wo, wo, wo, ready(mixed[0], wo), h[0], h[0], h[0], shared)
+            add(x, h)
+            rmsnorm(x, norm_at(places[5], dim), eps, h)
+            gates = matrix_at(places[6], hidden_dim, dim)
+            ups = matrix_at(places[7], hidden_dim, dim)
+            multiply(two, gates, ups, ups, ready(h[0], ups), gate[0], up[0], up[0], shared)
+            swiglu(gate, up)
+            down = matrix_at(places[8], dim, hidden_dim)
+            multiply(one, down, down, down, ready(gate[0], down), h[0], h[0], h[0], shared)
+            add(x, h)
+        if logits.shape[0]:
+            rmsnorm(x, final_norm, eps, h)
+            said, w = logits[0], classifier
+            multiply(one, w, w, w, ready(h[0], w), said, said, said, shared)
 
-    return block
+    return one_token
 
 
-block_float32 = _block(float32_input, multiply_float32)
-block_int8 = _block(int8_input, multiply_int8)
+one_token_float32 = _one_token(float32_at, _float32_rows, float32_input, multiply_float32)
+one_token_int8 = _one_token(int8_at, _int8_rows, int8_input, multiply_int8)

@@ -43,16 +43,32 @@ def swiglu(gate, up):
 
 
 @exact
+def _sortable(bits):
+    """The bits of a float32 as an int32 that sorts as the float does, and back; nan is extreme."""
+    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@exact
+def exps(x, n, temperature):
+    """x = e**(x / temperature - the largest of these), for the first n of x (capacity,)."""
+    for i in range(n):
+        x[i] /= temperature
+    bits, top = x.view(np.int32), np.int32(-(2**31))
+    for i in range(n):  # of integers: LLVM makes vectors of it, as it may not of floats
+        top = np.int32(max(top, _sortable(bits[i])))
+    largest = np.int32(_sortable(top))
+    for i in range(n):
+        x[i] = exp(x[i] - largest.view(np.float32))
+
+
+@exact
 def softmax(logits, temperature, out):
     """out = softmax(logits / temperature), in run.c's order of additions. logits, out: (n,)."""
-    top = np.float32(-np.inf)
     for i in range(logits.shape[0]):
-        out[i] = logits[i] / temperature
-        top = max(top, out[i])
-    for i in range(logits.shape[0]):
-        out[i] = exp(out[i] - top)
+        out[i] = logits[i]
+    exps(out, out.shape[0], temperature)
     total = np.float32(0)
-    for i in range(logits.shape[0]):
+    for i in range(out.shape[0]):
         total += out[i]
-    for i in range(logits.shape[0]):
+    for i in range(out.shape[0]):
         out[i] /= total

@@ -69,6 +69,9 @@ def guarded(kernel):
             kernel(*arguments)
         else:
             with _regions.lock:
+                # Starts the threading layer. What was compiled from kernels found in the cache, and
+                # is now found there itself, does not know that it needs it, and crashes.
+                numba.get_num_threads()
                 kernel(*arguments)
             _regions.look()
 

@@ -33,6 +33,19 @@ def load(builder, base, index, vector):
     return builder.load(_address(builder, base, index, vector), align=1)
 
 
+def load_first(builder, base, index, vector, count):
+    """The same for its first `count` lanes, with zeros in the others. Nothing behind is read."""
+    numbers = ir.VectorType(I32, vector.count)
+    lane = ir.Constant(numbers, list(range(vector.count)))
+    count = builder.trunc(count, I32) if count.type != I32 else count
+    mask = builder.icmp_signed("<", lane, spread(builder, count, numbers))
+    address, name = (
+        _address(builder, base, index, vector),
+        f"llvm.masked.load.v{vector.count}f32.p0",
+    )
+    return call(builder, name, vector, address, ir.Constant(I32, 1), mask, same(vector, 0.0))
+
+
 def store(builder, value, base, index):
     """Put a vector into base[index] and its neighbours."""
     builder.store(value, _address(builder, base, index, value.type), align=1)
