@@ -93,7 +93,7 @@ def _batch(kind: str, seed: int, folder: Path, findings: Path) -> None:
 
 def _keep(case: Path, place: Path, found: str) -> None:
     shutil.copytree(case, place, dirs_exist_ok=True)
-    (place / "FINDING.txt").write_text(found)
+    (place / "FINDING.txt").write_text(found, errors="backslashreplace")
     print(f"{place}: {found.strip().splitlines()[-1]}", flush=True)
 
 

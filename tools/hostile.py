@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 import json
 import struct
+import warnings
+import zipfile
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -15,19 +17,19 @@ from random import Random
 
 import numpy as np
 
-from llama2np.checkpoint import CheckpointError, Header, save
+from llama2np.checkpoint import CheckpointError, Header, load, save
 from llama2np.config import Config
 from llama2np.convert import huggingface, inspection, llama2c, meta, safetensors
 from llama2np.convert.torch_zip import TorchFile
 from llama2np.convert.write import write_bin, write_huggingface
 from llama2np.llama import Llama
 from llama2np.tokenizer import Tokenizer, TokenizerError
-from llama2np.transformer import State
+from llama2np.transformer import State, Transformer
 from tools.torch_files import Tensor, pickled, write_archive
 
 Case = dict[str, bytes]
 OURS = (CheckpointError, TokenizerError)
-KINDS = ("bin", "tokenizer.bin", "tokenizer.model", "torch", "safetensors", "hf", "meta")
+KINDS = ("bin", "tokenizer.bin", "tokenizer.model", "torch", "safetensors", "hf", "meta", "state")
 SMALL = Config(8, 12, 2, 2, 1, 20, 16)
 WIDE = Config(64, 64, 1, 2, 2, 20, 16)  # its groups of 32 take the fast int8 kernels
 
@@ -56,6 +58,7 @@ def exercise(kind: str, folder: Path) -> None:
         "safetensors": lambda f: _read_all(f / "model.safetensors", safetensors.read),
         "hf": lambda f: _convert(f, huggingface.read),
         "meta": lambda f: _convert(f, meta.read),
+        "state": _exercise_state,
     }[kind](folder)
 
 
@@ -78,6 +81,8 @@ def damaged(kind: str, random: Random) -> Case:
         case[name] = _damaged_pickle(case[name], random)
     elif kind == "bin" and random.random() < 0.3:
         case[name] = _any_shape(random)
+    elif kind == "state" and random.random() < 0.7:
+        case[name] = _damaged_arrays(case[name], random)
     else:
         others = [other for each in valid(random.choice(KINDS)) for other in each.values()]
         case[name] = _damaged_bytes(case[name], random, random.choice(others))
@@ -95,6 +100,7 @@ def valid(kind: str) -> list[Case]:
         "safetensors": lambda: [{"model.safetensors": _safetensors(_hf_tensors())}],
         "hf": _hf_folders,
         "meta": _meta_folders,
+        "state": _states,
     }[kind]()
 
 
@@ -153,6 +159,19 @@ def _convert(path: Path, read) -> None:
         except OURS:
             continue
     write_huggingface(source, out.with_suffix(".folder"))
+
+
+def _exercise_state(folder: Path) -> None:
+    path, weights = folder / "state.npz", folder / "model.bin"
+    try:
+        state = State.load(path, SMALL)
+    except ValueError as error:
+        if not str(error).startswith(f"{path}: ") or not str(error).isprintable():
+            raise AssertionError("not one of our errors") from error
+        return
+    save(weights, Header(1, SMALL, True), _tensors(Header(1, SMALL, True)))
+    if state.pos < SMALL.seq_len:
+        Transformer(*load(weights)).forward([1], state)
 
 
 # Valid files
@@ -295,6 +314,18 @@ def _meta_folders() -> list[Case]:
     return [{"params.json": described, "consolidated.00.pth": shard}]
 
 
+def _states() -> list[Case]:
+    save(_scratch() / "x.bin", Header(1, SMALL, True), _tensors(Header(1, SMALL, True)))
+    transformer, cases = Transformer(*load(_scratch() / "x.bin")), []
+    for count in (0, 1, SMALL.seq_len):
+        state = State(SMALL)
+        if count:
+            transformer.forward([3] * count, state)
+        state.save(_scratch() / "x.npz")
+        cases.append({"state.npz": (_scratch() / "x.npz").read_bytes()})
+    return cases
+
+
 # Damage
 
 
@@ -363,6 +394,30 @@ def _damaged_pickle(_data: bytes, random: Random) -> bytes:
     """A sound archive of a pickle that is not."""
     pickle, storages = _trainer_file()
     return _archive(_damaged_bytes(pickle, random, pickle), storages)
+
+
+def _damaged_arrays(data: bytes, random: Random) -> bytes:
+    """A sound .npz, its checksums too, with one array that is damaged, missing or there twice."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = [(name, archive.read(name)) for name in archive.namelist()]
+    at, out = random.randrange(len(members)), io.BytesIO()
+    name, content = members[at]
+    if random.random() < 0.1:
+        members[at : at + 1] = [(name, content)] * random.choice((0, 2))
+    elif name == "config.npy" and random.random() < 0.7:
+        with np.load(io.BytesIO(data)) as arrays:
+            shape = _damaged_json(str(arrays["config"]).encode(), random)
+        buffer = io.BytesIO()
+        np.save(buffer, np.array(shape.decode()))
+        members[at] = name, buffer.getvalue()
+    else:
+        members[at] = name, _damaged_bytes(content, random, data)
+    compression = random.choice((zipfile.ZIP_STORED,) * 4 + (zipfile.ZIP_DEFLATED,))
+    with warnings.catch_warnings(), zipfile.ZipFile(out, "w", compression) as archive:
+        warnings.simplefilter("ignore")  # of names that are there twice
+        for name, content in members:
+            archive.writestr(name, content)
+    return out.getvalue()
 
 
 def _any_shape(random: Random) -> bytes:

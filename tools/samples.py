@@ -1,8 +1,8 @@
-"""Let a model trained by tools/train.py tell stories, and count which are well told.
+"""Let the model in the box tell stories, or another, and count which are well told.
 
 python -m tools.samples                        200 stories at -t 0.8, and the corpus beside them
 python -m tools.samples --show 30              and print the first 30
-python -m tools.samples --model FILE.bin --tokenizer FILE --count 50
+python -m tools.samples --model build/box/stories-box.bin --tokenizer build/box/tokenizer.bin
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 from collections import Counter
 from collections.abc import Iterable
 
-from llama2np import Llama
+from llama2np import Llama, box
 from tools.stories.teller import tell
 from tools.stories.words import names, vocabulary, words
 from tools.training.corpus import HELD_OUT
@@ -56,7 +56,7 @@ def counts(stories: Iterable[tuple[str, bool]]) -> dict[str, int]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="build/box/stories-box.bin")
+    parser.add_argument("--model", default=box.STORIES)
     parser.add_argument("--tokenizer")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--temperature", type=float, default=0.8)

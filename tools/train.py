@@ -26,10 +26,11 @@ from tools.training.corpus import (  # noqa: E402
     stories,
     train_tokenizer,
 )
+from tools.training.schedule import Settings  # noqa: E402
 
 NAME = "stories-box"
 CONFIG = Config(
-    dim=128, hidden_dim=320, n_layers=5, n_heads=8, n_kv_heads=4, vocab_size=1008, seq_len=256
+    dim=128, hidden_dim=320, n_layers=5, n_heads=4, n_kv_heads=2, vocab_size=1008, seq_len=256
 )
 HELD_OUT_STORIES = 2000
 TOKENIZER_STORIES = 20_000
@@ -69,17 +70,16 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/box"), metavar="FOLDER")
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=Settings.steps, help="on stories")
     parser.add_argument("--threads", type=int, default=2, help="they change the last bits")
     options = parser.parse_args()
     import torch
 
     from tools.training.loop import Training
-    from tools.training.schedule import Settings
 
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    settings = Settings(steps=options.steps, warmup=min(100, options.steps // 4))
+    settings = Settings(steps=options.steps, warmup=min(Settings.warmup, options.steps // 4))
     corpus, held_out = prepare(options.out, settings.steps * settings.batch)
     print(f"{len(corpus):,} stories, {corpus.tokens.size:,} tokens", flush=True)
     training = Training(CONFIG, settings, corpus, options.out / "checkpoint.pt")
@@ -91,7 +91,7 @@ def main() -> None:
         "tokens": int(corpus.lengths.sum()),
         "tokens of a story": [int(f(corpus.lengths)) for f in (min, max)],
         "distinct words": distinct_words(len(corpus)),
-        "steps": settings.steps,
+        "steps": training.last_step,
         "minutes": round(training.seconds / 60, 1),
         "entropy of the choices, nats a token": round(held_out.entropy, 4),
         "loss, last 100 steps": round(sum(training.losses[-100:]) / 100, 4),

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 from tools.stories.chooser import Chooser
 
-GIRLS = """Lily Mia Anna Sue Ella Rosie Lucy Emma Nora Ruby Zoe Amy Clara Molly Daisy Ivy Maya Jane
-Polly Hazel Nina Kate Lola Sara""".split()
-BOYS = """Tom Tim Ben Max Sam Leo Jack Finn Oscar Noah Theo Billy Henry Peter Owen Luke Toby Joe
-Milo Eli Charlie Adam Hugo Bob""".split()
-EITHER = "Pip Coco Dot Biscuit Pepper Button Sunny Pebble Clover Nutmeg Bean Muffin".split()
+GIRLS = "Lily Mia Anna Sue Ella Rosie Lucy Emma Nora Ruby Zoe Amy Clara Molly Daisy Maya".split()
+BOYS = "Tom Tim Ben Max Sam Leo Jack Finn Oscar Noah Theo Billy Peter Owen Luke Milo".split()
+EITHER = "Pip Coco Dot Biscuit Pepper Button".split()
 NAMES = frozenset(GIRLS + BOYS + EITHER)
 # New names, such as Lumi or Kevo, from sounds of which few make words.
 _SOUNDS = (
@@ -20,7 +18,7 @@ _SOUNDS = (
     "a i o u".split(),
 )
 _PRONOUNS = {"girl": ("she", "her", "her", "herself"), "boy": ("he", "him", "his", "himself")}
-_ADULTS = {
+ADULTS = {
     "mom": "girl",
     "dad": "boy",
     "grandma": "girl",
@@ -55,7 +53,7 @@ def meet(chooser: Chooser, animal: bool, other_than: str = "") -> Character:
 def adult(chooser: Chooser) -> dict[str, str]:
     """Slots for somebody grown up: mom, mhe, mhim, mhis."""
     noun = chooser.pick(("mom", "mom", "dad", "dad", "grandma", "grandpa"))
-    return {"mom": noun, **Character(noun, _ADULTS[noun]).slots("m")}
+    return {"mom": noun, **Character(noun, ADULTS[noun]).slots("m")}
 
 
 def is_name(word: str) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 
-from tools.stories.characters import NAMES, Character, is_name
+from tools.stories.characters import ADULTS, NAMES, Character, is_name
 from tools.stories.grammar import Beat, Choice, Row, pages
 
 _WORD = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*(?:'[a-z]+)?")
@@ -38,7 +38,22 @@ def vocabulary() -> frozenset[str]:
 
 def names(text: str) -> list[str]:
     """Whoever a text names, in order; not what only looks like a name, as Some or Silo would."""
-    return [w for w in words(text) if w in NAMES or is_name(w) and w.lower() not in vocabulary()]
+    return [word for word in words(text) if _names(word)]
+
+
+def _names(word: str) -> bool:
+    return word in NAMES or is_name(word) and word.lower() not in vocabulary()
+
+
+def said_again(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where (start, end) somebody is named, or is mom or dad, who was so before."""
+    known = set()
+    for found in _WORD.finditer(text):
+        word = found[0].removesuffix("'s")
+        if word in ADULTS or _names(word):
+            if word in known:
+                yield found.start(), found.start() + len(word)
+            known.add(word)
 
 
 def _texts(parts: list) -> Iterator[str]:

@@ -13,6 +13,7 @@ import sentencepiece
 from llama2np.output import replacing
 from llama2np.tokenizer import BOS
 from tools.stories.teller import Story, tell
+from tools.stories.words import said_again
 
 HELD_OUT = 10_000_000  # stories from this number on are never trained on
 
@@ -53,6 +54,7 @@ class Corpus:
     tokens: np.ndarray  # uint16, all stories one after the other, and one BOS at the end
     starts: np.ndarray  # int64, where each story begins, and the end of the last
     nats: np.ndarray  # float64, minus the log-probability of the choices behind each
+    again: np.ndarray  # bool, for each token: somebody who was named before is named again
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -67,24 +69,28 @@ class Corpus:
         """Nats for a token: what a perfect model needs at most, the ends of stories included."""
         return float(self.nats.sum() / self.lengths.sum())
 
-    def rows(self, stories: np.ndarray, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and what follows each, int64 (len(stories), longest); -1 where there is none.
+    def rows(
+        self, stories: np.ndarray, multiple: int = 1
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens and what follows each, int64 (len(stories), longest), -1 where there is none.
 
-        The width is rounded up to a multiple: torch prepares anew for each width it meets.
+        And of what follows, whether it is somebody named again. The width is rounded up to a
+        multiple: torch prepares anew for each width it meets.
         """
         longest = -(-self.lengths[stories].max() // multiple) * multiple
         tokens = np.zeros((len(stories), longest), np.int64)
-        targets = np.full_like(tokens, -1)
+        targets, again = np.full_like(tokens, -1), np.zeros(tokens.shape, bool)
         for row, story in enumerate(stories):
             start, end = self.starts[story], self.starts[story + 1]
             tokens[row, : end - start] = self.tokens[start:end]
             targets[row, : end - start] = self.tokens[start + 1 : end + 1]
-        return tokens, targets
+            again[row, : end - start] = self.again[start + 1 : end + 1]
+        return tokens, targets, again
 
     def save(self, path: Path) -> None:
         """Write an .npz."""
         with replacing(path) as file:
-            np.savez(file, tokens=self.tokens, starts=self.starts, nats=self.nats)
+            np.savez(file, **vars(self))
 
     @classmethod
     def load(cls, path: Path) -> Corpus:
@@ -96,16 +102,24 @@ class Corpus:
 def encode(told: Iterator[Story], model: Path, longest: int) -> Corpus:
     """The tokens of stories, by a sentencepiece model, those of more than `longest` left out."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    tokens, starts, nats = [], [0], []
+    ids = range(processor.vocab_size())
+    lengths = np.array([1 if processor.is_byte(i) else len(processor.id_to_piece(i)) for i in ids])
+    tokens, starts, nats, again = [], [0], [], []
     for story in told:
-        pieces = [BOS, *processor.encode(story.text)]
-        if len(pieces) > longest:
+        pieces = processor.encode(story.text)
+        if len(pieces) >= longest:
             continue
-        tokens.append(np.array(pieces, np.uint16))
+        tokens.append(np.array([BOS, *pieces], np.uint16))
         starts.append(starts[-1] + len(tokens[-1]))
         nats.append(story.nats)
+        ends = np.cumsum(lengths[pieces]) - 1  # a space stands before the text; all of it is ASCII
+        within = np.zeros(len(pieces) + 1, bool)
+        for start, end in said_again(story.text):
+            within[1:] |= (ends > start) & (ends - lengths[pieces] < end)
+        again.append(within)
     tokens.append(np.array([BOS], np.uint16))
-    return Corpus(np.concatenate(tokens), np.array(starts), np.array(nats))
+    again.append(np.array([False]))
+    return Corpus(np.concatenate(tokens), np.array(starts), np.array(nats), np.concatenate(again))
 
 
 def batches(lengths: np.ndarray, size: int, seed: int) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from llama2np.config import Config
+from tools.training.copying import said_twice
 from tools.training.corpus import Corpus, batches
 from tools.training.network import Network
 from tools.training.schedule import Settings, rate_at
@@ -37,9 +38,14 @@ class Training:
         if path.exists():
             self._resume()
 
+    @property
+    def last_step(self) -> int:
+        """The number of steps, those of copying included."""
+        return self.settings.copying + self.settings.steps
+
     def run(self, until: int | None = None, every: int = 100, log: bool = True) -> None:
         """Train up to a step, by default the last; write a checkpoint `every` steps."""
-        until = self.settings.steps if until is None else until
+        until = self.last_step if until is None else until
         started = time.perf_counter()
         while self.step < until:
             self.losses.append(self._train_batch())
@@ -65,28 +71,38 @@ class Training:
     def _train_batch(self) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = rate_at(self.step, self.settings)
-        loss = self._loss(self.corpus, self._order[self.step])
+        told = self.step - self.settings.copying
+        if told < 0:
+            vocabulary, seed = self.config.vocab_size, (self.settings.seed, self.step)
+            tokens, targets = said_twice(self.settings.batch, vocabulary, seed)
+            weights = targets >= 0
+        else:
+            tokens, targets, again = self.corpus.rows(self._order[told], 16)
+            emphasis = self.settings.emphasis if told < self.settings.emphasised else 1
+            weights = np.where(again, emphasis, targets >= 0)
+        loss = self._losses(tokens, targets, weights).sum() / weights.sum()
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
         self.optimizer.step()
         return loss.item()
 
-    def _loss(self, corpus: Corpus, stories: np.ndarray, reduction: str = "mean") -> torch.Tensor:
-        tokens, targets = map(torch.from_numpy, corpus.rows(stories, 16))
-        half = torch.autocast("cpu", torch.bfloat16, enabled=torch.is_grad_enabled())
-        with half:
-            logits = self.network(tokens)
-        return functional.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction
-        )
+    def _losses(self, tokens: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> torch.Tensor:
+        """Nats for each target, times its weight; 0 where there is none (-1). All (rows, T)."""
+        logits = self.network(torch.from_numpy(tokens)).transpose(1, 2)
+        wanted = torch.from_numpy(targets)
+        losses = functional.cross_entropy(logits, wanted, ignore_index=-1, reduction="none")
+        return losses * torch.from_numpy(weights.astype(np.float32))
 
     @torch.no_grad()
     def loss(self, corpus: Corpus) -> float:
         """Nats for a token of a corpus, in float32, the ends of stories included."""
         order = np.argsort(corpus.lengths, kind="stable")
         parts = np.array_split(order, -(-len(order) // 64))
-        total = sum(self._loss(corpus, part, "sum").item() for part in parts)
+        total = 0.0
+        for part in parts:
+            tokens, targets, _ = corpus.rows(part, 16)
+            total += self._losses(tokens, targets, targets >= 0).sum().item()
         return total / int(corpus.lengths.sum())
 
     def state(self) -> dict:

@@ -30,9 +30,8 @@ class Attention(nn.Module):
             w(x).view(rows, length, heads, self.head_dim).transpose(1, 2)
             for w, heads in zip((self.wq, self.wk, self.wv), self.heads, strict=True)
         )
-        q, k, v = _rotated(q.float(), cos, sin), _rotated(k.float(), cos, sin), v.float()
-        with torch.autocast("cpu", enabled=False):  # float32 is the faster one here
-            y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return self.wo(y.transpose(1, 2).reshape(rows, length, dim))
 
 
