@@ -194,6 +194,7 @@ def test_output_that_nobody_takes(files, python, words):
 
 
 @linux
+@pytest.mark.compiled
 def test_two_hundred_loads_leave_nothing(write, files):
     path = write("x.bin", Header(2, TINY, False, 16))
 
