@@ -2,19 +2,18 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Until a model comes in the box: the smallest public one, where it has been put beside the project.
-BOX := ../shared/reference/stories260K
-MODEL ?= $(wildcard $(BOX)/stories260K.bin)
-TOKENIZER ?= $(if $(filter $(BOX)/%,$(MODEL)),$(BOX)/tok512.bin,$(wildcard $(dir $(MODEL))tok512.bin))
+MODEL ?= stories-box
+TOKENIZER ?=
 ARGS ?= -t 0.8 -s 42
 
-.PHONY: run test test-bounds test-nojit coverage fuzz lint format bench docs setup model clean
+.PHONY: run chat test test-bounds test-nojit coverage fuzz lint format bench docs setup model clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/installed ## tell a story with MODEL=path.bin (TOKENIZER=path, ARGS="-t 0.8 -n 256")
-	@if [ -z "$(MODEL)" ]; then \
-		echo "no model here: make run MODEL=path.bin, or get one first: make stories15M.bin" >&2; exit 1; fi
 	@$(BIN)/python run.py "$(MODEL)" $(if $(TOKENIZER),-z "$(TOKENIZER)") $(ARGS)
+
+chat: $(VENV)/installed ## talk with MODEL=path.bin; not with the model in the box, which only tells
+	@$(BIN)/python run.py "$(MODEL)" $(if $(TOKENIZER),-z "$(TOKENIZER)") -m chat
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(ARGS_TEST)

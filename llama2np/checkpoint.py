@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from llama2np import box
 from llama2np.config import Config
 from llama2np.output import printable, replacing
 from llama2np.weights import Dense, Int8, Layer, Linear, Weights
@@ -137,7 +138,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
     Raises CheckpointError, and OSError where the file cannot be opened.
     """
-    with open(path, "rb") as file:
+    with open(box.located(path), "rb") as file:
         return _read_header(path, file)
 
 
@@ -171,7 +172,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Config, Weights]:
 
 def open_tensors(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
     """Map a checkpoint as its header and its tensors by name. Raises as `load`."""
-    with open(path, "rb") as file:  # once: the header is that of the bytes that are mapped
+    with open(box.located(path), "rb") as file:  # once: header and bytes are of one file
         header = _read_header(path, file)
         data, offset, tensors = _map(file), _HEADER_SIZE[header.version], {}
     _check_size(path, header, len(data))

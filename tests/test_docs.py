@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llama2np import export
+from llama2np.cli.run import main as run
 
 DOCS = Path(__file__).parents[1] / "docs"
 SCRIPTS = re.findall(
@@ -18,24 +18,41 @@ SCRIPTS = re.findall(
 
 @pytest.fixture
 def folder(reference, tmp_path, monkeypatch):
-    """What the examples find: the smallest public model, under the names they use."""
-    small = reference / "stories260K"
-    (tmp_path / "stories15M.bin").symlink_to(small / "stories260K.bin")
-    (tmp_path / "tokenizer.bin").symlink_to(small / "tok512.bin")
-    export(small / "stories260K.bin", tmp_path / "stories15M_q8.bin", 2)
+    """What the examples find beside the models in the box: one of Meta's form."""
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "7B").symlink_to(reference / "meta_gqa_2shards_fp16")
     monkeypatch.chdir(tmp_path)
 
 
-def test_api(folder):
+def run_examples(text: str, name: str) -> int:
+    """Run them as doctests; return how many there were."""
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    text = (DOCS / "api.md").read_text()
-    test = doctest.DocTestParser().get_doctest(text, {}, "api.md", "docs/api.md", 0)
-    assert len(test.examples) > 40
+    test = doctest.DocTestParser().get_doctest(text, {}, name, name, 0)
     report = []
     doctest.DocTestRunner(optionflags=flags, verbose=False).run(test, out=report.append)
     assert not report, "".join(report)
+    return len(test.examples)
+
+
+def test_api(folder):
+    assert run_examples((DOCS / "api.md").read_text(), "api.md") > 40
+
+
+def test_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS.parent / "README.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert run_examples("\n".join(blocks), "README.md") > 10
+
+
+@pytest.mark.compiled
+def test_the_story_of_the_first_screen(capsys):
+    """README shows what `make run` prints."""
+    text, flags = (DOCS.parent / "README.md").read_text(), ["-t", "0.8", "-s", "42"]
+    assert f"ARGS ?= {' '.join(flags)}\n" in (DOCS.parent / "Makefile").read_text()
+    assert run(["stories-box", *flags], prog="run.py") == 0
+    story = capsys.readouterr().out
+    assert f"# ./run.py stories-box {' '.join(flags)}\n{story}" in text
 
 
 def test_every_public_name_is_on_the_page():
@@ -46,7 +63,8 @@ def test_every_public_name_is_on_the_page():
 
 
 @pytest.mark.parametrize("title, script", SCRIPTS, ids=[title for title, _ in SCRIPTS])
-def test_recipe(folder, capsys, title, script):
+def test_recipe(tmp_path, monkeypatch, capsys, title, script):
+    monkeypatch.chdir(tmp_path)
     assert len(script.splitlines()) <= 15
     exec(compile(script, title, "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out.strip()

@@ -13,7 +13,7 @@ from tools.stories.chooser import Chooser
 from tools.stories.grammar import pages, parse_form, parse_page, split
 from tools.stories.polish import polish
 from tools.stories.teller import tell
-from tools.stories.words import names, vocabulary, words
+from tools.stories.words import names, said_again, vocabulary, words
 
 PLOTS = [plot.name for plot in pages()[1]]
 
@@ -134,6 +134,12 @@ def test_stories_have_variety():
     assert len({story.text for story in stories}) == 1500
     faulty = [found for story in stories if (found := faults(story.text))]
     assert len(faulty) < 0.03 * len(stories), faulty
+
+
+def test_said_again():
+    text = "Tom had a mom. Tom's mom and Mia and Dad met Lumi. Some of them saw Lumi and Mia."
+    found = [(start, text[start:end]) for start, end in said_again(text)]
+    assert found == [(15, "Tom"), (21, "mom"), (68, "Lumi"), (77, "Mia")]
 
 
 def test_faults():

@@ -14,6 +14,7 @@ from llama2np.bench import form
 from llama2np.bench.measure import measure, plan
 from llama2np.bench.peer import LLAMA2C, Peer
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
+from llama2np.cli.model import MODEL_HELP, plotting
 from llama2np.transformer import Transformer
 
 
@@ -45,7 +46,6 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _plotting(path: Path) -> ModuleType:
     """The module that draws, before anything is measured in vain."""
-    from llama2np.cli.model import plotting
 
     plot = plotting()
     folder = plot.checked(path).absolute().parent
@@ -71,7 +71,7 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("model", help="the checkpoint, a .bin file")
+    add("model", help=MODEL_HELP)
     add(
         "--prompt",
         type=number(int, 0, None),

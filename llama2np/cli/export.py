@@ -18,7 +18,7 @@ _SOURCES = {
     "checkpoint": (llama2c.read_pt, "FILE", "a .pt of llama2.c's train.py"),
     "meta-llama": (meta.read, "FOLDER", "Meta's: params.json and consolidated.*.pth"),
     "hf": (huggingface.read, "FOLDER", "Hugging Face's: config.json and the weights beside it"),
-    "bin": (llama2c.read_bin, "FILE", "a .bin of any version, to write it as another"),
+    "bin": (llama2c.read_bin, "FILE", "a .bin of any version, or a model in the box, as another"),
 }
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -115,7 +115,7 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     )
     sources = parser.add_mutually_exclusive_group(required=True)
     for flag, (_, value, text) in _SOURCES.items():
-        sources.add_argument(f"--{flag}", metavar=value, type=path_value, help=text)
+        sources.add_argument(f"--{flag}", metavar=value, type=flag_value, help=text)
     sources.add_argument(
         "--tokenizer", metavar="FILE", type=path_value, help="a sentencepiece tokenizer.model"
     )

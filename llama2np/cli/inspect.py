@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from llama2np.cli.flags import Parser, guarded, joined, path_value
+from llama2np import box
+from llama2np.cli.flags import Parser, flag_value, guarded, joined
 from llama2np.convert.inspection import describe
 
 
@@ -26,10 +26,10 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
         description="Say what a checkpoint of any kind that export reads holds.",
         allow_abbrev=False,
     )
-    parser.add_argument("path", type=Path, help="the file or folder")
+    parser.add_argument("path", help=f"the file or folder, or {' or '.join(box.NAMES)}")
     parser.add_argument(
         "--against",
-        type=path_value,
+        type=flag_value,
         metavar="FILE",
         help="what it was made from: also say how far each tensor is from that",
     )

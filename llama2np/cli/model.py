@@ -6,15 +6,22 @@ import argparse
 import sys
 from types import ModuleType
 
-from llama2np import kernels
+from llama2np import box, kernels
 from llama2np.cli.flags import flag_value, number
 from llama2np.llama import Llama
+
+MODEL_HELP = f"the checkpoint, a .bin file, or a model in the box: {' or '.join(box.NAMES)}"
+
+TOKENIZER_HELP = (
+    "tokenizer.bin or a sentencepiece tokenizer.model (default: that of the box for a model in it, "
+    "else tokenizer.bin in the current folder, else beside the model)"
+)
 
 
 def add_model(parser: argparse.ArgumentParser, prompt: bool = False) -> None:
     """The flags for a model, and for a prompt, named as those of `run`."""
     add = parser.add_argument
-    add("model", help="the checkpoint, a .bin file")
+    add("model", help=MODEL_HELP)
     if prompt:
         add(
             *("-i", "--prompt"),
@@ -27,8 +34,7 @@ def add_model(parser: argparse.ArgumentParser, prompt: bool = False) -> None:
         *("-z", "--tokenizer"),
         type=flag_value,
         metavar="FILE",
-        help="tokenizer.bin or a sentencepiece tokenizer.model (default: tokenizer.bin in the "
-        "current folder, else beside the model)",
+        help=TOKENIZER_HELP,
     )
     add("--threads", type=number(int, 1, None), metavar="N", help="default: the processors")
 

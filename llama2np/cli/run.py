@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from llama2np import __version__, kernels
+from llama2np import __version__, box, kernels
 from llama2np.checkpoint import read_header
 from llama2np.cli import sampling
 from llama2np.cli.flags import (
@@ -21,6 +21,7 @@ from llama2np.cli.flags import (
     on_interrupt,
     one_line,
 )
+from llama2np.cli.model import MODEL_HELP, TOKENIZER_HELP
 from llama2np.cli.screen import Screen
 from llama2np.generation import Generation
 from llama2np.llama import Llama
@@ -41,7 +42,7 @@ def main(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
 
 def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: Screen) -> int:
     try:
-        options = _parse(argv, prog)
+        options = _parse(argv, prog, box.STORIES_INT8 if int8_only else box.STORIES)
         if options.threads is not None:
             kernels.set_threads(options.threads)
         if sys.stderr.isatty():
@@ -139,14 +140,14 @@ def _chat(model: Llama, options: argparse.Namespace, screen: Screen) -> None:
         return
 
 
-def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
+def _parse(argv: Sequence[str], prog: str, default: str) -> argparse.Namespace:
     parser = Parser(
         prog=prog,
         description="Run a llama2.c checkpoint: continue a text, or chat.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("model", help="the checkpoint, a .bin file")
+    add("model", nargs="?", default=default, help=f"{MODEL_HELP} (default {default})")
     sampling.add_flags(add)
     add(
         *("-n", "--steps"),
@@ -184,8 +185,7 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
         *("-z", "--tokenizer"),
         type=flag_value,
         metavar="FILE",
-        help="tokenizer.bin or a sentencepiece tokenizer.model (default: tokenizer.bin in the "
-        "current folder, else beside the model)",
+        help=TOKENIZER_HELP,
     )
     add(
         *("-m", "--mode"),
@@ -203,6 +203,11 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     add("--version", action="version", version=f"llama2np {__version__}")
     options = parser.parse_args(list(joined(argv, parser)))
     if options.mode == "chat":
+        if box.in_box(options.model):
+            raise ValueError(
+                f"{options.model} tells stories and was never taught to chat: name a chat model, "
+                f"{prog} llama2_7b_chat.bin -m chat, or let this one tell: {prog}"
+            )
         for flag in ("max_new_tokens", "stop", "logprobs"):
             if getattr(options, flag) is not None:
                 raise ValueError(f"--{flag.replace('_', '-')} goes with -m generate, not with chat")

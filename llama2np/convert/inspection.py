@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llama2np import box
 from llama2np.checkpoint import CheckpointError, read_header
 from llama2np.convert import huggingface, llama2c, meta, safetensors
 from llama2np.convert.dtypes import quiet
@@ -51,7 +52,7 @@ def open_any(path: str | os.PathLike[str]) -> tuple[str, Source | dict[str, Stor
 
     The first value says what it is. Raises CheckpointError, and OSError.
     """
-    path = Path(path)
+    path = Path(box.located(path))
     if path.is_dir():
         if (path / "params.json").exists():
             return "Meta", meta.read(path)
