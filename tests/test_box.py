@@ -1,8 +1,8 @@
 """The models in the box, as llama2.c's programs run them.
 
 golden/box.json holds what `run` and `runq` of llama2.c (gcc -O3) printed for the two .bin files of
-llama2np/box with its tokenizer.bin; they were built and run outside the repository. So the tests
-need nothing from there.
+llama2np/box with its tokenizer.bin. They were built outside the repository, and run by
+`python -m tools.golden`; the tests need nothing from there.
 """
 
 import json
