@@ -8,7 +8,7 @@ kernels/one_token.py. `Llama.with_hooks` stops at every array.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -72,10 +72,8 @@ class State:
         return self._tokens[: self.pos]
 
     def note(self, tokens: np.ndarray) -> None:
-        """Take down `tokens` (T,), which are going to be read at pos and on."""
-        end = self.pos + len(tokens)
-        self.reserve(end)
-        self._tokens[self.pos : end] = tokens
+        """Take down `tokens` (T,), which are going to be read at pos and on: in reserved room."""
+        self._tokens[self.pos : self.pos + len(tokens)] = tokens
 
     def truncate(self, pos: int) -> None:
         """Forget all but the first `pos` tokens. Raises ValueError if there are fewer."""
@@ -168,29 +166,40 @@ class Transformer:
     """A Llama network: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
     It is read-only: any number of States can run through it. Raises ValueError for weights that
-    are not of the shapes that `config` says.
+    are not of the shapes that `config` says, or that the kernels would misread.
     """
 
     def __init__(self, config: Config, weights: Weights):
         weights.check(config)
         self.config = config
-        self.weights = weights
+        self._weights = weights
         self._eps = np.float32(config.norm_eps)
         # run.c's expression in its precision: 1 / powf(theta, i / head_dim) for i = 0, 2, 4 ...
         exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
         powers = np.float64(config.rope_theta) ** exponents.astype(np.float64)
         self._frequencies = np.float32(1) / powers.astype(np.float32)
-        # What the kernel for one token takes; a network of mixed kinds goes step by step.
-        kinds = {type(matrix) for matrix in weights.matrices}
-        of_kind = {Dense: kernels.one_token_float32, Int8: kernels.one_token_int8}
-        self._one_token = of_kind.get(kinds.pop()) if len(kinds) == 1 else None
-        self._addresses = weights.addresses()
-        embedding, classifier = weights.embedding.arrays, weights.classifier.arrays
-        self._ends = embedding, weights.final_norm, classifier
+        self._one_token = self._kernel()
+        if self._one_token:
+            self._addresses = weights.addresses()
+            embedding, classifier = weights.embedding.arrays, weights.classifier.arrays
+            self._ends = embedding, weights.final_norm, classifier
+
+    @property
+    def weights(self) -> Weights:
+        """Not to be exchanged: the kernel for one token has their addresses."""
+        return self._weights
+
+    def _kernel(self) -> Callable[..., None] | None:
+        """The kernel for one token; None if a step is another one here, or a matrix's kind."""
+        steps = "attend", "feed_forward", "_classify"
+        if any(getattr(type(self), step) is not getattr(Transformer, step) for step in steps):
+            return None
+        kernel_of = {Dense: kernels.one_token_float32, Int8: kernels.one_token_int8, None: None}
+        return kernel_of[self.weights.kind]
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copies and pickles are made anew: the addresses are those of this one's arrays."""
-        return Transformer, (self.config, self.weights)
+        return type(self), (self.config, self.weights)
 
     def forward(
         self, tokens: Sequence[int] | np.ndarray, state: State, all_logits: bool = False
@@ -204,6 +213,7 @@ class Transformer:
         tokens = self._checked(tokens, state)
         count, vocab_size = len(tokens), self.config.vocab_size
         logits = np.empty((count if all_logits else 1, vocab_size), np.float32)
+        state.reserve(state.pos + count)
         size = BLOCK if kernels.may_use_threads() else 1
         for start in range(0, count, size):
             block = tokens[start : start + size]
@@ -218,7 +228,7 @@ class Transformer:
         tokens = np.asarray(tokens)
         if tokens.ndim != 1 or not tokens.size or tokens.dtype.kind not in "iu":
             raise ValueError(f"tokens must be one or more integers in a row, not {tokens!r}")
-        tokens = tokens.astype(np.int64, copy=False)
+        tokens = tokens.astype(np.int64)  # a copy, so that the kernels see one type of array
         worst = int(tokens.view(np.uint64).argmax())  # read without a sign, -1 is the largest
         if not 0 <= tokens[worst] < self.config.vocab_size:
             most = self.config.vocab_size - 1
@@ -237,7 +247,6 @@ class Transformer:
 
         The last of the tokens are classified, as many as `logits` has rows for.
         """
-        state.reserve(state.pos + len(tokens))
         if len(tokens) == 1 and self._one_token:
             cache = state.keys, state.values, state.scores
             where = tokens, state.pos, self._frequencies, self._eps

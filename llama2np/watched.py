@@ -54,7 +54,6 @@ class Watched(Transformer):
 
     def _read(self, tokens: np.ndarray, state: State, s: Scratch, logits: np.ndarray) -> None:
         positions = np.arange(state.pos, state.pos + len(tokens))
-        state.reserve(state.pos + len(tokens))
         self.weights.embedding.rows(tokens, s.x)
         self._show("embedding", None, s.x, positions)
         kernels.rope_angles(self._frequencies, state.pos, s.cos, s.sin)

@@ -5,7 +5,6 @@ Arrays are views of the mapped file: nothing is copied, and any number of sequen
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -41,6 +40,10 @@ class Dense:
     def arrays(self) -> tuple[np.ndarray]:
         """What the kernels take for it."""
         return (self.w,)
+
+    def check(self, name: str) -> None:
+        """Raise ValueError unless the values stand as the kernels read them."""
+        check_array(name, self.w, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,19 @@ class Int8:
         """What the kernels take for it."""
         return self.q, self.scales
 
+    @property
+    def group(self) -> int:
+        """How many values share a scale."""
+        return int(self.q.shape[1] // self.scales.shape[1])
+
+    def check(self, name: str) -> None:
+        """Raise ValueError unless values and scales stand as the kernels read them."""
+        check_array(name, self.q, np.int8)
+        check_array(f"scales of {name}", self.scales, np.float32)
+        (d, n), scales = self.q.shape, self.scales.shape
+        if len(scales) != 2 or scales[0] != d or not scales[1] or n % scales[1]:
+            raise ValueError(f"{name}: the scales of {(d, n)} values have shape {scales}")
+
 
 def in_tiles(x: np.ndarray) -> np.ndarray:
     """x, (T, n) of a 32-bit type, as the kernels for many tokens want it: (T padded, n)."""
@@ -110,10 +126,10 @@ class Layer:
     w_down: Linear  # hidden_dim -> dim
 
     @property
-    def arrays(self) -> tuple[tuple[np.ndarray, ...], ...]:
-        """The array, or the arrays, of each of these."""
+    def matrices(self) -> tuple[Linear, ...]:
+        """All but the norms."""
         values = (getattr(self, part.name) for part in fields(self))
-        return tuple((v,) if isinstance(v, np.ndarray) else v.arrays for v in values)
+        return tuple(value for value in values if not isinstance(value, np.ndarray))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,62 +142,79 @@ class Weights:
     classifier: Linear  # dim -> vocab_size
 
     @property
-    def matrices(self) -> Iterator[Linear]:
-        """Those of the ends and of all layers."""
-        yield self.embedding
-        yield self.classifier
-        for layer in self.layers:
-            values = (getattr(layer, part.name) for part in fields(layer))
-            yield from (value for value in values if not isinstance(value, np.ndarray))
+    def kind(self) -> type[Linear] | None:
+        """Dense or Int8, if all matrices are that; of one group size, and aligned in memory.
+
+        Files hold such networks. None stands for any other, also of callables of a user's own.
+        """
+        matrices = [self.embedding, self.classifier]
+        matrices += [matrix for layer in self.layers for matrix in layer.matrices]
+        kinds = {type(matrix) for matrix in matrices}
+        groups = {matrix.group for matrix in matrices if isinstance(matrix, Int8)}
+        if len(kinds) > 1 or len(groups) > 1 or not kinds <= {Dense, Int8}:
+            return None
+        aligned = all(array.flags.aligned for matrix in matrices for array in matrix.arrays)
+        return kinds.pop() if aligned else None
 
     def addresses(self) -> np.ndarray:
         """Where the arrays of the layers stand in memory: (n_layers, 9, 3) int64.
 
-        In the order of Layer's fields: the address of the values, and, of an Int8, that of the
-        scales and the size of a group. Good as long as these Weights are.
+        In the order of kernels.PLACES: the address of the values, and, of an Int8, that of the
+        scales and the size of a group. Only if there is a `kind`, and as long as these Weights
+        are alive.
         """
-        table = np.zeros((len(self.layers), len(fields(Layer)), 3), np.int64)
+        table = np.zeros((len(self.layers), len(kernels.PLACES), 3), np.int64)
         for places, layer in zip(table, self.layers, strict=True):
-            for place, arrays in zip(places, layer.arrays, strict=True):
+            for place, name in zip(places, kernels.PLACES, strict=True):
+                weight = getattr(layer, name)
+                arrays = (weight,) if isinstance(weight, np.ndarray) else weight.arrays
                 place[: len(arrays)] = [array.ctypes.data for array in arrays]
-                if len(arrays) > 1:
-                    place[2] = arrays[0].shape[1] // arrays[1].shape[1]
+                place[2] = weight.group if isinstance(weight, Int8) else 0
         return table
 
     def check(self, config: Config) -> None:
-        """Raise ValueError unless all shapes are those of `config`: the kernels do not look."""
+        """Raise ValueError unless all is as the kernels, which do not look, take it to be.
+
+        That is the shapes that `config` says, float32 norms, and what each matrix has to say.
+        """
         dim, kv_dim, hidden_dim = config.dim, config.kv_dim, config.hidden_dim
         square, table, key = (dim, dim), (config.vocab_size, dim), (kv_dim, dim)
         up, down = (hidden_dim, dim), (dim, hidden_dim)
-        shapes: dict[str, tuple[int, ...]] = {"attn_norm": (dim,), "ffn_norm": (dim,)}
-        shapes |= {"wq": square, "wk": key, "wv": key, "wo": square}
+        shapes = {"wq": square, "wk": key, "wv": key, "wo": square}
         shapes |= {"w_gate": up, "w_up": up, "w_down": down}
         if len(self.layers) != config.n_layers:
             raise ValueError(f"there are {len(self.layers)} layers, expected {config.n_layers}")
-        expected: list[tuple[str, Linear | np.ndarray, tuple[int, ...]]] = [
-            ("embedding", self.embedding, table),
-            ("classifier", self.classifier, table),
-            ("final_norm", self.final_norm, (dim,)),
-        ]
+        check_matrix("embedding", self.embedding, table)
+        check_matrix("classifier", self.classifier, table)
+        check_norm("final_norm", self.final_norm, dim)
         for i, layer in enumerate(self.layers):
             for name, shape in shapes.items():
-                expected.append((f"{name} of layer {i}", getattr(layer, name), shape))
-        for name, weight, shape in expected:
-            if weight.shape != shape:
-                raise ValueError(f"{name} has shape {weight.shape}, expected {shape}")
-            _check_arrays(name, weight)
+                check_matrix(f"{name} of layer {i}", getattr(layer, name), shape)
+            check_norm(f"attn_norm of layer {i}", layer.attn_norm, dim)
+            check_norm(f"ffn_norm of layer {i}", layer.ffn_norm, dim)
 
 
-def _check_arrays(name: str, weight: Linear | np.ndarray) -> None:
-    """Raise ValueError for values that do not stand as the kernels read them, by address."""
-    arrays = (weight,) if isinstance(weight, np.ndarray) else weight.arrays
-    for array, dtype in zip(arrays[::-1], (np.float32, np.int8), strict=False):
-        if array.dtype != dtype or not array.flags.c_contiguous:
-            raise ValueError(
-                f"{name} is {array.dtype} with strides {array.strides}, expected "
-                f"np.ascontiguousarray of {dtype.__name__}"
-            )
-    if len(arrays) > 1:
-        (d, n), (rows, groups) = arrays[0].shape, arrays[1].shape
-        if rows != d or not groups or n % groups:
-            raise ValueError(f"{name}: the scales of {(d, n)} values have shape {(rows, groups)}")
+def check_matrix(name: str, matrix: Linear, shape: tuple[int, int]) -> None:
+    """Raise ValueError for what is no matrix of this shape (d, n)."""
+    if not callable(matrix):
+        raise ValueError(f"{name} is of type {type(matrix).__name__}, expected Dense or Int8")
+    if matrix.shape != shape:
+        raise ValueError(f"{name} has shape {matrix.shape}, expected {shape}")
+    if isinstance(matrix, Dense | Int8):
+        matrix.check(name)
+
+
+def check_norm(name: str, norm: np.ndarray, dim: int) -> None:
+    """Raise ValueError for what is no norm (dim,) float32."""
+    if norm.shape != (dim,):
+        raise ValueError(f"{name} has shape {norm.shape}, expected {(dim,)}")
+    check_array(name, norm, np.float32)
+
+
+def check_array(name: str, array: np.ndarray, dtype: type[np.generic]) -> None:
+    """Raise ValueError for an array of another type, or with gaps."""
+    if array.dtype != dtype or not array.flags.c_contiguous:
+        raise ValueError(
+            f"{name} is {array.dtype} with strides {array.strides}, expected "
+            f"np.ascontiguousarray of {dtype.__name__}"
+        )

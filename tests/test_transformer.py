@@ -13,8 +13,10 @@ from conftest import TINY, random_tensors
 from llama2np import checkpoint
 from llama2np.checkpoint import Header
 from llama2np.config import Config
+from llama2np.trace import Trace
 from llama2np.transformer import BLOCK, State, Transformer
 from llama2np.watched import Watched
+from llama2np.weights import Dense
 
 
 def in_blocks(transformer, tokens, size):
@@ -56,20 +58,24 @@ def test_int8_is_near_its_float32(write):
         np.testing.assert_array_equal(in_blocks(transformer, tokens, size), found)
 
 
-class StepByStep(Transformer):
-    """Goes through a block in Python, also for one token."""
+class Counting(Transformer):
+    """A network with a step of its own: so it goes step by step, also for one token."""
 
-    def block(self, *arguments):
-        self.attend(*arguments)
-        self.feed_forward(*arguments[:1], arguments[-1])
+    seen = 0
+
+    def feed_forward(self, layer, s):
+        self.seen += len(s.x)
+        super().feed_forward(layer, s)
 
 
 @pytest.mark.parametrize("version", (0, 2))
-def test_a_block_in_one_kernel_is_its_steps(write, version):
+def test_a_token_in_one_kernel_is_its_steps(write, version):
     header = Header(version, TINY, False, group_size=16 if version == 2 else 0)
     config, weights = checkpoint.load(write("tiny.bin", header))
     tokens = tokens_of(TINY, 90)
-    stepped = in_blocks(StepByStep(config, weights), tokens, 1)
+    stepping = Counting(config, weights)
+    stepped = in_blocks(stepping, tokens, 1)
+    assert stepping.seen == 90 * TINY.n_layers
     np.testing.assert_array_equal(in_blocks(Transformer(config, weights), tokens, 1), stepped)
 
 
@@ -222,6 +228,26 @@ def test_weights_of_another_shape_are_refused(write, version, group):
         Transformer(other, weights)
     with pytest.raises(ValueError, match="there are 2 layers, expected 3"):
         Transformer(config, replace(weights, layers=weights.layers[:2]))
+    first, *rest = weights.layers
+    for change in ({"w_down": first.w_up}, {"ffn_norm": first.ffn_norm[:-1]}):
+        wrong = replace(weights, layers=(*rest, replace(first, **change)))
+        with pytest.raises(ValueError, match=f"{next(iter(change))} of layer 2 has shape"):
+            Transformer(config, wrong)
+    wrong = replace(weights, layers=(*rest, replace(first, wq=np.zeros((48, 48), np.float32))))
+    with pytest.raises(ValueError, match="wq of layer 2 is of type ndarray, expected Dense or"):
+        Transformer(config, wrong)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    (Dense(np.ones((48, 48))), Dense(np.ones((48, 48), np.float32).T[:, ::-1])),
+    ids=("float64", "reversed"),
+)
+def test_matrices_that_the_kernels_would_misread_are_refused(write, matrix):
+    config, weights = checkpoint.load(write("x.bin", Header(1, TINY, False)))
+    layers = (*weights.layers[:2], replace(weights.layers[2], wo=matrix))
+    with pytest.raises(ValueError, match=r"wo of layer 2 is float.*ascontiguousarray of float32"):
+        Transformer(config, replace(weights, layers=layers))
 
 
 @pytest.mark.parametrize(
@@ -234,15 +260,20 @@ def test_weights_that_the_kernels_would_misread_are_refused(write, norm):
         Transformer(config, replace(weights, layers=layers))
 
 
-def test_scales_that_do_not_fit_are_refused(write):
+@pytest.mark.parametrize(
+    "change, message",
+    (
+        (lambda scales: scales[:47], r"wq of layer 0: .* have shape \(47, 3\)"),
+        (lambda scales: scales[:, 0].copy(), r"have shape \(48,\)"),
+        (lambda scales: scales.astype(float), "scales of wq of layer 0 is float64"),
+    ),
+)
+def test_scales_that_do_not_fit_are_refused(write, change, message):
     config, weights = checkpoint.load(write("x.bin", Header(2, TINY, False, 16)))
-    wq = weights.layers[0].wq
-    layers = (
-        replace(weights.layers[0], wq=replace(wq, scales=wq.scales[:47])),
-        *weights.layers[1:],
-    )
-    with pytest.raises(ValueError, match=r"wq of layer 0: .* have shape \(47, 3\)"):
-        Transformer(config, replace(weights, layers=layers))
+    first, *rest = weights.layers
+    wq = replace(first.wq, scales=change(first.wq.scales))
+    with pytest.raises(ValueError, match=message):
+        Transformer(config, replace(weights, layers=(replace(first, wq=wq), *rest)))
 
 
 @pytest.mark.parametrize("copied", (deepcopy, lambda x: pickle.loads(pickle.dumps(x))))
@@ -253,23 +284,59 @@ def test_a_copy_stands_on_its_own(write, copied):
     twin = copied(original)
     original.weights.layers[0].wq.w[:] = 0
     np.testing.assert_array_equal(twin.forward([5], State(TINY)), expected)
-    watched = copied(Watched(twin, []))
+    watched = copied(Watched(twin, [Trace("resid_post")]))
     np.testing.assert_array_equal(watched.forward([5], State(TINY)), expected)
+    assert watched.hooks[0]["resid_post", 2].shape == (1, TINY.dim)
+    assert type(copied(Counting(TINY, twin.weights))) is Counting
 
 
-def test_int8_and_float32_in_one_network(write):
-    """What it costs to round one matrix: the others stay as they are."""
-    config, weights = checkpoint.load(write("x.bin", Header(1, TINY, False)))
+def test_weights_cannot_be_exchanged(write):
+    """Their addresses are in use."""
+    transformer = Transformer(*checkpoint.load(write("x.bin", Header(1, TINY, False))))
+    with pytest.raises(AttributeError):
+        transformer.weights = transformer.weights
+
+
+class Adapted:
+    """A matrix of another kind: a low-rank change beside a Dense."""
+
+    def __init__(self, matrix, down, up):
+        self.matrix, self.down, self.up, self.shape = matrix, down, up, matrix.shape
+
+    def __call__(self, x, out):
+        self.matrix(x, out)
+        out += x @ self.down.T @ self.up.T
+
+
+def other_groups(matrix):
+    """The same values in groups of 8."""
+    return replace(matrix, scales=np.repeat(matrix.scales, 2, axis=1))
+
+
+def adapted(matrix):
+    random = np.random.default_rng(1)
+    return Adapted(matrix, *(random.random(s, np.float32) for s in ((2, 48), (48, 2))))
+
+
+@pytest.mark.parametrize(
+    "version, change",
+    (
+        (1, lambda layer, rounded: replace(layer, w_up=rounded.w_up)),
+        (2, lambda layer, rounded: replace(layer, wk=other_groups(layer.wk))),
+        (1, lambda layer, rounded: replace(layer, wq=adapted(layer.wq))),
+    ),
+    ids=("int8 and float32", "two group sizes", "a kind of one's own"),
+)
+def test_matrices_of_different_kinds_in_one_network(write, version, change):
+    """They go step by step, and all but the changed matrix stay as they are."""
+    group = 16 if version == 2 else 0
+    config, weights = checkpoint.load(write("x.bin", Header(version, TINY, False, group)))
     _, rounded = checkpoint.load(write("y.bin", Header(2, TINY, False, 16)))
-    layers = (replace(weights.layers[0], w_up=rounded.layers[0].w_up), *weights.layers[1:])
+    first, *rest = weights.layers
+    layers = (change(first, rounded.layers[0]), *rest)
     mixed = Transformer(config, replace(weights, layers=layers))
     one, many = State(config), State(config)
     tokens = [1, 5, 9, 7]
     found = np.stack([mixed.forward([token], one) for token in tokens])
     np.testing.assert_allclose(found, mixed.forward(tokens, many, all_logits=True), atol=1e-5)
     assert (found[-1] != Transformer(config, weights).forward(tokens, State(config))).any()
-    first, *rest = weights.layers
-    for change in ({"w_down": first.w_up}, {"ffn_norm": first.ffn_norm[:-1]}):
-        wrong = replace(weights, layers=(*rest, replace(first, **change)))
-        with pytest.raises(ValueError, match=f"{next(iter(change))} of layer 2 has shape"):
-            Transformer(config, wrong)

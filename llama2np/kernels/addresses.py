@@ -14,6 +14,10 @@ from numba.extending import intrinsic
 
 from llama2np.kernels.jit import exact
 
+# What stands where in a layer's row of the table.
+PLACES = ("attn_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w_gate", "w_up", "w_down")
+ATTN_NORM, WQ, WK, WV, WO, FFN_NORM, W_GATE, W_UP, W_DOWN = range(len(PLACES))
+
 if numba.config.DISABLE_JIT:
 
     def _pointer(address):

@@ -7,7 +7,20 @@ same steps, in the same order, compiled together; and matrices that read the sam
 
 import numpy as np
 
-from llama2np.kernels.addresses import float32_at, int8_at, norm_at
+from llama2np.kernels.addresses import (
+    ATTN_NORM,
+    FFN_NORM,
+    W_DOWN,
+    W_GATE,
+    W_UP,
+    WK,
+    WO,
+    WQ,
+    WV,
+    float32_at,
+    int8_at,
+    norm_at,
+)
 from llama2np.kernels.attention import attention, attention_threaded, rope, rope_angles
 from llama2np.kernels.int8 import dequantize_rows
 from llama2np.kernels.jit import exact
@@ -47,26 +60,28 @@ def _one_token(matrix_at, rows, ready, multiply):
         rows(embedding, token, x)
         rope_angles(frequencies, pos, cos, sin)
         for i in range(layers.shape[0]):
-            places = layers[i]  # in the order of Layer's fields
-            rmsnorm(x, norm_at(places[0], dim), eps, h)
-            wq = matrix_at(places[1], dim, dim)
-            wk, wv = matrix_at(places[2], kv_dim, dim), matrix_at(places[3], kv_dim, dim)
+            places = layers[i]
+            rmsnorm(x, norm_at(places[ATTN_NORM], dim), eps, h)
+            wq = matrix_at(places[WQ], dim, dim)
+            wk = matrix_at(places[WK], kv_dim, dim)
+            wv = matrix_at(places[WV], kv_dim, dim)
             multiply(three, wq, wk, wv, ready(h[0], wq), q[0], k[0], v[0], shared)
             rope(q, k, v, cos, sin, pos, keys[i], values[i])
             if 2 * q.size * (pos + 1) < shared:
                 attention(q, keys[i], values[i], pos, scores, mixed)
             else:
                 attention_threaded(q, keys[i], values[i], pos, scores, mixed)
-            wo = matrix_at(places[4], dim, dim)
+            wo = matrix_at(places[WO], dim, dim)
             multiply(one, wo, wo, wo, ready(mixed[0], wo), h[0], h[0], h[0], shared)
             add(x, h)
-            rmsnorm(x, norm_at(places[5], dim), eps, h)
-            gates = matrix_at(places[6], hidden_dim, dim)
-            ups = matrix_at(places[7], hidden_dim, dim)
-            multiply(two, gates, ups, ups, ready(h[0], ups), gate[0], up[0], up[0], shared)
+            rmsnorm(x, norm_at(places[FFN_NORM], dim), eps, h)
+            w_gate = matrix_at(places[W_GATE], hidden_dim, dim)
+            w_up = matrix_at(places[W_UP], hidden_dim, dim)
+            multiply(two, w_gate, w_up, w_up, ready(h[0], w_up), gate[0], up[0], up[0], shared)
             swiglu(gate, up)
-            down = matrix_at(places[8], dim, hidden_dim)
-            multiply(one, down, down, down, ready(gate[0], down), h[0], h[0], h[0], shared)
+            w_down = matrix_at(places[W_DOWN], dim, hidden_dim)
+            w = w_down
+            multiply(one, w, w, w, ready(gate[0], w), h[0], h[0], h[0], shared)
             add(x, h)
         if logits.shape[0]:
             rmsnorm(x, final_norm, eps, h)
