@@ -138,8 +138,16 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
     Raises CheckpointError, and OSError where the file cannot be opened.
     """
-    with open(box.located(path), "rb") as file:
+    with _opened(path) as file:
         return _read_header(path, file)
+
+
+def _opened(path: str | os.PathLike[str]) -> BinaryIO:
+    try:
+        return open(box.located(path), "rb")
+    except FileNotFoundError as error:
+        text = f"{error.strerror}; the models in the box are {' and '.join(box.NAMES)}"
+        raise FileNotFoundError(error.errno, text, os.fspath(path)) from None
 
 
 def _read_header(path: str | os.PathLike[str], file: BinaryIO) -> Header:
@@ -172,7 +180,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Config, Weights]:
 
 def open_tensors(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
     """Map a checkpoint as its header and its tensors by name. Raises as `load`."""
-    with open(box.located(path), "rb") as file:  # once: header and bytes are of one file
+    with _opened(path) as file:  # once: header and bytes are of one file
         header = _read_header(path, file)
         data, offset, tensors = _map(file), _HEADER_SIZE[header.version], {}
     _check_size(path, header, len(data))

@@ -86,7 +86,8 @@ def compare(
     For a quantized model and its original: what quantization cost. Raises ValueError, also for
     models that cut text into tokens differently.
     """
-    if model.tokenizer.pieces != against.tokenizer.pieces:
+    sizes = {model.config.vocab_size, against.config.vocab_size}
+    if len(sizes) > 1 or model.tokenizer.pieces != against.tokenizer.pieces:
         raise ValueError("the models have different vocabularies: only bits per byte would compare")
     results, divergence, agreed = _measure([model, against], text, context, stride, progress)
     count = results[0].tokens

@@ -59,6 +59,8 @@ def continue_tokens(
             state.pos = known + i  # as if the guess were read token by token
             token = sampler.sample(row, state.tokens, given)
             yield token, row
+            if state.pos != known + i:
+                raise ValueError("the state was used for another text in the meantime")
             if i == len(guess) or token != guess[i]:
                 break
         tokens, guess = [token], []

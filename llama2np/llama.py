@@ -43,10 +43,10 @@ class Llama:
         folder, else the one beside the checkpoint.
 
         path: a .bin file, or the name of a model in the box, "stories-box" or "stories-box-q8",
-        whose tokenizer is there too. Raises CheckpointError, TokenizerError and OSError.
+        which stands for their tokenizer, too. Raises CheckpointError, TokenizerError and OSError.
         """
         config, weights = checkpoint.load(path)
-        found = tokenizer if tokenizer is not None else _find_tokenizer(path)
+        found = _tokenizer_of(path, tokenizer)
         return cls(Transformer(config, weights), Tokenizer.load(found, config.vocab_size))
 
     @property
@@ -129,9 +129,13 @@ class Llama:
         return Llama(Watched(self.transformer, hooks), self.tokenizer)
 
 
-def _find_tokenizer(path: str | os.PathLike[str]) -> Path:
-    if box.in_box(path):
+def _tokenizer_of(
+    path: str | os.PathLike[str], named: str | os.PathLike[str] | None
+) -> str | os.PathLike[str]:
+    if box.in_box(path if named is None else named):
         return box.TOKENIZER
+    if named is not None:
+        return named
     beside = Path(path).parent
     for folder in (Path(), beside):
         if (folder / "tokenizer.bin").is_file():

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import zipfile
 from dataclasses import asdict
@@ -17,6 +18,10 @@ from llama2np.config import Config
 from llama2np.output import printable, replacing
 
 _NAMES = ("config", "tokens", "keys", "values")
+_HEADERS = {  # by the version of the .npy format
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def write(
@@ -60,10 +65,12 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     if archive.getinfo(f"{name}.npy").compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} is compressed, which a small file can do to any size")
     with archive.open(f"{name}.npy") as member:
-        array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
-        if member.read(1):
-            raise ValueError(f"{name} goes on after its end")
-    return array
+        shape, by_columns, dtype = _HEADERS[np.lib.format.read_magic(member)](member)
+        values = member.read()
+    # NumPy's own reader takes room for what the header claims before it looks.
+    if dtype.hasobject or len(values) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{name} has {len(values):,} bytes for {dtype} {shape}")
+    return np.ndarray(shape, dtype, values, order="F" if by_columns else "C")
 
 
 def _check(config: Config, tokens: np.ndarray, keys: np.ndarray, values: np.ndarray) -> None:

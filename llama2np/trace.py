@@ -24,7 +24,7 @@ All are float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -142,6 +142,18 @@ class Trace:
             self._rows(name, None)
         return np.stack([self[name, at] for at in layers])
 
+    def __contains__(self, name: object) -> bool:
+        return name in list(self)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of what was recorded, in the order of the network."""
+        return iter(sorted({name for name, _ in self._seen}, key=POINTS.index))
+
+    def __repr__(self) -> str:
+        """What was recorded, for a look."""
+        layers = sorted({layer for _, layer in self._seen if layer is not None})
+        return f"Trace({', '.join(self) or 'of nothing yet'}; layers {layers})"
+
     def positions(self, name: str) -> np.ndarray:
         """The positions (rows,) of the tokens of trace[name]. Raises KeyError."""
         layer = next((at for recorded, at in self._seen if recorded == name), None)
@@ -156,8 +168,7 @@ class Trace:
             return self._seen[name, layer]
         except KeyError:
             what = name if layer is None else f"{name} of layer {layer}"
-            found = sorted({recorded for recorded, _ in self._seen}, key=POINTS.index)
-            raise KeyError(f"no {what} was recorded, only: {', '.join(found) or '-'}") from None
+            raise KeyError(f"no {what} was recorded, but {self!r}") from None
 
 
 def _joined(name: str, arrays: list[np.ndarray]) -> np.ndarray:
@@ -170,11 +181,11 @@ def _joined(name: str, arrays: list[np.ndarray]) -> np.ndarray:
 
 
 def _checked(names: Iterable[str]) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(names))
+    names = tuple(names)
     for name in names:
         if name not in POINTS:
             raise ValueError(f"no array is called {name!r}; there are {', '.join(POINTS)}")
-    return names
+    return tuple(dict.fromkeys(names))
 
 
 def _integers(values: int | Iterable[int] | None) -> tuple[int, ...] | None:

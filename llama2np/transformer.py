@@ -15,7 +15,7 @@ import numpy as np
 
 from llama2np import kernels, snapshot
 from llama2np.config import Config
-from llama2np.weights import Dense, Int8, Layer, Weights
+from llama2np.weights import Dense, Int8, Layer, Linear, Weights
 
 # A prompt goes through in blocks of this many tokens: enough to keep matrix products busy.
 BLOCK = 256
@@ -194,8 +194,11 @@ class Transformer:
         steps = "attend", "feed_forward", "_classify"
         if any(getattr(type(self), step) is not getattr(Transformer, step) for step in steps):
             return None
-        kernel_of = {Dense: kernels.one_token_float32, Int8: kernels.one_token_int8, None: None}
-        return kernel_of[self.weights.kind]
+        kernel_of: dict[type[Linear] | None, Callable[..., None] | None] = {
+            Dense: kernels.one_token_float32,
+            Int8: kernels.one_token_int8,
+        }
+        return kernel_of.get(self.weights.kind)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copies and pickles are made anew: the addresses are those of this one's arrays."""

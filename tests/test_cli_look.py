@@ -216,6 +216,16 @@ def test_two_models_side_by_side(tiny, said):
     assert table.endswith(f"the same likeliest token: {found.agreement:.2%}\n")
 
 
+def test_what_rounding_costs_the_model_in_the_box(tiny, said):
+    """Both by their names; without one it is the float32 model."""
+    (tiny / "t.txt").write_text(
+        "Once upon a time, there was a little girl named Lily. She was sad."
+    )
+    table = said("perplexity", "stories-box-q8", "--against", "stories-box", "--file", "t.txt")
+    exact, alone = numbers(table, "perplexity")[1], said("perplexity", "--file", "t.txt")
+    assert exact < 100 and numbers(alone, "perplexity") == [exact]
+
+
 @pytest.mark.parametrize(
     "data, words, match",
     (
@@ -227,6 +237,7 @@ def test_two_models_side_by_side(tiny, said):
         (b"A", ("--context", 97), "context must be 1 to 96, which the model has, not 97"),
         (b"A", ("--stride", 0), "--stride: expected a whole number of 1 or more, found '0'"),
         (b"A", ("--against", "none.bin"), "none.bin: No such file"),
+        (b"A", ("--against", "stories-box"), "the models have different vocabularies"),
     ),
 )
 def test_what_cannot_be_measured(tiny, refused, data, words, match):

@@ -10,7 +10,7 @@ from conftest import TINY, letters, scripted, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama2np import DraftModel, Llama, PromptLookup, kernels
+from llama2np import DraftModel, Llama, PromptLookup, box, kernels
 from llama2np.checkpoint import Header
 from llama2np.logits import log_softmax
 from llama2np.tokenizer import BOS, EOS
@@ -131,6 +131,15 @@ def test_a_state_is_read_on_not_again(model, monkeypatch):
     assert whole.tokens == first.tokens + second.tokens
 
 
+def test_two_texts_cannot_be_written_with_one_state(model):
+    state = model.new_state()
+    one = model.generate("ABC", state=state, temperature=0, max_new_tokens=40)
+    next(one)
+    model.generate("FED", state=state, temperature=0, max_new_tokens=7).read()
+    with pytest.raises(ValueError, match="the state was used for another text"):
+        one.read()
+
+
 def test_one_prompt_read_once_has_many_continuations(model):
     prompt = model.tokenizer.encode("ABCDEF")
     read = model.new_state()
@@ -177,20 +186,10 @@ def written(model, prompt, **options):
     return story.tokens, story.stop_reason, story.state.tokens.tolist()
 
 
-def reference_model(reference):
-    folder = reference / "stories260K"
-    return Llama.load(folder / "stories260K.bin", folder / "tok512.bin")
-
-
 @pytest.fixture(scope="module")
-def quantized(reference, tmp_path_factory):
-    """The reference model in int8: it drafts, and its own rows are the same bit for bit."""
-    from llama2np.convert.llama2c import read_bin
-    from llama2np.convert.write import write_bin
-
-    path = tmp_path_factory.mktemp("q8") / "q8.bin"
-    write_bin(read_bin(reference / "stories260K" / "stories260K.bin"), path, 2)
-    return Llama.load(path, reference / "stories260K" / "tok512.bin")
+def quantized():
+    """It drafts, and its own rows are the same bit for bit."""
+    return Llama.load(box.STORIES_INT8)
 
 
 def prompts(model, count):
@@ -211,8 +210,8 @@ def same_unless_tied(model, plain, guessed):
 
 @pytest.mark.parametrize("kind", ["float32", "int8"])
 @one_thread
-def test_greedy_speculative_output_is_plain_output_on_50_prompts(reference, quantized, kind):
-    model = quantized if kind == "int8" else reference_model(reference)
+def test_greedy_speculative_output_is_plain_output_on_50_prompts(quantized, kind):
+    model = quantized if kind == "int8" else Llama.load(box.STORIES)
     options = {"temperature": 0, "max_new_tokens": 40}
     equal = passes = 0
     for prompt in prompts(model, 50):

@@ -1,8 +1,11 @@
 """What fuzzing and reading with evil eyes found in the file readers; each was a fault once."""
 
+import io
 import json
+import pickle
 import struct
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from llama2np import checkpoint
 from llama2np.checkpoint import CheckpointError, Header
 from llama2np.cli import main
 from llama2np.config import Config
-from llama2np.convert import huggingface, llama2c, pickle_data, safetensors
+from llama2np.convert import huggingface, llama2c, meta, pickle_data, safetensors
 from llama2np.convert.inspection import describe
 from llama2np.convert.pickle_data import PickleError
 from llama2np.convert.source import Source
@@ -22,6 +25,7 @@ from llama2np.convert.write import write_bin, write_huggingface
 from llama2np.output import brief, printable
 from llama2np.tokenizer import TokenizerError
 from llama2np.transformer import State, Transformer
+from tools.fuzz import memory_bound
 from tools.hostile import SMALL, valid, write_case
 from tools.torch_files import Tensor, pickled, write_archive
 
@@ -50,6 +54,31 @@ def archive(folder, pickle, files=FLOATS):
 def test_deep_tuples_are_never_hashed(data, match):
     with pytest.raises(PickleError, match=match):
         pickle_data.load(START + data)
+
+
+def test_keys_of_one_hash(tmp_path):
+    """A dictionary of n of them takes n² steps: 8 MB were half an hour."""
+    same = [i * (2**61 - 1) for i in range(1, 40)]
+    assert {*map(hash, same)} == {0}
+    for keys in (same, [float(i) for i in same], [-1], [2**32], [b"x"], [None]):
+        with pytest.raises(PickleError, match="for a key is refused"):
+            pickle_data.load(pickle.dumps(dict.fromkeys(keys)))
+    with pytest.raises(PickleError, match="remembers more than"):
+        pickle_data.load(START + b"p%d\n." % (2**61 - 1))
+    optimizer = {"state": {0: 1, 1: 2}, "groups": [0, 1]}
+    assert pickle_data.load(pickle.dumps(optimizer)) == optimizer
+
+
+def test_a_pickle_that_remembers_the_same_for_ever():
+    data = START + b"N" + b"\x94" * 1_400_000 + b"."
+    tracemalloc.start()
+    try:
+        with pytest.raises(PickleError, match="remembers more than 1,048,576"):
+            pickle_data.load(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < memory_bound(len(data))
 
 
 def test_a_copied_dictionary_is_no_bomb():
@@ -237,6 +266,29 @@ def test_a_saved_state_is_no_zip_bomb(tmp_path):
         State.load(tmp_path / "x.npz", config)
 
 
+def test_a_saved_state_that_claims_room(tmp_path):
+    """NumPy's reader would take 8 GB for this file of 2 kB."""
+    config = Config(8, 12, 1, 2, 1, 20, 2**20)
+    State(config).save(tmp_path / "x.npz")
+    with zipfile.ZipFile(tmp_path / "x.npz") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    claim = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (2**31,)}
+    np.lib.format.write_array_header_1_0(claim, header)
+    members["keys.npy"] = claim.getvalue()
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"keys has 0 bytes for float32 \(2147483648,\)"):
+            State.load(tmp_path / "x.npz", config)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
+
+
 def test_a_shard_with_an_endless_name(tmp_path):
     case = dict(valid("hf")[1])
     index = {"weight_map": {"model.norm.weight": "x" * 5000}}
@@ -252,6 +304,15 @@ def test_the_small_cases_are_what_they_say(tmp_path):
     assert huggingface.read(tmp_path).config == SMALL
     save_file({"x": np.zeros(3, np.float32)}, tmp_path / "y.safetensors")
     assert safetensors.read(tmp_path / "y.safetensors")["x"].shape == (3,)
+
+
+@pytest.mark.parametrize("number", ("01", "1" * 5000))
+def test_numbers_of_layers_that_are_none(tmp_path, number):
+    """layers.01 replaced layers.1; Python spells no number of 5000 digits."""
+    tensors = {f"layers.{n}.attention.wq.weight": None for n in ("1", number)}
+    assert list(meta.our_names(tensors)) == ["wq.1", f"layers.{number}.attention.wq.weight"]
+    with pytest.raises(CheckpointError, match="layers.1.attention.wq.weight is a second wq.1"):
+        meta.our_names({"wq.1": None} | tensors)
 
 
 # Numbers that NumPy warns of: on a terminal that is a line nobody asked for

@@ -145,10 +145,13 @@ def test_chosen_names_layers_and_positions(model):
     np.testing.assert_array_equal(trace["attention", 0], every["attention", 0][:, [3, 71], :72])
     np.testing.assert_array_equal(trace.positions("q"), [3, 71])
     for key in ("k", ("q", 1), "logits"):
-        with pytest.raises(KeyError, match="was recorded, only: q, attention"):
+        with pytest.raises(
+            KeyError, match=r"was recorded, but Trace\(q, attention; layers \[0, 2\]\)"
+        ):
             trace[key]
+    assert "q" in trace and "k" not in trace and list(trace) == ["q", "attention"]
     trace.clear()
-    with pytest.raises(KeyError, match="no q was recorded, only: -"):
+    with pytest.raises(KeyError, match=r"no q was recorded, but Trace\(of nothing yet"):
         trace["q"]
 
 
@@ -273,6 +276,8 @@ def test_a_model_that_is_watched_elsewhere_is_not_disturbed(model):
 def test_what_cannot_be_watched(model):
     with pytest.raises(ValueError, match="no array is called 'keys'; there are embedding, attn_n"):
         Trace("keys")
+    with pytest.raises(ValueError, match=r"no array is called \['q', 'k'\]"):
+        Trace(["q", "k"])
     with pytest.raises(ValueError, match="no array is called 'K'"):
         Edit("K", lambda k, place: None)
     for layer in (3, -4):

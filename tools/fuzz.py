@@ -98,6 +98,7 @@ def _keep(case: Path, place: Path, found: str) -> None:
 
 
 def _run_batch(kind: str, seed: int, findings: Path) -> None:
+    """Let a child read a batch. Raises SystemExit if it does not come to the first case."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["--batch", folder, "--kind", kind, "--seed", str(seed)]
         command = [sys.executable, "-X", "faulthandler", "-m", "tools.fuzz", "0", *arguments]
@@ -113,7 +114,7 @@ def _run_batch(kind: str, seed: int, findings: Path) -> None:
             if case.is_dir():
                 _keep(case, place, f"{said}\nthe process ended with status {child.returncode}")
             else:
-                print(f"{kind} {seed}, before the first case: {said}", flush=True)
+                raise SystemExit(f"{kind} {seed}, before the first case: {said}")
 
 
 def main() -> None:
@@ -133,11 +134,8 @@ def main() -> None:
         exercise(options.kind, options.replay)
         return
     seed = int(time.time()) if options.seed is None else options.seed
-    kinds, end, cases = (
-        [options.kind] if options.kind else list(KINDS),
-        0.0,
-        dict.fromkeys(KINDS, 0),
-    )
+    kinds = [options.kind] if options.kind else list(KINDS)
+    cases = dict.fromkeys(KINDS, 0)
     end = time.monotonic() + options.seconds
     while time.monotonic() < end:
         kind = kinds[seed % len(kinds)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from llama2np import checkpoint, kernels
+from llama2np import box, checkpoint, kernels
 from llama2np.bench import form
 from llama2np.bench.measure import measure, plan
 from llama2np.bench.peer import LLAMA2C, Peer
@@ -26,7 +27,8 @@ def main(argv: Sequence[str], prog: str) -> int:
 def _bench(options: argparse.Namespace) -> None:
     plot = _plotting(options.plot) if options.plot else None
     pattern = options.peer_pattern or LLAMA2C
-    peers = [Peer(peer, options.model, pattern) for peer in options.peer]
+    model = os.fspath(box.located(options.model))
+    peers = [Peer(peer, model, pattern) for peer in options.peer]
     header = checkpoint.read_header(options.model)
     tasks = plan(header.config.seq_len, options.prompt, options.generate, options.depth)
     threads = options.threads or [kernels.threads()]
@@ -46,7 +48,6 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _plotting(path: Path) -> ModuleType:
     """The module that draws, before anything is measured in vain."""
-
     plot = plotting()
     folder = plot.checked(path).absolute().parent
     if not folder.is_dir():

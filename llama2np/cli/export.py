@@ -18,7 +18,11 @@ _SOURCES = {
     "checkpoint": (llama2c.read_pt, "FILE", "a .pt of llama2.c's train.py"),
     "meta-llama": (meta.read, "FOLDER", "Meta's: params.json and consolidated.*.pth"),
     "hf": (huggingface.read, "FOLDER", "Hugging Face's: config.json and the weights beside it"),
-    "bin": (llama2c.read_bin, "FILE", "a .bin of any version, or a model in the box, as another"),
+    "bin": (
+        llama2c.read_bin,
+        "FILE",
+        "a .bin of any version, or a model in the box, to be written anew",
+    ),
 }
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 

@@ -57,6 +57,11 @@ def path_value(value: str) -> Path:
     return Path(flag_value(value))
 
 
+def piped() -> str:
+    """Standard input as a text, without the end of its last line. Raises UnicodeDecodeError."""
+    return sys.stdin.buffer.read().decode().removesuffix("\n").removesuffix("\r")
+
+
 def number(kind: Callable[[str], float], low: float, high: float | None) -> Callable[[str], float]:
     """A parser of numbers from `low` to `high`, for argparse."""
     noun = "a whole number" if kind is int else "a number"

@@ -7,7 +7,7 @@ import sys
 from types import ModuleType
 
 from llama2np import box, kernels
-from llama2np.cli.flags import flag_value, number
+from llama2np.cli.flags import flag_value, number, piped
 from llama2np.llama import Llama
 
 MODEL_HELP = f"the checkpoint, a .bin file, or a model in the box: {' or '.join(box.NAMES)}"
@@ -21,7 +21,7 @@ TOKENIZER_HELP = (
 def add_model(parser: argparse.ArgumentParser, prompt: bool = False) -> None:
     """The flags for a model, and for a prompt, named as those of `run`."""
     add = parser.add_argument
-    add("model", help=MODEL_HELP)
+    add("model", nargs="?", default=box.STORIES, help=f"{MODEL_HELP} (default {box.STORIES})")
     if prompt:
         add(
             *("-i", "--prompt"),
@@ -53,7 +53,7 @@ def read_tokens(model: Llama, options: argparse.Namespace) -> list[int]:
     """The tokens of the prompt."""
     text = options.prompt
     if text == "-":
-        text = sys.stdin.buffer.read().decode().removesuffix("\n")
+        text = piped()
     tokens = model.tokenizer.encode(text)
     if len(tokens) > model.config.seq_len:
         raise ValueError(

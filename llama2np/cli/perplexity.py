@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from llama2np.cli.flags import Parser, guarded, joined, number, path_value
+from llama2np import checkpoint
+from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
 from llama2np.cli.model import add_model, load_model
 from llama2np.cli.screen import Screen
 from llama2np.evaluation import Evaluation, compare, evaluate
 from llama2np.llama import Llama
+from llama2np.transformer import Transformer
 
 _BYTES = 1 << 16  # read at a time
 
@@ -30,8 +32,9 @@ def _perplexity(options: argparse.Namespace) -> None:
         pass  # a mistaken name is told before anything is loaded
     model, names, against = load_model(options), _short([options.model]), None
     if options.against is not None:
-        against = Llama.load(options.against, options.tokenizer)
-        names = _short([options.model, str(options.against)])
+        network = Transformer(*checkpoint.load(options.against))
+        against = Llama(network, model.tokenizer)
+        names = _short([options.model, options.against])
     with _progress(os.path.getsize(options.file)) as progress:
         text = _text(options.file)
         how = dict(context=options.context, stride=options.stride, progress=progress)
@@ -114,7 +117,7 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     add("--file", type=path_value, required=True, metavar="TEXT", help="the text, in UTF-8")
     add(
         "--against",
-        type=path_value,
+        type=flag_value,
         metavar="MODEL",
         help="another model, of the same tokenizer: also say how far apart the two are",
     )

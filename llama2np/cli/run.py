@@ -20,6 +20,7 @@ from llama2np.cli.flags import (
     number,
     on_interrupt,
     one_line,
+    piped,
 )
 from llama2np.cli.model import MODEL_HELP, TOKENIZER_HELP
 from llama2np.cli.screen import Screen
@@ -86,15 +87,18 @@ def _generate(model: Llama, options: argparse.Namespace, screen: Screen) -> None
         **sampling.sampling_options(options),
     )
     screen.write(model.tokenizer.decode(tokens[: steps + 1]))
-    count, start = 0, 0.0
+    # By then the disk has been waited for, and the kernels are loaded: those for a prompt, and
+    # with the second token those for one.
+    warm, count, start = 1 if len(tokens) == 1 else 2, 0, 0.0
     for piece in story:
         screen.write(piece)
         count += 1
-        start = start or time.perf_counter()  # the first token may have waited for the disk
+        if count == warm:
+            start = time.perf_counter()
     elapsed = time.perf_counter() - start
     screen.write("\n")
-    if count > 1:
-        print(f"achieved tok/s: {(count - 1) / elapsed:f}", file=sys.stderr)
+    if count > warm:
+        print(f"achieved tok/s: {(count - warm) / elapsed:f}", file=sys.stderr)
     if options.logprobs is not None:
         _tell_logprobs(model, story)
 
@@ -212,7 +216,7 @@ def _parse(argv: Sequence[str], prog: str, default: str) -> argparse.Namespace:
             if getattr(options, flag) is not None:
                 raise ValueError(f"--{flag.replace('_', '-')} goes with -m generate, not with chat")
     if options.prompt == "-":
-        options.prompt = sys.stdin.buffer.read().decode().removesuffix("\n")
+        options.prompt = piped()
     for flag in ("prompt", "system", "stop"):
         _check_utf8("".join(getattr(options, flag) or ""), f"--{flag}")
     return options

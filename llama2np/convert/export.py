@@ -21,14 +21,15 @@ def export(
 ) -> None:
     """Convert `checkpoint` to `path`: the command `export` as a function.
 
-    checkpoint: a .bin, a .pt of llama2.c's trainer, or a folder of Meta's or Hugging Face's; what
-    it is shows. version: 0 or 1 (float32), 2 (Q8_0), or -1, a Hugging Face folder with weights of
-    `dtype` ("float32", "float16", "bfloat16"). seq_len: positions, if not those of the source.
+    checkpoint: a .bin, or a model in the box by its name; a .pt of llama2.c's trainer, or a folder
+    of Meta's or Hugging Face's; what it is shows. version: 0 or 1 (float32), 2 (Q8_0), or -1, a
+    Hugging Face folder with weights of `dtype` ("float32", "float16", "bfloat16"). seq_len:
+    positions, if not those of the source.
     progress: is told of each number of values done. Raises CheckpointError, ValueError and
     OSError; `path` is then as it was.
     """
     if version not in (-1, 0, 1, 2):
-        raise ValueError(f"version must be -1, 0, 1 or 2, not {version}")
+        raise ValueError(f"version must be -1, 0, 1 or 2, not {version!r}")
     if dtype != "float32" and version != -1:
         raise ValueError(f"dtype {dtype} needs version -1: .bin files are float32 or int8")
     kind, source = open_any(checkpoint)

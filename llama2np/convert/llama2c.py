@@ -84,6 +84,7 @@ def _number(
 ) -> Any:
     value = arguments.get(name)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, (int, kind)):
+    numbers: Any = (int, kind)
+    if isinstance(value, bool) or not isinstance(value, numbers) or not value < 2**31:
         raise CheckpointError(f"{path}: model_args has {name}={brief(value)}, expected a number")
     return value

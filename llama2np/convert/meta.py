@@ -35,7 +35,7 @@ _NAMES = {
     "feed_forward.w3": "w_up",
     "feed_forward.w2": "w_down",
 }
-_NAME = re.compile(r"(?:layers\.(?P<layer>\d+)\.)?(?P<name>[a-z_.0-9]+?)\.weight")
+_NAME = re.compile(r"(?:layers\.(?P<layer>0|[1-9]\d{0,8})\.)?(?P<name>[a-z_.0-9]+?)\.weight")
 _IGNORED = re.compile(r"rope\.freqs|freqs_(cis|cos|sin)")  # tables that follow from the config
 _SIDE_BY_SIDE = ("embedding", "wo.", "w_down.")  # sliced along their columns
 _REFUSED = {
@@ -80,7 +80,11 @@ def our_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
             continue
         match = _NAME.fullmatch(name)
         ours = _NAMES.get(match["name"], name) if match else name
-        named[f"{ours}.{int(match['layer'])}" if match and match["layer"] else ours] = tensor
+        if match and match["layer"]:
+            ours += f".{match['layer']}"
+        if ours in named:
+            raise CheckpointError(f"{name} is a second {ours}")
+        named[ours] = tensor
     return named
 
 

@@ -34,6 +34,7 @@ _PARAMETER = ("torch._utils", "_rebuild_parameter")
 _ORDERED = ("collections", "OrderedDict")
 _NAMES = {_REBUILD, _PARAMETER, _ORDERED, *_STORAGES}
 _MARK = object()
+_MOST_REMEMBERED = 2**20  # a network has some thousands of tensors
 _MOST_DIMENSIONS = 32  # older NumPy's limit; weights have one or two
 
 _PUSHED_AS_THEY_ARE = set(
@@ -121,14 +122,19 @@ class _Machine:
         elif instruction == "EMPTY_LIST":
             push([])
         elif instruction in ("BINPUT", "LONG_BINPUT", "PUT"):
-            self.memo[argument] = self.stack[-1]
+            self._remember(argument)
         elif instruction == "MEMOIZE":
-            self.memo[len(self.memo)] = self.stack[-1]
+            self._remember(len(self.memo))
         elif instruction in ("BINGET", "LONG_BINGET", "GET"):
             push(self.memo[argument])
         else:
             return False
         return True
+
+    def _remember(self, number: int) -> None:
+        if number >= _MOST_REMEMBERED:
+            raise PickleError(f"it remembers more than {_MOST_REMEMBERED:,} objects")
+        self.memo[number] = self.stack[-1]
 
     def _collect(self, instruction: str) -> bool:
         """Instructions that put what is on the stack into tuples, lists and dictionaries."""
@@ -195,11 +201,15 @@ class _Machine:
         return target
 
 
-def _key(key: Any) -> Any:
-    """A key, unless it is deep: hashing nested tuples overflows the C stack, or never ends."""
-    if not isinstance(key, (str, bytes, int, float, type(None))):
-        raise PickleError(f"a dictionary with a {type(key).__name__} for a key is refused")
-    return key
+def _key(key: Any) -> str | int:
+    """A key: a string, or a number as optimizers have.
+
+    Hashing nested tuples overflows the C stack, or never ends; of large numbers, and of floats, any
+    count may have one hash, and a dictionary of them takes the square of their time.
+    """
+    if isinstance(key, str) or isinstance(key, int) and 0 <= key < 2**32:
+        return key
+    raise PickleError(f"a dictionary with a {type(key).__name__} for a key is refused")
 
 
 def _known(module: Any, name: Any) -> Name:

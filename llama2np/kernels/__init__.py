@@ -23,6 +23,7 @@ __all__ = [
     "CACHE_FOLDER",
     "INT8_ROWS",
     "LANES",
+    "PLACES",
     "ROWS",
     "add",
     "attention",

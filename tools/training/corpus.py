@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pool
@@ -26,11 +27,11 @@ def stories(first: int, count: int) -> Iterator[Story]:
 
 def train_tokenizer(texts: Sequence[str], path: Path, pieces: int) -> None:
     """Write a sentencepiece model with the options of llama2.c's tinystories.py."""
-    prefix = path.with_suffix(".part")
+    model = io.BytesIO()
     lines = (line for text in texts for line in text.split("\n"))
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=lines,
-        model_prefix=str(prefix),
+        model_writer=model,
         model_type="bpe",
         vocab_size=pieces,
         character_coverage=1.0,
@@ -43,8 +44,7 @@ def train_tokenizer(texts: Sequence[str], path: Path, pieces: int) -> None:
         num_threads=1,  # more of them make the result depend on the machine
         minloglevel=1,
     )
-    Path(f"{prefix}.vocab").unlink()
-    Path(f"{prefix}.model").replace(path)
+    path.write_bytes(model.getvalue())
 
 
 @dataclass(frozen=True)
