@@ -112,7 +112,8 @@ print("the same likeliest token:", (p.argmax(1) == q.argmax(1)).sum(), "of", len
 # Perplexity says among how many equal choices each next token was as hard to guess. `compare` puts
 # a text through both models. Ours are a few stories of the kind that the model learned from, but
 # which it has never read. (`llama2np perplexity stories-box-q8 --against stories-box --file
-# stories.txt` does it on the command line, for the file as one text.)
+# stories.txt` does it on the command line, for the file as one text: there each story comes as a
+# surprise after the one before it, so perplexity is higher.)
 
 # %%
 with open("stories.txt", encoding="utf-8") as file:

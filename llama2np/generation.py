@@ -117,7 +117,11 @@ class Generation(Iterator[str]):
         return piece
 
     def read(self) -> str:
-        """Generate to the end; return what was not yielded before."""
+        """Generate to the end; return what was not yielded before.
+
+        This, like going on with the iteration, raises ValueError where the logits are not finite
+        and where the state was used for another text in the meantime.
+        """
         return "".join(self)
 
     @property

@@ -61,7 +61,11 @@ class Llama:
     def forward(
         self, tokens: Sequence[int] | np.ndarray, state: State, all_logits: bool = False
     ) -> np.ndarray:
-        """See `Transformer.forward`: logits (vocab_size,), or (T, vocab_size) with all_logits."""
+        """Read `tokens` (T,) at state.pos and on; return float32 logits of what follows the last.
+
+        Of every token with `all_logits`: (T, vocab_size), else (vocab_size,). Raises ValueError
+        for a token outside the vocabulary, none at all, or more than the context has room for.
+        """
         return self.transformer.forward(tokens, state, all_logits)
 
     def generate(
@@ -115,6 +119,8 @@ class Llama:
 
         sampling: the fields of `Sampler`. Raises ValueError for values out of range.
         """
+        if positions is not None and positions < 0:
+            raise ValueError(f"positions must be 0 (the context) or more, not {positions}")
         return Chat(self.transformer, self.tokenizer, Sampler(**sampling), system, positions)
 
     def with_hooks(self, *hooks: Hook) -> Llama:

@@ -99,7 +99,8 @@ class Trace:
     >>> trace["resid_post"].shape                       # in all blocks: (n_layers, T, dim)
 
     Every array is a copy. What several calls of `forward` show is put one after the other, a row
-    for each token; so keep a Trace to one sequence, and to one thread at a time.
+    for each token; so keep a Trace to one sequence, and to one thread at a time. With a draft
+    there are rows of rejected guesses, too: `positions` tells.
     Raises ValueError for a name that no array has, and for negative positions.
     """
 

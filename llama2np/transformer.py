@@ -54,13 +54,14 @@ class Scratch:
 class State:
     """What one sequence is thinking: its position, its KV cache and its scratch.
 
-    The cache grows with use. A State belongs to one thread at a time; many may share one model.
+    The cache grows with use, in blocks of 64 positions: `keys` (n_layers, n_kv_heads, blocks,
+    head_dim, 64), after their rotation, and `values` (n_layers, n_kv_heads, positions, head_dim),
+    both float32. A State belongs to one thread at a time; many may share one model.
     """
 
     def __init__(self, config: Config):
         self.config = config
         self.pos = 0  # tokens read so far, and the position of the next one
-        # A row for each layer, laid out as kernels/attention.py says.
         self.keys, self.values = self._no_cache(0)
         self.scores = np.zeros((config.n_heads, 0), np.float32)
         self._scratch = Scratch.for_tokens(1, config)

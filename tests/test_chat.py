@@ -71,3 +71,5 @@ def test_a_full_context_is_said(model, monkeypatch):
     assert "".join(chat.send("A")) == "ABCD"
     assert chat.full
     assert model.chat(positions=10**6).positions == TINY.seq_len
+    with pytest.raises(ValueError, match="positions must be 0 .* or more, not -5"):
+        model.chat(positions=-5)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llama2np.cli.run import main as run
+from tools.hostile import valid, write_case
 
 DOCS = Path(__file__).parents[1] / "docs"
 SCRIPTS = re.findall(
@@ -17,10 +18,10 @@ SCRIPTS = re.findall(
 
 
 @pytest.fixture
-def folder(reference, tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     """What the examples find beside the models in the box: one of Meta's form."""
-    (tmp_path / "path" / "to").mkdir(parents=True)
-    (tmp_path / "path" / "to" / "7B").symlink_to(reference / "meta_gqa_2shards_fp16")
+    (tmp_path / "path" / "to" / "7B").mkdir(parents=True)
+    write_case(valid("meta")[0], tmp_path / "path" / "to" / "7B")
     monkeypatch.chdir(tmp_path)
 
 

@@ -3,9 +3,11 @@
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from llama2np import Llama, box
 from tools.samples import faults
 from tools.stories import teller
 from tools.stories.characters import is_name, meet
@@ -15,6 +17,7 @@ from tools.stories.polish import polish
 from tools.stories.teller import tell
 from tools.stories.words import names, said_again, vocabulary, words
 
+DOCS = Path(__file__).parents[1] / "docs"
 PLOTS = [plot.name for plot in pages()[1]]
 
 
@@ -149,3 +152,11 @@ def test_faults():
     assert faults("Tom had a cat. Mia laughed. Mia ran.") == ["loses its hero"]
     assert faults("Tom saw Mia. Tom saw Leo.") == ["loses its hero"]
     assert faults("Tom had a xylophone. Tom sang.") == ["has new words: xylophone"]
+
+
+def test_the_stories_of_the_documentation_are_such():
+    """What the notebooks measure the model in the box by."""
+    stories = (DOCS / "stories.txt").read_text().split("\n\n")
+    model = Llama.load(box.STORIES)
+    assert len(stories) == 8 and not any(faults(story) for story in stories)
+    assert all(len(model.tokenizer.encode(s.strip())) < model.config.seq_len for s in stories)

@@ -68,6 +68,6 @@ def plotting() -> ModuleType:
         from llama2np import plot
     except ImportError as error:
         raise ValueError(
-            f"drawing needs matplotlib ({error}): pip install 'llama2np[plot]'"
+            f"drawing needs matplotlib ({error}): {sys.executable} -m pip install matplotlib"
         ) from None
     return plot

@@ -85,7 +85,8 @@ def write_huggingface(
     """Write model.safetensors and config.json of a network, for transformers.
 
     dtype: "float32", "float16" or "bfloat16". Raises CheckpointError for values that dtype cannot
-    hold, and OSError; what was in `folder` is then as it was.
+    hold, and OSError; what was in `folder` is then as it was. Both files are renamed when
+    they are complete, config.json last.
     """
     folder, kind = Path(folder), dtype_of(dtype, "dtype")
     names = {theirs: ours for ours, theirs in hf_names(source.config) if ours in source.tensors}

@@ -19,7 +19,7 @@ _NEVER = 2**62
 
 
 class _Regions:
-    """What is known of the threading layer. It is chosen when the first region is entered."""
+    """What is known of the threading layer. The first guarded call starts it."""
 
     def __init__(self):
         self.shared = _SHARED
@@ -36,7 +36,7 @@ class _Regions:
 
 
 def layer():
-    """The name of the threading layer, None before the first parallel region."""
+    """The name of the threading layer, None before the first guarded call."""
     try:
         return numba.threading_layer()
     except ValueError:
@@ -79,9 +79,9 @@ def guarded(kernel):
 
 
 def set_threads(count: int) -> None:
-    """Use `count` threads in this process. Raises ValueError.
+    """Use `count` threads in what this thread calls; others use all, or as they say.
 
-    More threads than processors would only wait for each other: up to twice as many may be asked
+    Raises ValueError. More threads than processors would only wait for each other: up to twice as many may be asked
     for, and there are as many as processors then.
     """
     most = numba.config.NUMBA_NUM_THREADS
@@ -91,5 +91,5 @@ def set_threads(count: int) -> None:
 
 
 def threads() -> int:
-    """How many threads this process uses."""
+    """How many threads take part in what this thread calls."""
     return int(numba.get_num_threads())
