@@ -81,8 +81,8 @@ def guarded(kernel):
 def set_threads(count: int) -> None:
     """Use `count` threads in what this thread calls; others use all, or as they say.
 
-    Raises ValueError. More threads than processors would only wait for each other: up to twice as many may be asked
-    for, and there are as many as processors then.
+    More threads than processors would only wait for each other: up to twice as many may be asked
+    for, and there are as many as processors then. Raises ValueError.
     """
     most = numba.config.NUMBA_NUM_THREADS
     if not 1 <= count <= 2 * most:
