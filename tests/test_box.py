@@ -94,7 +94,7 @@ def test_it_is_small():
 def test_its_stories_end_and_keep_their_hero():
     """Ten of those whose counts are in the model card."""
     stories = sampled(Llama.load(box.STORIES), range(1, 11), 0.8)
-    assert counts(stories).get("without fault", 0) >= 5
+    assert counts(stories).get("without fault", 0) >= 7
 
 
 def test_a_wheel_holds_it(tmp_path):
