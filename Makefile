@@ -55,7 +55,7 @@ LOOK := Tom had a dog. The dog liked Tom.
 docs: $(VENV)/installed-docs ## run the notebooks, and draw the README's pictures
 	@mkdir -p docs/images
 	$(BIN)/llama2np lens stories-box -i "$(LENS)" -o docs/images/lens.png
-	$(BIN)/llama2np attend stories-box -i "$(LOOK)" --layer 2 --head 1 -o docs/images/attention.png
+	$(BIN)/llama2np attend stories-box -i "$(LOOK)" --layer 2 --head 3 -o docs/images/attention.png
 	$(BIN)/python -m tools.notebooks
 
 setup: $(VENV)/installed

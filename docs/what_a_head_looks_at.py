@@ -53,10 +53,11 @@ attention_maps(
 plt.show()
 
 # %% [markdown]
-# Two patterns come again and again, in models of any size: a line along the diagonal, of heads that
-# look at the **tokens just before**, and scattered dots, which depend on what the tokens *are*.
-# (Larger models have a third: a dark first column, of heads that rest. Shares have to sum to 1, so
-# a head that finds nothing puts them on `<s>`.)
+# Some patterns come again and again, in models of any size: a line along the diagonal, of heads that
+# look at the token itself or at those **just before**; scattered dots, which depend on what the
+# tokens *are*; and columns, tokens that all look at who follow, such as the full stop where a
+# sentence began. A dark first column is of heads that rest: shares have to sum to 1, so a head that
+# finds nothing puts them on `<s>`.
 #
 # ## Count
 #
@@ -92,8 +93,8 @@ for layer, near in enumerate(distances.sum(2).mean(1)):
     print(f"layer {layer}: {1 - near:.0%} of its attention goes farther than that")
 
 # %% [markdown]
-# The first layer looks everywhere: it has only words to go by, and asks which words are there at
-# all. Layers above it look nearer, and put the last few tokens together.
+# The first layer of this model hardly looks around: a token takes from itself. The next looks
+# farthest, over the whole story; those above it put the last few tokens together.
 
 # %% [markdown]
 # A third kind needs a text made for it. Take random tokens, and say them twice. Whoever reads
@@ -192,7 +193,8 @@ for head in sorted(heads, key=lambda head: -mean[head])[:4]:
 
 # %% [markdown]
 # Most heads can be spared one at a time: others do nearly the same. A few cannot, and they need not
-# be those whose picture was the prettiest. Looking suggests, counting describes, and switching off
+# be those whose picture was the prettiest: here they are the first layer's, which drew a plain
+# line. Looking suggests, counting describes, and switching off
 # decides, if one minds what is put in the place.
 #
 # The same three lines can ask much more: an `Edit` of `attention` forbids one look instead of all,

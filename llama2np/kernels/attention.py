@@ -107,8 +107,9 @@ def attention(q, keys, values, pos, scores, out):
     q, out: (T, n_heads * head_dim), keys: (n_kv_heads, capacity / BLOCK, head_dim, BLOCK),
     values: (n_kv_heads, capacity, head_dim), scores: (n_heads, capacity), scratch.
     """
+    first = np.int64(0)  # typed: of a literal, numba compiles anew
     for t in range(q.shape[0]):
-        _attend(0, scores.shape[0], t, q, keys, values, pos + t + 1, scores, out)
+        _attend(first, scores.shape[0], t, q, keys, values, pos + t + 1, scores, out)
 
 
 @exact(parallel=True)
