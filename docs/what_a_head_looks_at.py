@@ -53,9 +53,9 @@ attention_maps(
 plt.show()
 
 # %% [markdown]
-# Some patterns come again and again, in models of any size: a line along the diagonal, of heads that
-# look at the token itself or at those **just before**; scattered dots, which depend on what the
-# tokens *are*; and columns, tokens that all look at who follow, such as the full stop where a
+# Some patterns come again and again, in models of any size: a line along the diagonal, of heads
+# that look at the token itself or at those **just before**; scattered dots, which depend on what
+# the tokens *are*; and columns, below a token that all look at, such as the full stop where a
 # sentence began. A dark first column is of heads that rest: shares have to sum to 1, so a head that
 # finds nothing puts them on `<s>`.
 #
