@@ -74,6 +74,7 @@ def test_it_does_not_chat(capsys):
     assert error.startswith("run.py: stories-box tells stories") and error.count("\n") == 1
 
 
+@pytest.mark.compiled
 def test_both_are_one_model_in_two_precisions():
     exact, small = (Llama.load(name) for name in box.NAMES)
     assert exact.config == small.config

@@ -216,6 +216,7 @@ def test_two_models_side_by_side(tiny, said):
     assert table.endswith(f"the same likeliest token: {found.agreement:.2%}\n")
 
 
+@pytest.mark.compiled
 def test_what_rounding_costs_the_model_in_the_box(tiny, said):
     """Both by their names; without one it is the float32 model."""
     (tiny / "t.txt").write_text(

@@ -35,10 +35,12 @@ def run_examples(text: str, name: str) -> int:
     return len(test.examples)
 
 
+@pytest.mark.compiled
 def test_api(folder):
     assert run_examples((DOCS / "api.md").read_text(), "api.md") > 40
 
 
+@pytest.mark.compiled
 def test_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (DOCS.parent / "README.md").read_text()
@@ -63,6 +65,7 @@ def test_every_public_name_is_on_the_page():
     assert not [name for name in llama2np.__all__ if not re.search(rf"\b{name}\b", text)]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("title, script", SCRIPTS, ids=[title for title, _ in SCRIPTS])
 def test_recipe(tmp_path, monkeypatch, capsys, title, script):
     monkeypatch.chdir(tmp_path)

@@ -208,6 +208,7 @@ def same_unless_tied(model, plain, guessed):
     return abs(logits[plain.tokens[at]] - logits[guessed.tokens[at]]) < 1e-4
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("kind", ["float32", "int8"])
 @one_thread
 def test_greedy_speculative_output_is_plain_output_on_50_prompts(quantized, kind):
@@ -235,6 +236,7 @@ def test_greedy_speculative_output_is_plain_output_on_50_prompts(quantized, kind
     assert passes < 50 * 20  # the small model guesses well: few passes for 40 tokens
 
 
+@pytest.mark.compiled
 @one_thread
 def test_speculative_sampling_draws_the_same_tokens(quantized):
     """In int8, where rows do not depend on their number: any seed, any option, to the last bit."""
