@@ -267,7 +267,8 @@ def _parse_header(path: str | os.PathLike[str], head: bytes) -> Header:
         version, start = int.from_bytes(head[4:8], "little", signed=True), 8
         if version not in (1, 2) and len(head) >= 8:
             raise CheckpointError(f"{path}: version {version}, expected 0, 1 or 2")
-    needed = _HEADER_SIZE[version]
+    # Of a version that was cut off, nothing is known: the header of the longest is missing.
+    needed = _HEADER_SIZE.get(version, max(_HEADER_SIZE.values()))
     if len(head) < needed:
         raise CheckpointError(
             f"{path}: the header needs {needed} bytes, the file has {len(head)}: "

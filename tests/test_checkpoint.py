@@ -125,6 +125,8 @@ def test_size_to_the_byte(write, header, change):
         (b"", "the header needs 28 bytes, the file has 0"),
         (b"0123456789", "the header needs 28 bytes, the file has 10"),
         (b"24ka", "the header needs"),
+        (b"24ka2", "the header needs 256 bytes, the file has 5"),
+        (b"24ka\xff\xff\xff", "the header needs 256 bytes, the file has 7"),
         (b"24ka" + struct.pack("<8i", 1, *SEVEN), "the header needs 256 bytes, the file has 36"),
         (b"24ka" + struct.pack("<i", 3) + bytes(300), "version 3, expected 0, 1 or 2"),
         (b"24ka" + struct.pack("<i", -1) + bytes(300), "version -1, expected 0, 1 or 2"),
