@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from llama2np import Llama
 from llama2np.checkpoint import Header, save
@@ -18,6 +19,10 @@ from tools.hostile import valid, write_case
 # Threads that wait for work sleep: those that spin, as they would, make the tests ten times as long
 # where other programs want the processors too. OpenMP reads this when it is first used.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# The same examples in every run, and no clock: on a busy machine a test may take its time.
+settings.register_profile("llama2np", deadline=None, derandomize=True)
+settings.load_profile("llama2np")
 
 # Grouped-query, widths that are no power of two, more positions than a first KV cache holds.
 TINY = Config(

@@ -115,7 +115,7 @@ def test_rows(group):
         check_matmul(by_rows, 1, d, group, groups)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 80), st.integers(1, 9), st.integers(0, 2**32 - 2))
 def test_any_shape(group, groups, seed):
     check_matmul(by_rows, 1, 3, group, groups, seed)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -68,7 +68,6 @@ def test_log_softmax_is_the_logarithm_of_probabilities():
     assert log_softmax(np.zeros((2, 3, 4), f32)) == pytest.approx(math.log(1 / 4))
 
 
-@settings(deadline=None)
 @given(some_logits, st.integers(1, 50))
 def test_top_k_keeps_so_many_at_least_and_none_that_is_smaller(logits, k):
     kept = keep_top_k(logits, k) > NEVER
@@ -77,7 +76,6 @@ def test_top_k_keeps_so_many_at_least_and_none_that_is_smaller(logits, k):
     assert (logits > logits[kept].min()).sum() < k
 
 
-@settings(deadline=None)
 @given(some_logits, st.floats(0.01, 1), st.floats(0.1, 5))
 def test_min_p_keeps_by_probability(logits, min_p, temperature):
     kept = keep_min_p(logits, min_p, temperature) > NEVER
@@ -85,19 +83,16 @@ def test_min_p_keeps_by_probability(logits, min_p, temperature):
     assert kept[shares > min_p * 1.001].all() and not kept[shares < min_p * 0.999].any()
 
 
-@settings(deadline=None)
 @given(arrays(f32, st.integers(1, 40), elements=st.integers(-3, 3)), st.integers(0, 50))
 def test_the_likeliest_are_those_of_a_whole_sort(logits, count):
     assert likeliest(logits, count).tolist() == np.argsort(-logits, kind="stable")[:count].tolist()
 
 
-@settings(deadline=None)
 @given(some_logits)
 def test_probabilities_add_up_to_one(logits):
     assert np.exp(log_softmax(logits)).sum() == pytest.approx(1)
 
 
-@settings(deadline=None)
 @given(some_logits, st.lists(st.integers(0, 0)), st.floats(0.5, 2))
 def test_nobody_changes_what_it_is_given(logits, tokens, number):
     before = logits.copy()

@@ -104,20 +104,18 @@ def test_both_forms_of_a_tokenizer_are_the_same(reference, llama32k):
         assert model.encode(case["text"]) == case["ids"]
 
 
-@settings(deadline=None)
 @given(text=texts | wordy)
 def test_encode_is_the_slow_way_on_llama_2(llama32k, text):
     assert llama32k.encode(text) == slow_encode(llama32k, text)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(tokenizer=vocabularies(), text=st.text("ab éc", max_size=25))
 def test_encode_is_the_slow_way_on_any_vocabulary(tokenizer, text):
     """With many equal scores: of equals the leftmost pair joins first."""
     assert tokenizer.encode(text) == slow_encode(tokenizer, text)
 
 
-@settings(deadline=None)
 @given(text=wordy | st.text("the cat,ïé\n日🦙", max_size=40))
 def test_encode_is_sentencepiece_s(ours_and_theirs, text):
     ours, theirs = ours_and_theirs
@@ -153,7 +151,6 @@ def test_without_byte_pieces_an_unknown_character_is_unknown():
     assert tokenizer.encode("aéa") == [1, 3, 4, 0, 4]
 
 
-@settings(deadline=None)
 @given(text=texts | wordy)
 def test_decode_undoes_encode(llama32k, text):
     """To the letter with BOS; without it the leading space stays."""
@@ -162,19 +159,16 @@ def test_decode_undoes_encode(llama32k, text):
     assert llama32k.decode(llama32k.encode(text, bos=False)) == (" " + text if text else "")
 
 
-@settings(deadline=None)
 @given(tokenizer=vocabularies(), text=texts | wordy)
 def test_decode_undoes_encode_on_any_vocabulary(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@settings(deadline=None)
 @given(first=wordy, second=wordy)
 def test_decode_joins_texts_that_begin_with_bos(llama32k, first, second):
     assert llama32k.decode(llama32k.encode(first) + llama32k.encode(second)) == first + second
 
 
-@settings(deadline=None)
 @given(tokens=st.lists(st.integers(0, 600) | st.integers(0, 31999), max_size=40))
 def test_decode_is_the_bytes_of_the_pieces(llama32k, tokens):
     """For tokens in any order: byte tokens as bytes, no BOS and EOS, broken UTF-8 replaced."""
@@ -187,7 +181,6 @@ def test_decode_is_the_bytes_of_the_pieces(llama32k, tokens):
     assert llama32k.decode(tokens) == spelled.decode(errors="replace")
 
 
-@settings(deadline=None)
 @given(text=wordy, data=st.data())
 def test_decoding_may_begin_anywhere_between_characters(llama32k, text, data):
     """A Decoder needs to know only the token before its first one."""
@@ -345,7 +338,7 @@ def damaged(good):
     return st.builds(damage, changes, st.just(len(good)) | st.integers(0, len(good)))
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(data=damaged(GOOD) | damaged(bin_of([b"a", b"bc", b"def"], [0, -1, -2])) | st.binary())
 def test_a_damaged_bin_is_refused_or_usable(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "damaged.bin"
