@@ -239,24 +239,19 @@ def test_weights_of_another_shape_are_refused(write, version, group):
 
 
 @pytest.mark.parametrize(
-    "matrix",
-    (Dense(np.ones((48, 48))), Dense(np.ones((48, 48), np.float32).T[:, ::-1])),
-    ids=("float64", "reversed"),
+    "name, weight",
+    (
+        ("wo", Dense(np.ones((48, 48)))),
+        ("wo", Dense(np.ones((48, 48), np.float32).T[:, ::-1])),
+        ("ffn_norm", np.ones(48)),
+        ("ffn_norm", np.ones(96, np.float32)[::2]),
+    ),
+    ids=("float64", "reversed", "norm in float64", "norm with gaps"),
 )
-def test_matrices_that_the_kernels_would_misread_are_refused(write, matrix):
+def test_weights_that_the_kernels_would_misread_are_refused(write, name, weight):
     config, weights = checkpoint.load(write("x.bin", Header(1, TINY, False)))
-    layers = (*weights.layers[:2], replace(weights.layers[2], wo=matrix))
-    with pytest.raises(ValueError, match=r"wo of layer 2 is float.*ascontiguousarray of float32"):
-        Transformer(config, replace(weights, layers=layers))
-
-
-@pytest.mark.parametrize(
-    "norm", (np.ones(48), np.ones(96, np.float32)[::2]), ids=("float64", "strided")
-)
-def test_weights_that_the_kernels_would_misread_are_refused(write, norm):
-    config, weights = checkpoint.load(write("x.bin", Header(1, TINY, False)))
-    layers = (*weights.layers[:2], replace(weights.layers[2], ffn_norm=norm))
-    with pytest.raises(ValueError, match=r"ffn_norm of layer 2 is float.*ascontiguousarray"):
+    layers = (*weights.layers[:2], replace(weights.layers[2], **{name: weight}))
+    with pytest.raises(ValueError, match=rf"{name} of layer 2 is float.*ascontiguousarray of flo"):
         Transformer(config, replace(weights, layers=layers))
 
 

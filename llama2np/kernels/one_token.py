@@ -82,8 +82,7 @@ def _one_token(matrix_at, rows, ready, multiply):
             w_up = matrix_at(places[W_UP], hidden_dim, dim)
             multiply(two, w_gate, w_up, w_up, ready(h[0], w_up), gate[0], up[0], up[0], shared)
             swiglu(gate, up)
-            w_down = matrix_at(places[W_DOWN], dim, hidden_dim)
-            w = w_down
+            w = matrix_at(places[W_DOWN], dim, hidden_dim)
             multiply(one, w, w, w, ready(gate[0], w), h[0], h[0], h[0], shared)
             add(x, h)
         if logits.shape[0]:
