@@ -26,11 +26,14 @@ class Dense:
 
     def __call__(self, x: np.ndarray, out: np.ndarray) -> None:
         """out = x @ w.T. x: (T, n), out: (T, d) float32."""
-        if len(x) > 1 and kernels.matmul_tiles and len(self.w) >= kernels.ROWS:
+        count, shared = len(x), kernels.shared()
+        if count > kernels.FEW and kernels.matmul_tiles and len(self.w) >= kernels.ROWS:
             kernels.matmul_tiles(self.w, in_tiles(x), out)
+        elif count > 1 and kernels.matmul_few and count * self.w.size >= shared:
+            kernels.matmul_few(self.w, x, out)
         else:
-            for t in range(len(x)):
-                kernels.matmul(self.w, x[t : t + 1], out[t : t + 1], kernels.shared())
+            for t in range(count):
+                kernels.matmul(self.w, x[t : t + 1], out[t : t + 1], shared)
 
     def rows(self, tokens: np.ndarray, out: np.ndarray) -> None:
         """out[t] = w[tokens[t]]: the matrix as a table. tokens: (T,) int, out: (T, n) float32."""
@@ -60,12 +63,10 @@ class Int8:
 
     def __call__(self, x: np.ndarray, out: np.ndarray) -> None:
         """out = quantized(x) @ w.T, as runq.c computes it. x: (T, n), out: (T, d) float32."""
-        if len(x) > 1 and kernels.matmul_int8_tiles and self._fits_tiles():
+        if len(x) > kernels.INT8_FEW and kernels.matmul_int8_tiles and self._fits_tiles():
             kernels.matmul_int8_tiles(self.q, self.scales, *self._in_tiles(x), out)
         else:
-            for t in range(len(x)):
-                one = slice(t, t + 1)
-                kernels.matmul_int8(self.q, self.scales, x[one], out[one], kernels.shared())
+            kernels.matmul_int8(self.q, self.scales, x, out, kernels.shared())
 
     def _fits_tiles(self) -> bool:
         (d, n), groups = self.q.shape, self.scales.shape[1]

@@ -45,14 +45,27 @@ def test_matrices_that_share_an_input(kind, shared):
         ready, multiply = multiply_.int8_input, multiply_.multiply_int8
     for count in (1, 2, 3):
         outs = [np.zeros((1, d), np.float32) for d in shapes]
-        ready_x = ready(x[0], matrices[0].arrays)
-        arrays, rows = (m.arrays for m in matrices), (out[0] for out in outs)
-        multiply(count, *arrays, ready_x, *rows, shared)
+        ready_x = ready(x, matrices[0].arrays)
+        multiply(count, *(m.arrays for m in matrices), ready_x, *outs, shared)
         for i, (matrix, out) in enumerate(zip(matrices, outs, strict=True)):
             expected = np.zeros_like(out)
             if i < count:
                 matrix(x, expected)
             np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.skipif(kernels.matmul_few is None, reason="vectors by name need numba's compiler")
+@pytest.mark.parametrize("n", (*SIZES, 31, 32, 172))
+def test_matmul_of_a_few_tokens(n):
+    """Each of them gets the bits that it has alone."""
+    w, x = normal(33, n), normal(kernels.FEW, n, seed=1)
+    alone = np.zeros((kernels.FEW, 33), np.float32)
+    for t in range(kernels.FEW):
+        kernels.matmul(w, x[t : t + 1], alone[t : t + 1], 0)
+    for count in range(1, kernels.FEW + 1):
+        out = np.full((count, 33), np.nan, np.float32)
+        kernels.matmul_few(w, x[:count], out)
+        np.testing.assert_array_equal(out, alone[:count])
 
 
 @pytest.mark.skipif(kernels.matmul_tiles is None, reason="vectors by name need numba's compiler")

@@ -106,26 +106,28 @@ def check_matmul(matmul, rows, d, group, groups, seed=0):
 def by_rows(q, scales, x, x_scales, x_sums, out):
     middle = len(q) // 2
     for start, end in ((0, middle), (middle, len(q))):
-        int8.int8_rows(q, scales, start, end, x[0], x_scales[0], x_sums[0], out[0])
+        int8.int8_rows(q, scales, start, end, x, x_scales, x_sums, out)
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_rows(group):
     for d, groups in ((1, 1), (7, 3), (65, 6), (12, 5)):
-        check_matmul(by_rows, 1, d, group, groups)
+        for tokens in (1, 5):
+            check_matmul(by_rows, tokens, d, group, groups)
 
 
 @settings(max_examples=60)
-@given(st.integers(1, 80), st.integers(1, 9), st.integers(0, 2**32 - 2))
-def test_any_shape(group, groups, seed):
-    check_matmul(by_rows, 1, 3, group, groups, seed)
+@given(st.integers(1, 3), st.integers(1, 80), st.integers(1, 9), st.integers(0, 2**32 - 2))
+def test_any_shape(tokens, group, groups, seed):
+    check_matmul(by_rows, tokens, 3, group, groups, seed)
 
 
 @pytest.mark.parametrize("shared", (0, 65536), ids=("threads", "one thread"))
 @pytest.mark.parametrize("group", (32, 64, 96))
-def test_matmul(group, shared):
-    q, scales, x = integers(65, 3 * group), normal(65, 3), normal(1, 3 * group, seed=1)
-    out = np.full((1, 65), np.nan, np.float32)
+@pytest.mark.parametrize("tokens", (1, 2, kernels.INT8_FEW))
+def test_matmul(tokens, group, shared):
+    q, scales, x = integers(65, 3 * group), normal(65, 3), normal(tokens, 3 * group, seed=1)
+    out = np.full((tokens, 65), np.nan, np.float32)
     kernels.matmul_int8(q, scales, x, out, shared)
     np.testing.assert_array_equal(out, naive.matmul_int8(q, scales, *naive.quantize(x, group)))
 

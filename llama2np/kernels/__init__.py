@@ -1,18 +1,20 @@
 """All that is compiled. Plain loops over NumPy arrays; the only room that knows numba.
 
 Threads share the work of kernels that take `shared`, the number of multiply-adds from which on that
-pays, and always that of the last four below.
+pays, and always that of the last five below.
 """
 
 from llama2np.kernels import attention as _attention
+from llama2np.kernels import dots as _dots
 from llama2np.kernels import int8_tiles as _int8_tiles
 from llama2np.kernels import multiply as _multiply
 from llama2np.kernels import one_token as _one_token
 from llama2np.kernels import tiles as _tiles
 from llama2np.kernels.addresses import PLACES
 from llama2np.kernels.attention import BLOCK, attention, rope, rope_angles
+from llama2np.kernels.dots import FEW
 from llama2np.kernels.int8 import dequantize_rows, quantize
-from llama2np.kernels.int8_tiles import INT8_ROWS
+from llama2np.kernels.int8_tiles import INT8_FEW, INT8_ROWS
 from llama2np.kernels.jit import CACHE_FOLDER, counts, on_first_compile
 from llama2np.kernels.steps import add, rmsnorm, softmax, swiglu
 from llama2np.kernels.threads import guarded, may_use_threads, set_threads, shared, threads
@@ -21,6 +23,8 @@ from llama2np.kernels.tiles import LANES, ROWS
 __all__ = [
     "BLOCK",
     "CACHE_FOLDER",
+    "FEW",
+    "INT8_FEW",
     "INT8_ROWS",
     "LANES",
     "PLACES",
@@ -31,6 +35,7 @@ __all__ = [
     "counts",
     "dequantize_rows",
     "matmul",
+    "matmul_few",
     "matmul_int8",
     "matmul_int8_tiles",
     "matmul_tiles",
@@ -57,5 +62,6 @@ one_token_int8 = guarded(_one_token.one_token_int8)
 
 attention_threaded = guarded(_attention.attention_threaded)
 to_tiles = guarded(_tiles.to_tiles)
+matmul_few = guarded(_dots.matmul_few)  # None where indices are checked
 matmul_tiles = guarded(_tiles.matmul_tiles)  # None where there is no compiler
 matmul_int8_tiles = guarded(_int8_tiles.matmul_int8_tiles)  # None where the CPU has no such thing

@@ -1,48 +1,55 @@
-"""Rows of a float32 matrix times one token, in vectors as wide as the CPU has them.
+"""Rows of a float32 matrix times one token, or a few, in vectors as wide as the CPU has them.
 
 A row is summed by lanes, the lanes at its end. Two vectors advance together, because one alone
-would wait for itself: a fused multiply-add takes four cycles.
+would wait for itself: a fused multiply-add takes four cycles. Every product of a row and a token
+is summed in this way, with whichever others it shares its loads, so a few tokens get the bits that
+each would have alone.
 """
 
+from typing import Any
+
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from llama2np.kernels.jit import PLAIN, kernel
+from llama2np.kernels.jit import PLAIN, cpu_has, exact, kernel
 from llama2np.kernels.vectors import F32, I32, cells, data_of, load, load_first, same, stepped
 
-_LANES, _VECTORS = 16, 2
+_LANES, _VECTORS = 16 if cpu_has("avx512f") else 8, 2
 _STEP = _LANES * _VECTORS
+FEW = 12  # tokens, up to which this is faster than tiles
 
 
 def _sums(count):
-    """A function (w, at, n, x, out, o): out[o + r] = the sum of w[at + r * n + k] * x[k].
+    """A function (a, at, n, b, start, out, o, step): `count` rows of a times one of b.
 
-    For r < count, over k < n. All arrays are flat.
+    out[o + r * step] = the sum of a[at + r * n + k] * b[start + k] over k < n, for r < count. All
+    arrays are flat.
     """
     vector = ir.VectorType(F32, _LANES)
 
     def generate(context, builder, signature, arguments):
-        w, x, out = data_of(context, builder, signature, arguments, 0, 3, 4)
-        _, at, n, _, _, o = arguments
+        a, b, out = data_of(context, builder, signature, arguments, 0, 3, 5)
+        _, at, n, _, start, _, o, step = arguments
         totals = cells(builder, same(vector, 0.0), count, _VECTORS)
 
-        def advance(start, read):
+        def advance(first, read):
             """Add the products of the next _STEP values; read(base, index, k) is a vector of k."""
             for v in range(_VECTORS):
-                k = builder.add(start, ir.Constant(n.type, v * _LANES))
-                values = read(x, k, k)  # before w: that way round is faster
+                k = builder.add(first, ir.Constant(n.type, v * _LANES))
+                shared = read(b, builder.add(start, k), k)  # before a: that way round is faster
                 for r in range(count):
-                    weights = read(w, builder.add(stepped(builder, at, n, r), k), k)
-                    product = builder.fmul(values, weights, flags=("contract",))
+                    values = read(a, builder.add(stepped(builder, at, n, r), k), k)
+                    product = builder.fmul(shared, values, flags=("contract",))
                     total = builder.fadd(builder.load(totals[r, v]), product, flags=("contract",))
                     builder.store(total, totals[r, v])
 
         steps = builder.sdiv(n, ir.Constant(n.type, _STEP))
         with cgutils.for_range(builder, steps) as loop:
-            start = builder.mul(loop.index, ir.Constant(n.type, _STEP))
-            advance(start, lambda base, index, _: load(builder, base, index, vector))
+            first = builder.mul(loop.index, ir.Constant(n.type, _STEP))
+            advance(first, lambda base, index, _: load(builder, base, index, vector))
         rest = builder.mul(steps, ir.Constant(n.type, _STEP))
         with builder.if_then(builder.icmp_signed("<", rest, n)):
             advance(
@@ -52,13 +59,13 @@ def _sums(count):
         for r in range(count):
             total = builder.fadd(*(builder.load(totals[r, v]) for v in range(_VECTORS)))
             total = _add_lanes(builder, total)
-            builder.store(total, builder.gep(out, [stepped(builder, o, 1, r)]))
+            builder.store(total, builder.gep(out, [stepped(builder, o, step, r)]))
         return context.get_dummy_value()
 
     @intrinsic
-    def sums(_context, w, at, n, x, out, o):
+    def sums(_context, a, at, n, b, start, out, o, step):
         i = types.intp
-        return types.void(w, i, i, x, out, i), generate
+        return types.void(a, i, i, b, i, out, i, i), generate
 
     return sums
 
@@ -75,7 +82,7 @@ def _add_lanes(builder, total):
     return builder.extract_element(total, ir.Constant(I32, 0))
 
 
-_one, _four = _sums(1), _sums(4)
+_one, _two, _four = _sums(1), _sums(2), _sums(4)
 
 
 @kernel(forceinline=True)
@@ -86,7 +93,7 @@ def dot(w, i, n, x, out, o):
         for k in range(n):
             out[o] += w[i * n + k] * x[k]
     else:
-        _one(w, i * n, n, x, out, o)
+        _one(w, i * n, n, x, 0, out, o, 0)
 
 
 @kernel
@@ -100,6 +107,30 @@ def all_dots(w, x, out):
     w = w.reshape(-1)
     fours = 0 if PLAIN else d // 4 * 4
     for i in range(0, fours, 4):
-        _four(w, i * n, n, x, out, i)
+        _four(w, i * n, n, x, 0, out, i, 1)
     for i in range(fours, d):
         dot(w, i, n, x, out, i)
+
+
+@exact(parallel=True)
+def _matmul_few(w, x, out):
+    """out = x @ w.T for a few tokens. w: (d, n), x: (T, n), out: (T, d). Threads share the rows.
+
+    A row of w comes from memory once; tokens by fours share the loads of it.
+    """
+    (d, n), count = w.shape, x.shape[0]
+    w, x, out = w.reshape(-1), x.reshape(-1), out.reshape(-1)
+    for row in prange(d):
+        i, t = np.int64(row), 0
+        while count - t >= 4:
+            _four(x, t * n, n, w, i * n, out, t * d + i, d)
+            t += 4
+        if count - t >= 2:
+            _two(x, t * n, n, w, i * n, out, t * d + i, d)
+            t += 2
+        if count - t >= 1:
+            _one(x, t * n, n, w, i * n, out, t * d + i, d)
+
+
+# With indices checked, many tokens take the loops that have indices.
+matmul_few: Any = None if PLAIN else _matmul_few

@@ -13,12 +13,12 @@ from llama2np.kernels.int8_dot import dot, products4
 from llama2np.kernels.int8_flavours import FLAVOUR
 from llama2np.kernels.jit import exact
 
-_products4_32, _products4_64 = products4(FLAVOUR, 32), products4(FLAVOUR, 64)
-
 
 @exact
 def quantize(x, q, scales, sums):
-    """Round x to q * scale, by groups. x: (T, n) float32, q: (T, n) int8, scales: (T, n / group).
+    """Round x to q * scale, by groups. x: (T, n) float32, q: (T, n) int8.
+
+    scales: (T, n / group) float32.
 
     The scale takes a group's largest magnitude to 127; halves are rounded away from zero.
     sums: (T, n / group) int32, the sum of q over each group.
@@ -46,45 +46,51 @@ def quantize(x, q, scales, sums):
             sums[t, g] = total
 
 
-@exact(forceinline=True)
-def _products4(size, a, i, b, j, a_scales, s, b_scales, b_sums, r):
-    if size == 64:
-        return _products4_64(a, i, b, j, a_scales, s, b_scales, b_sums, r)
-    return _products4_32(a, i, b, j, a_scales, s, b_scales, b_sums, r)
+def _rows_of(size):
+    """`int8_rows` for groups of `size` values; None: of any size."""
+    products = products4(FLAVOUR, size) if size else None
+
+    @exact(forceinline=True)
+    def rows(q, scales, start, end, x, x_scales, x_sums, out):
+        n, groups, (count, d) = q.shape[1], scales.shape[1], out.shape
+        group, done = size or n // groups, 0
+        q, scales, x, out = q.reshape(-1), scales.reshape(-1), x.reshape(-1), out.reshape(-1)
+        x_scales, x_sums = x_scales.reshape(-1), x_sums.reshape(-1)
+        for i in range(start, end):
+            for t in range(count):  # a row of q comes from memory once
+                w, s, v, r, total = i * n, i * groups, t * n, t * groups, np.float32(0)
+                if size is not None:
+                    done = groups // 4 * 4
+                    for g in range(0, done, 4):
+                        at, to = w + g * size, v + g * size
+                        p = products(q, at, x, to, scales, s + g, x_scales, x_sums, r + g)
+                        total = total + p[0] + p[1] + p[2] + p[3]
+                for g in range(done, groups):
+                    product = np.float32(dot(q, w + g * group, x, v + g * group, group))
+                    total += product * scales[s + g] * x_scales[r + g]
+                out[t * d + i] = total
+
+    return rows
 
 
-@exact(forceinline=True)
-def _sized_rows(size, q, scales, start, end, x, x_scales, x_sums, out):
-    n, groups = q.shape[1], scales.shape[1]
-    done = groups // 4 * 4 if size == 32 or size == 64 else 0
-    q, scales = q.reshape(-1), scales.reshape(-1)
-    for i in range(start, end):
-        at, total = i * groups, np.float32(0)
-        for g in range(0, done, 4):
-            w, v = i * n + g * size, g * size
-            p = _products4(size, q, w, x, v, scales, at + g, x_scales, x_sums, g)
-            total = total + p[0] + p[1] + p[2] + p[3]
-        for g in range(done, groups):
-            product = np.float32(dot(q, i * n + g * size, x, g * size, size))
-            total += product * scales[at + g] * x_scales[g]
-        out[i] = total
+_rows_of_64, _rows_of_32, _rows_of_any = _rows_of(64), _rows_of(32), _rows_of(None)
 
 
 @exact
 def int8_rows(q, scales, start, end, x, x_scales, x_sums, out):
-    """out[i] = row i of q * scales times x * x_scales, for start <= i < end.
+    """out[t, i] = row i of q * scales times x[t] * x_scales[t], for start <= i < end.
 
-    q: (d, n) int8, scales: (d, n / group) float32, x: (n,) int8, x_scales: (n / group,) float32,
-    x_sums: (n / group,) int32, the sums of x over each group, out: (d,) float32. Compiled apart for
-    the usual group sizes.
+    q: (d, n) int8, scales: (d, n / group) float32, x: (T, n) int8, x_scales: (T, n / group)
+    float32, x_sums: (T, n / group) int32, the sums of x over each group, out: (T, d) float32.
+    Compiled apart for the usual group sizes.
     """
-    size = q.shape[1] // scales.shape[1]
-    if size == 64:
-        _sized_rows(64, q, scales, start, end, x, x_scales, x_sums, out)
-    elif size == 32:
-        _sized_rows(32, q, scales, start, end, x, x_scales, x_sums, out)
+    group = q.shape[1] // scales.shape[1]
+    if group == 64:
+        _rows_of_64(q, scales, start, end, x, x_scales, x_sums, out)
+    elif group == 32:
+        _rows_of_32(q, scales, start, end, x, x_scales, x_sums, out)
     else:
-        _sized_rows(size, q, scales, start, end, x, x_scales, x_sums, out)
+        _rows_of_any(q, scales, start, end, x, x_scales, x_sums, out)
 
 
 @exact

@@ -1,5 +1,5 @@
-"""Products of groups of int8, for one token: four groups at a time, to share the work of adding up
-the lanes of their vectors.
+"""Products of groups of int8, where tokens are few: four groups at a time, to share the work of
+adding up the lanes of their vectors.
 """
 
 import numpy as np
@@ -9,7 +9,11 @@ from numba.extending import intrinsic
 
 from llama2np.kernels.int8_flavours import FLAVOURS
 from llama2np.kernels.jit import exact
-from llama2np.kernels.vectors import F32, I8, I32, data_of, load, same
+from llama2np.kernels.vectors import F32, I8, I32, data_of, load, prefetch, same
+
+# Bytes of the matrix that are asked for ahead of their use. The arithmetic takes about as long as
+# memory does; this far apart, they overlap.
+_AHEAD = 2048
 
 
 def products4(flavour, size):
@@ -72,6 +76,8 @@ def _wide(flavour, size):
         arrays = data_of(context, builder, signature, arguments, 0, 2, 4, 6, 7)
         a, b, a_scales, b_scales, b_sums = arrays
         _, i, _, j, _, s, _, _, r = arguments
+        for offset in range(_AHEAD, _AHEAD + 4 * size, 64):
+            prefetch(builder, a, builder.add(i, ir.Constant(i.type, offset)))
         sums = sums_of(builder, a, i, b, j)
         if flavour.bias:
             excess = load(builder, b_sums, r, four_integers)
@@ -94,19 +100,17 @@ def _wide(flavour, size):
 def _add_lanes(builder, sums):
     """Four vectors to one of four: lane k is the sum of the lanes of sums[k]."""
 
-    def pick(a, b, lanes):
+    def pick(a, b, *lanes):
         return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
 
-    def pairs(a, b):
-        """Sums of neighbours, within each four lanes: two of a, then two of b."""
-        count = a.type.count
-        fours = range(0, count, 4)
-        even = [four + lane for four in fours for lane in (0, 2, count, count + 2)]
-        odd = [lane + 1 for lane in even]
-        return builder.add(pick(a, b, even), pick(a, b, odd))
+    def in_four(total):
+        while (half := total.type.count // 2) >= 4:
+            low, high = range(half), range(half, 2 * half)
+            total = builder.add(pick(total, total, *low), pick(total, total, *high))
+        return total
 
-    total = pairs(pairs(sums[0], sums[1]), pairs(sums[2], sums[3]))
-    while (half := total.type.count // 2) >= 4:
-        low, high = list(range(half)), list(range(half, 2 * half))
-        total = builder.add(pick(total, total, low), pick(total, total, high))
-    return total
+    # Written as interleaving, not as sums of neighbours: those are an instruction, but a slow one.
+    a, b, c, d = map(in_four, sums)
+    left = builder.add(pick(a, b, 0, 4, 1, 5), pick(a, b, 2, 6, 3, 7))  # a b a b
+    right = builder.add(pick(c, d, 0, 4, 1, 5), pick(c, d, 2, 6, 3, 7))
+    return builder.add(pick(left, right, 0, 1, 4, 5), pick(left, right, 2, 3, 6, 7))

@@ -28,6 +28,7 @@ from llama2np.kernels.vectors import (
 )
 
 INT8_ROWS = 4  # of q in a tile
+INT8_FEW = 6  # tokens, up to which multiply.py is faster than tiles
 
 
 def _group(flavour, rows, width):

@@ -20,7 +20,7 @@ from numba.core.registry import cpu_target
 
 from llama2np.kernels.cache import Cache
 
-__all__ = ["CACHE_FOLDER", "PLAIN", "counts", "cpu_has", "exact", "kernel", "on_first_compile"]
+__all__ = ["CACHE_FOLDER", "PLAIN", "contracted", "counts", "cpu_has", "exact", "kernel", "on_first_compile"]
 
 
 def _fingerprint():
@@ -78,6 +78,9 @@ kernel = partial(_jit, error_model="numpy", fastmath={"reassoc", "contract", "ar
 # Every operation as written: where the order of float32 additions is part of the answer. `False`
 # has to be said: without it a function takes over the fastmath of whoever has it compiled first.
 exact = partial(_jit, error_model="numpy", fastmath=False)
+
+# The same, but for multiply-adds, which may be fused: within float64, whose last bits are for that.
+contracted = partial(_jit, error_model="numpy", fastmath={"contract"})
 
 
 def cpu_has(feature):

@@ -11,34 +11,30 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from llama2np.kernels.jit import PLAIN, exact
+from llama2np.kernels.vectors import F32, cells, data_of, load, same, spread, stepped, store
 
-_F32 = ir.FloatType()
 
+def _side_by_side(lanes, vectors=1):
+    """A function (weights, w, count, rows, r, step, out, o) that fills out[o : o + width].
 
-def _side_by_side(lanes):
-    """A function (weights, w, count, rows, r, step, out, o) that fills out[o : o + lanes]."""
-    vector = ir.VectorType(_F32, lanes)
+    width is lanes * vectors. LLVM keeps vectors of 8 and 16 in registers, but not one of 48.
+    """
+    vector = ir.VectorType(F32, lanes)
 
     def generate(context, builder, signature, arguments):
-        weights, rows, out = (
-            context.make_array(signature.args[k])(context, builder, arguments[k]).data
-            for k in (0, 3, 6)
-        )
+        weights, rows, out = data_of(context, builder, signature, arguments, 0, 3, 6)
         _, w, count, _, r, step, _, o = arguments
-        address = builder.bitcast(builder.gep(out, [o]), vector.as_pointer())
-        sums = cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * lanes))
+        sums = cells(builder, same(vector, 0.0), 1, vectors)
         with cgutils.for_range(builder, count) as loop:
             weight = builder.load(builder.gep(weights, [builder.add(w, loop.index)]))
-            row = builder.gep(rows, [builder.add(r, builder.mul(loop.index, step))])
-            row = builder.load(builder.bitcast(row, vector.as_pointer()), align=4)
-            weight = builder.insert_element(
-                ir.Constant(vector, ir.Undefined), weight, ir.Constant(ir.IntType(32), 0)
-            )
-            everywhere = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-            weight = builder.shuffle_vector(weight, weight, everywhere)
-            total = builder.fadd(builder.load(sums), builder.fmul(weight, row))
-            builder.store(total, sums)
-        builder.store(builder.load(sums), address, align=4)
+            weight = spread(builder, weight, vector)
+            here = builder.add(r, builder.mul(loop.index, step))
+            for (_, v), total in sums.items():
+                row = load(builder, rows, stepped(builder, here, lanes, v), vector)
+                row = builder.fmul(weight, row)
+                builder.store(builder.fadd(builder.load(total), row), total)
+        for (_, v), total in sums.items():
+            store(builder, builder.load(total), out, stepped(builder, o, lanes, v))
         return context.get_dummy_value()
 
     @intrinsic
@@ -49,7 +45,7 @@ def _side_by_side(lanes):
     return side_by_side
 
 
-_sums64, _sums48, _sums32 = _side_by_side(64), _side_by_side(48), _side_by_side(32)
+_sums64, _sums48, _sums32 = _side_by_side(16, 4), _side_by_side(16, 3), _side_by_side(16, 2)
 _sums16, _sums8 = _side_by_side(16), _side_by_side(8)
 
 

@@ -1,7 +1,7 @@
-"""Matrices times one token: rows shared among threads, for both kinds of matrix.
+"""Matrices times one token, or a few of int8: rows shared among threads, for both kinds of matrix.
 
 Here a matrix is a tuple of arrays, (w,) or (q, scales), and so is an input that is ready for it,
-(x,) or (x_q, x_scales, x_sums). Up to three matrices that read the same input go through in one
+(x,) or (x_q, x_scales, x_sums), with a row for each token; of float32 there is one. Up to three matrices that read the same input go through in one
 parallel region: waking the threads costs as much as a small matrix. A threaded kernel is one of its
 own, because numba's disk cache cannot tell apart one body compiled with two sets of flags (#6845).
 """
@@ -18,28 +18,28 @@ _PART = 16  # rows of int8, which are short, that a thread takes at a time
 
 @exact
 def float32_input(x, w):
-    """x as multiply_float32 takes it. x: (n,)."""
+    """x as multiply_float32 takes it. x: (1, n)."""
     return (x,)
 
 
 @exact
 def int8_input(x, w):
-    """x, rounded to int8, as multiply_int8 takes it. x: (n,) float32, w: (q, scales)."""
-    groups = w[1].shape[1]
-    q, scales = np.empty((1, x.size), np.int8), np.empty((1, groups), np.float32)
-    sums = np.empty((1, groups), np.int32)
-    quantize(x.reshape(1, -1), q, scales, sums)
-    return q[0], scales[0], sums[0]
+    """x, rounded to int8, as multiply_int8 takes it. x: (T, n) float32, w: (q, scales)."""
+    count, groups = x.shape[0], w[1].shape[1]
+    q, scales = np.empty(x.shape, np.int8), np.empty((count, groups), np.float32)
+    sums = np.empty((count, groups), np.int32)
+    quantize(x, q, scales, sums)
+    return q, scales, sums
 
 
 @exact
 def _alone_float32(w, x, out):
-    all_dots(w[0], x[0], out)
+    all_dots(w[0], x[0][0], out[0])
 
 
 @exact(parallel=True)
 def _share_float32(w, x, out):
-    n, flat, x = w[0].shape[1], w[0].reshape(-1), x[0]
+    n, flat, x, out = w[0].shape[1], w[0].reshape(-1), x[0].reshape(-1), out.reshape(-1)
     for row in prange(w[0].shape[0]):
         dot(flat, np.int64(row), n, x, out, np.int64(row))
 
@@ -47,7 +47,8 @@ def _share_float32(w, x, out):
 @exact(parallel=True)
 def _share_some_float32(rows, a, b, c, x, out_a, out_b, out_c):
     """The first `rows` rows of three matrices, taken as one below the other."""
-    n, x = a[0].shape[1], x[0]
+    n, x = a[0].shape[1], x[0].reshape(-1)
+    out_a, out_b, out_c = out_a.reshape(-1), out_b.reshape(-1), out_c.reshape(-1)
     a_rows, b_rows = a[0].shape[0], b[0].shape[0]
     flat_a, flat_b, flat_c = a[0].reshape(-1), b[0].reshape(-1), c[0].reshape(-1)
     for row in prange(rows):
@@ -102,18 +103,19 @@ def _multiply(alone, share, share_some):
 
     @exact
     def multiply(count, a, b, c, x, out_a, out_b, out_c, shared):
-        """Each out (d,) = its matrix (d, n) times x, for the first `count` of them.
+        """Each out (T, d) = x times its matrix (d, n), for the first `count` of them.
 
-        Threads share the rows if the matrices have `shared` values or more.
+        Threads share the rows if there are `shared` multiply-adds or more.
         """
-        rows, size = a[0].shape[0], a[0].size
+        rows = a[0].shape[0]
         if count > 1:
-            rows, size = rows + b[0].shape[0], size + b[0].size
+            rows += b[0].shape[0]
         if count > 2:
-            rows, size = rows + c[0].shape[0], size + c[0].size
-        if size >= shared and count > 1:
+            rows += c[0].shape[0]
+        work = rows * x[0].size
+        if work >= shared and count > 1:
             share_some(rows, a, b, c, x, out_a, out_b, out_c)
-        elif size >= shared:
+        elif work >= shared:
             share(a, x, out_a)
         else:
             alone(a, x, out_a)
@@ -132,15 +134,15 @@ multiply_int8 = _multiply(_alone_int8, _share_int8, _share_some_int8)
 @exact
 def matmul(w, x, out, shared):
     """out = x @ w.T for one token. w: (d, n), x: (1, n), out: (1, d)."""
-    w, out = (w,), out[0]
-    multiply_float32(np.int64(1), w, w, w, (x[0],), out, out, out, shared)
+    w = (w,)
+    multiply_float32(np.int64(1), w, w, w, (x,), out, out, out, shared)
 
 
 @exact
 def matmul_int8(q, scales, x, out, shared):
-    """out = quantized(x) @ (q * scales).T for one token. x: (1, n), out: (1, d) float32.
+    """out = quantized(x) @ (q * scales).T for a few tokens. x: (T, n), out: (T, d) float32.
 
-    q: (d, n) int8, scales: (d, n / group).
+    q: (d, n) int8, scales: (d, n / group). Each token gets the bits that it would have alone.
     """
-    w, out = (q, scales), out[0]
-    multiply_int8(np.int64(1), w, w, w, int8_input(x[0], w), out, out, out, shared)
+    w = (q, scales)
+    multiply_int8(np.int64(1), w, w, w, int8_input(x, w), out, out, out, shared)

@@ -68,27 +68,27 @@ def _one_token(matrix_at, rows, ready, multiply):
             wq = matrix_at(places[WQ], dim, dim)
             wk = matrix_at(places[WK], kv_dim, dim)
             wv = matrix_at(places[WV], kv_dim, dim)
-            multiply(three, wq, wk, wv, ready(h[0], wq), q[0], k[0], v[0], shared)
+            multiply(three, wq, wk, wv, ready(h, wq), q, k, v, shared)
             rope(q, k, v, cos, sin, pos, keys[i], values[i])
             if 2 * q.size * (pos + 1) < shared:
                 attention(q, keys[i], values[i], pos, scores, mixed)
             else:
                 attention_threaded(q, keys[i], values[i], pos, scores, mixed)
             wo = matrix_at(places[WO], dim, dim)
-            multiply(one, wo, wo, wo, ready(mixed[0], wo), h[0], h[0], h[0], shared)
+            multiply(one, wo, wo, wo, ready(mixed, wo), h, h, h, shared)
             add(x, h)
             rmsnorm(x, norm_at(places[FFN_NORM], dim), eps, h)
             w_gate = matrix_at(places[W_GATE], hidden_dim, dim)
             w_up = matrix_at(places[W_UP], hidden_dim, dim)
-            multiply(two, w_gate, w_up, w_up, ready(h[0], w_up), gate[0], up[0], up[0], shared)
+            multiply(two, w_gate, w_up, w_up, ready(h, w_up), gate, up, up, shared)
             swiglu(gate, up)
             w = matrix_at(places[W_DOWN], dim, hidden_dim)
-            multiply(one, w, w, w, ready(gate[0], w), h[0], h[0], h[0], shared)
+            multiply(one, w, w, w, ready(gate, w), h, h, h, shared)
             add(x, h)
         if logits.shape[0]:
             rmsnorm(x, final_norm, eps, h)
-            said, w = logits[0], classifier
-            multiply(one, w, w, w, ready(h[0], w), said, said, said, shared)
+            w = classifier
+            multiply(one, w, w, w, ready(h, w), logits, logits, logits, shared)
 
     return one_token
 

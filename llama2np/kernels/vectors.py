@@ -51,6 +51,13 @@ def store(builder, value, base, index):
     builder.store(value, _address(builder, base, index, value.type), align=1)
 
 
+def prefetch(builder, base, index):
+    """Ask for the 64 bytes about base[index], which may be behind the end of the array."""
+    address = builder.bitcast(builder.gep(base, [index]), I8.as_pointer())
+    read, soon, data = ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), address, read, soon, data)
+
+
 def _address(builder, base, index, vector):
     return builder.bitcast(builder.gep(base, [index]), vector.as_pointer())
 
