@@ -37,20 +37,35 @@ class PromptLookup:
     """What followed the last few tokens when they stood in the sequence before (Saxena 2023).
 
     It needs no second model, and helps where a text repeats itself or its prompt. Of the places
-    where the last `ngram` tokens stand, or else fewer, it takes the latest.
+    where the last `ngram` tokens stand, or else fewer, it takes the latest; where what followed
+    there ends, it goes round. After a guess that was not right to its end, the next is shorter, and
+    after one that was all wrong it wants all of `ngram` to be the same. It remembers its last
+    guess: one sequence at a time.
     """
 
     def __init__(self, ngram: int = 3, ahead: int = 8):
         if ngram < 1 or ahead < 1:
             raise ValueError(f"ngram and ahead must be 1 or more, not {ngram} and {ahead}")
         self._ngram, self._ahead = ngram, ahead
+        self._guess: list[int] = []  # the last one,
+        self._at = 0  # and where it began
 
     def __call__(self, tokens: np.ndarray) -> list[int]:
         """Guess what follows `tokens` (n,). Nothing where the last of them is new."""
-        for n in range(min(self._ngram, len(tokens) - 1), 0, -1):
+        right, last = self._right(tokens), len(self._guess)
+        least = self._ngram if last and not right else 1
+        ahead = self._ahead if right == last else min(2 * right + 1, self._ahead)
+        for n in range(min(self._ngram, len(tokens) - 1), least - 1, -1):
             windows = np.lib.stride_tricks.sliding_window_view(tokens[:-1], n)
             places = np.flatnonzero((windows == tokens[-n:]).all(axis=1))
             if places.size:
-                follows = int(places[-1]) + n
-                return list(tokens[follows : follows + self._ahead].tolist())
+                followed = tokens[int(places[-1]) + n :]
+                self._guess, self._at = np.resize(followed, ahead).tolist(), len(tokens)
+                return self._guess
         return []
+
+    def _right(self, tokens: np.ndarray) -> int:
+        """How many tokens of the last guess came true."""
+        came = tokens[self._at :][: len(self._guess)]
+        wrong = np.flatnonzero(came != self._guess[: len(came)])
+        return int(wrong[0]) if wrong.size else len(came)

@@ -328,10 +328,10 @@ def test_right_guesses_save_passes(int8_model, monkeypatch):
     "tokens, ngram, ahead, guess",
     [
         ([1, 2, 3, 4, 1, 2, 3], 3, 2, [4, 1]),
-        ([1, 2, 3, 4, 1, 2, 3], 3, 9, [4, 1, 2, 3]),
+        ([1, 2, 3, 4, 1, 2, 3], 3, 9, [4, 1, 2, 3, 4, 1, 2, 3, 4]),  # and round again
         ([1, 2, 9, 1, 2, 8, 1, 2], 2, 1, [8]),  # the latest place
         ([7, 2, 9, 3, 2], 3, 1, [9]),  # two and three tokens stand nowhere else
-        ([5, 5], 3, 4, [5]),
+        ([5, 5], 3, 4, [5, 5, 5, 5]),
         ([1, 2, 3], 3, 4, []),
         ([1], 3, 4, []),
         ([], 3, 4, []),
@@ -339,6 +339,20 @@ def test_right_guesses_save_passes(int8_model, monkeypatch):
 )
 def test_prompt_lookup(tokens, ngram, ahead, guess):
     assert PromptLookup(ngram, ahead)(np.array(tokens, np.int64)) == guess
+
+
+def test_prompt_lookup_is_careful_after_a_wrong_guess():
+    text = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3])
+    draft = PromptLookup(ngram=3, ahead=6)
+
+    def after(*more):
+        return draft(np.append(text, more).astype(np.int64))
+
+    assert after() == [4, 5, 6, 7, 8, 9]
+    assert after(4, 5, 77, 4, 5) == [77, 4, 5, 77, 4]  # two were right: up to five
+    assert after(4, 5, 77, 4, 5, 88, 4) == []  # none was: a token alone is not enough any more
+    assert after(4, 5, 77, 4, 5, 88, 4, 5, 77) == [4]  # three are, for one
+    assert after(4, 5, 77, 4, 5, 88, 4, 5, 77, 4) == [5, 88, 4, 5, 77, 4]  # it was right
 
 
 def test_a_draft_model_guesses_what_it_would_say(int8_model):
