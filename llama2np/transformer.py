@@ -181,9 +181,7 @@ class Transformer:
         self._frequencies = np.float32(1) / powers.astype(np.float32)
         self._one_token = self._kernel()
         if self._one_token:
-            self._addresses = weights.addresses()
-            embedding, classifier = weights.embedding.arrays, weights.classifier.arrays
-            self._ends = embedding, weights.final_norm, classifier
+            self._ends, self._layers = weights.addresses()
 
     @property
     def weights(self) -> Weights:
@@ -253,9 +251,8 @@ class Transformer:
         """
         if len(tokens) == 1 and self._one_token:
             cache = state.keys, state.values, state.scores
-            where = tokens, state.pos, self._frequencies, self._eps
-            layers, shared = self._addresses, kernels.shared()
-            self._one_token(*where, self._ends, layers, s.arrays, *cache, logits, shared)
+            where = tokens, state.pos, self._frequencies, self._eps, self._ends, self._layers
+            self._one_token(*where, s.arrays, *cache, logits, kernels.shared())
         else:
             self.weights.embedding.rows(tokens, s.x)
             kernels.rope_angles(self._frequencies, state.pos, s.cos, s.sin)

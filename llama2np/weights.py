@@ -5,6 +5,7 @@ Arrays are views of the mapped file: nothing is copied, and any number of sequen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -157,21 +158,15 @@ class Weights:
         aligned = all(array.flags.aligned for matrix in matrices for array in matrix.arrays)
         return kinds.pop() if aligned else None
 
-    def addresses(self) -> np.ndarray:
-        """Where the arrays of the layers stand in memory: (n_layers, 9, 3) int64.
+    def addresses(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the arrays stand in memory, int64: the ends' (3, 3), the layers' (n_layers, 9, 3).
 
-        In the order of kernels.PLACES: the address of the values, and, of an Int8, that of the
-        scales and the size of a group. Only if there is a `kind`, and as long as these Weights
-        are alive.
+        In the order of kernels.ENDS and kernels.PLACES: the address of the values, and, of an
+        Int8, that of the scales and the size of a group. Only if there is a `kind`, and as long as
+        these Weights are alive.
         """
-        table = np.zeros((len(self.layers), len(kernels.PLACES), 3), np.int64)
-        for places, layer in zip(table, self.layers, strict=True):
-            for place, name in zip(places, kernels.PLACES, strict=True):
-                weight = getattr(layer, name)
-                arrays = (weight,) if isinstance(weight, np.ndarray) else weight.arrays
-                place[: len(arrays)] = [array.ctypes.data for array in arrays]
-                place[2] = weight.group if isinstance(weight, Int8) else 0
-        return table
+        layers = [_addresses(layer, kernels.PLACES) for layer in self.layers]
+        return _addresses(self, kernels.ENDS), np.stack(layers)
 
     def check(self, config: Config) -> None:
         """Raise ValueError unless all is as the kernels, which do not look, take it to be.
@@ -193,6 +188,17 @@ class Weights:
                 check_matrix(f"{name} of layer {i}", getattr(layer, name), shape)
             check_norm(f"attn_norm of layer {i}", layer.attn_norm, dim)
             check_norm(f"ffn_norm of layer {i}", layer.ffn_norm, dim)
+
+
+def _addresses(owner: Layer | Weights, names: Sequence[str]) -> np.ndarray:
+    """Rows of `Weights.addresses`."""
+    table = np.zeros((len(names), 3), np.int64)
+    for row, name in zip(table, names, strict=True):
+        weight = getattr(owner, name)
+        arrays = (weight,) if isinstance(weight, np.ndarray) else weight.arrays
+        row[: len(arrays)] = [array.ctypes.data for array in arrays]
+        row[2] = weight.group if isinstance(weight, Int8) else 0
+    return table
 
 
 def check_matrix(name: str, matrix: Linear, shape: tuple[int, int]) -> None:

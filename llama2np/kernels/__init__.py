@@ -10,7 +10,7 @@ from llama2np.kernels import int8_tiles as _int8_tiles
 from llama2np.kernels import multiply as _multiply
 from llama2np.kernels import one_token as _one_token
 from llama2np.kernels import tiles as _tiles
-from llama2np.kernels.addresses import PLACES
+from llama2np.kernels.addresses import ENDS, PLACES
 from llama2np.kernels.attention import BLOCK, attention, rope, rope_angles
 from llama2np.kernels.dots import FEW
 from llama2np.kernels.int8 import dequantize_rows, quantize
@@ -23,6 +23,7 @@ from llama2np.kernels.tiles import LANES, ROWS
 __all__ = [
     "BLOCK",
     "CACHE_FOLDER",
+    "ENDS",
     "FEW",
     "INT8_FEW",
     "INT8_ROWS",

@@ -12,11 +12,13 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from llama2np.kernels.jit import exact
+from llama2np.kernels.jit import inner
 
-# What stands where in a layer's row of the table.
+# What stands where in a layer's row of the table, and in the row of what is not in a layer.
 PLACES = ("attn_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w_gate", "w_up", "w_down")
+ENDS = ("embedding", "final_norm", "classifier")
 ATTN_NORM, WQ, WK, WV, WO, FFN_NORM, W_GATE, W_UP, W_DOWN = range(len(PLACES))
+EMBEDDING, FINAL_NORM, CLASSIFIER = range(len(ENDS))
 
 if numba.config.DISABLE_JIT:
 
@@ -35,19 +37,19 @@ else:
         return types.voidptr(address), generate
 
 
-@exact
+@inner
 def norm_at(place, n):
     """The norm (n,) float32 of a place in `Weights.addresses`."""
     return carray(_pointer(place[0]), (n,), np.float32)
 
 
-@exact
+@inner
 def float32_at(place, d, n):
     """The matrix (d, n) of a place in `Weights.addresses`, as multiply.py takes it."""
     return (carray(_pointer(place[0]), (d, n), np.float32),)
 
 
-@exact
+@inner
 def int8_at(place, d, n):
     """The same for a Q8_0 matrix."""
     q = carray(_pointer(place[0]), (d, n), np.int8)

@@ -10,7 +10,8 @@ import math
 import numpy as np
 from numba import prange
 
-from llama2np.kernels.jit import exact
+from llama2np.kernels.calls import called, float32, int64
+from llama2np.kernels.jit import exact, inner
 from llama2np.kernels.lanes import weighted_sum
 from llama2np.kernels.steps import exps
 
@@ -57,7 +58,7 @@ def rope(q, k, v, cos, sin, pos, keys, values):
                 values[head, pos + t, i] = v[t, head * head_dim + i]
 
 
-@exact
+@inner
 def _divide_by_sums(rows, first, end, n):
     """Make the first n of rows first ... end - 1 sum to 1, each sum in run.c's order.
 
@@ -81,23 +82,28 @@ def _divide_by_sums(rows, first, end, n):
             own[i] /= total
 
 
-@exact
-def _attend(first, end, t, q, keys, values, n, scores, out):
+@inner
+def attend(first, end, t, q, keys, values, n, scores, out):
     """Softmax-weighted mean of the first n values, for heads first ... end - 1 of token t."""
     n_kv_heads, capacity, head_dim = values.shape
     shared = scores.shape[0] // n_kv_heads  # query heads to a key/value head
     token, root = t * q.shape[1], np.sqrt(np.float32(head_dim))
+    none, width = np.int64(0), np.int64(BLOCK)  # typed: of a literal, numba compiles anew
     q, out, keys, values = q.reshape(-1), out.reshape(-1), keys.reshape(-1), values.reshape(-1)
     for head in range(first, end):
         mine, start = token + head * head_dim, head // shared * capacity * head_dim
         for at in range(0, n, BLOCK):
             block = start + at * head_dim
-            weighted_sum(q, mine, head_dim, keys, block, BLOCK, scores[head], at, BLOCK)
+            weighted_sum(q, mine, head_dim, keys, block, width, scores[head], at, width)
         exps(scores[head], n, root)
     _divide_by_sums(scores, first, end, n)
     for head in range(first, end):
         mine, start = token + head * head_dim, head // shared * capacity * head_dim
-        weighted_sum(scores[head], 0, n, values, start, head_dim, out, mine, head_dim)
+        weighted_sum(scores[head], none, n, values, start, head_dim, out, mine, head_dim)
+
+
+_MATRIX, _KEYS, _VALUES = float32[:, ::1], float32[:, :, :, ::1], float32[:, :, ::1]
+_attend = called(attend, int64, int64, int64, _MATRIX, _KEYS, _VALUES, int64, _MATRIX, _MATRIX)
 
 
 @exact
@@ -107,9 +113,8 @@ def attention(q, keys, values, pos, scores, out):
     q, out: (T, n_heads * head_dim), keys: (n_kv_heads, capacity / BLOCK, head_dim, BLOCK),
     values: (n_kv_heads, capacity, head_dim), scores: (n_heads, capacity), scratch.
     """
-    first = np.int64(0)  # typed: of a literal, numba compiles anew
     for t in range(q.shape[0]):
-        _attend(first, scores.shape[0], t, q, keys, values, pos + t + 1, scores, out)
+        _attend(0, scores.shape[0], t, q, keys, values, pos + t + 1, scores, out)
 
 
 @exact(parallel=True)
@@ -119,3 +124,8 @@ def attention_threaded(q, keys, values, pos, scores, out):
         head = np.int64(i)
         for t in range(q.shape[0]):
             _attend(head, head + 1, t, q, keys, values, pos + t + 1, scores, out)
+
+
+_KINDS = (_MATRIX, _KEYS, _VALUES, int64, _MATRIX, _MATRIX)
+call_attention = called(attention, *_KINDS)
+call_attention_threaded = called(attention_threaded, *_KINDS)

@@ -6,6 +6,7 @@ anew each time and never found. Here the name says what is closed over instead. 
 kernels is in the folder's name already (jit.py).
 """
 
+import inspect
 from contextlib import suppress
 
 from numba.core.caching import FunctionCache
@@ -18,8 +19,23 @@ class Cache(FunctionCache):
         with suppress(OSError):  # a disk that is full by now costs time, not the answer
             super().save_overload(sig, data)
 
+    def load_overload(self, sig, target_context):
+        for call in calls(self._py_func):
+            call.ready()
+        return super().load_overload(sig, target_context)
+
     def _index_key(self, sig, codegen):
         return sig, codegen.magic_tuple(), repr(identity(self._py_func))
+
+
+def calls(function):
+    """The kernels that this one, or one that it takes in, calls by their address (calls.py)."""
+    names = inspect.getclosurevars(function)
+    for value in (*names.nonlocals.values(), *names.globals.values()):
+        if hasattr(value, "ready"):
+            yield value
+        elif hasattr(value, "py_func"):
+            yield from calls(value.py_func)
 
 
 def identity(value):

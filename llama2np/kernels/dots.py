@@ -14,7 +14,7 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from llama2np.kernels.jit import PLAIN, cpu_has, exact, kernel
+from llama2np.kernels.jit import PLAIN, cpu_has, exact, inner
 from llama2np.kernels.vectors import F32, I32, cells, data_of, load, load_first, same, stepped
 
 _LANES, _VECTORS = 16 if cpu_has("avx512f") else 8, 2
@@ -85,7 +85,7 @@ def _add_lanes(builder, total):
 _one, _two, _four = _sums(1), _sums(2), _sums(4)
 
 
-@kernel(forceinline=True)
+@inner(forceinline=True)
 def dot(w, i, n, x, out, o):
     """out[o] = row i of w times x. All are flat; a row of w has n values."""
     if PLAIN:
@@ -96,7 +96,7 @@ def dot(w, i, n, x, out, o):
         _one(w, i * n, n, x, 0, out, o, 0)
 
 
-@kernel
+@inner
 def all_dots(w, x, out):
     """out = w times x. w: (d, n), x: (n,), out: (d,).
 

@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from llama2np.kernels.jit import contracted
+from llama2np.kernels.jit import inner
 
 _ROUND = 1.5 * 2**52  # adding it to a float64 leaves the nearest integer in the low bits
 _ROUND_BITS = 0x4338000000000000
 
 
-@contracted
+# Multiply-adds may be fused: float64 has bits to spare.
+@inner(fastmath={"contract"})
 def exp(x):
     """Return e**x of a float32, rounded from float64. A call into libm would not be vectorised.
 

@@ -5,6 +5,8 @@ instruction that sums their products. What a group adds to a sum is what int8.py
 order: the results are equal to the last bit.
 """
 
+from functools import cache
+
 import numpy as np
 from llvmlite import ir
 from numba import prange, types
@@ -91,6 +93,7 @@ def _group(flavour, rows, width):
     return group
 
 
+@cache  # a wide tile may be as narrow as a narrow one
 def _tile(flavour, rows, width):
     """A function (q, i, n, size, scales, x, x_scales, x_sums, t, sums).
 

@@ -20,7 +20,16 @@ from numba.core.registry import cpu_target
 
 from llama2np.kernels.cache import Cache
 
-__all__ = ["CACHE_FOLDER", "PLAIN", "contracted", "counts", "cpu_has", "exact", "kernel", "on_first_compile"]
+__all__ = [
+    "CACHE_FOLDER",
+    "PLAIN",
+    "counts",
+    "cpu_has",
+    "exact",
+    "inner",
+    "kernel",
+    "on_first_compile",
+]
 
 
 def _fingerprint():
@@ -79,8 +88,9 @@ kernel = partial(_jit, error_model="numpy", fastmath={"reassoc", "contract", "ar
 # has to be said: without it a function takes over the fastmath of whoever has it compiled first.
 exact = partial(_jit, error_model="numpy", fastmath=False)
 
-# The same, but for multiply-adds, which may be fused: within float64, whose last bits are for that.
-contracted = partial(_jit, error_model="numpy", fastmath={"contract"})
+# The same, for kernels that only kernels call: without what Python and C would call them by, which
+# takes a sixth of the time to compile. Python ends with a segmentation fault if it calls one.
+inner = partial(exact, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def cpu_has(feature):

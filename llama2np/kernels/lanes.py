@@ -10,7 +10,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from llama2np.kernels.jit import PLAIN, exact
+from llama2np.kernels.jit import PLAIN, inner
 from llama2np.kernels.vectors import F32, cells, data_of, load, same, spread, stepped, store
 
 
@@ -49,7 +49,7 @@ _sums64, _sums48, _sums32 = _side_by_side(16, 4), _side_by_side(16, 3), _side_by
 _sums16, _sums8 = _side_by_side(16), _side_by_side(8)
 
 
-@exact(forceinline=True)
+@inner(forceinline=True)
 def weighted_sum(weights, w, count, rows, r, step, out, o, width):
     """out[o + i] = the sum of weights[w + k] * rows[r + k * step + i] for k = 0, 1 ... count - 1.
 

@@ -9,7 +9,10 @@ import numpy as np
 
 from llama2np.kernels.addresses import (
     ATTN_NORM,
+    CLASSIFIER,
+    EMBEDDING,
     FFN_NORM,
+    FINAL_NORM,
     W_DOWN,
     W_GATE,
     W_UP,
@@ -21,14 +24,19 @@ from llama2np.kernels.addresses import (
     int8_at,
     norm_at,
 )
-from llama2np.kernels.attention import attention, attention_threaded, rope, rope_angles
+from llama2np.kernels.attention import call_attention, call_attention_threaded, rope, rope_angles
 from llama2np.kernels.int8 import dequantize_rows
-from llama2np.kernels.jit import exact
-from llama2np.kernels.multiply import float32_input, int8_input, multiply_float32, multiply_int8
+from llama2np.kernels.jit import exact, inner
+from llama2np.kernels.multiply import (
+    call_multiply_float32,
+    call_multiply_int8,
+    float32_input,
+    int8_input,
+)
 from llama2np.kernels.steps import add, rmsnorm, swiglu
 
 
-@exact
+@inner
 def _float32_rows(table, tokens, out):
     # In one line it would compile thrice as long, for the text of an error of shapes.
     for t in range(tokens.size):
@@ -36,7 +44,7 @@ def _float32_rows(table, tokens, out):
             out[t, i] = table[0][tokens[t], i]
 
 
-@exact
+@inner
 def _int8_rows(table, tokens, out):
     dequantize_rows(table[0], table[1], tokens, out)
 
@@ -50,17 +58,16 @@ def _one_token(matrix_at, rows, ready, multiply):
     ):
         """Read `token` (1,) at `pos`: x becomes the residual stream behind the last layer.
 
-        ends: embedding, final norm and classifier, the matrices as tuples; layers: Weights'
-        addresses; scratch: a Scratch's arrays, for one token; keys, values, scores: a State's,
-        which get those of `pos`; logits: (1, vocab_size), or (0, vocab_size) if not wanted.
-        Threads share what has `shared` multiply-adds or more.
+        ends, layers: Weights' addresses; scratch: a Scratch's arrays, for one token; keys, values,
+        scores: a State's, which get those of `pos`; logits: (1, vocab_size), or (0, vocab_size) if
+        not wanted. Threads share what has `shared` multiply-adds or more.
         """
         # Typed: of a literal, numba compiles multiply for each value.
         one, two, three = np.int64(1), np.int64(2), np.int64(3)
-        embedding, final_norm, classifier = ends
         x, h, q, k, v, mixed, gate, up, cos, sin = scratch
         dim, kv_dim, hidden_dim = x.shape[1], k.shape[1], gate.shape[1]
-        rows(embedding, token, x)
+        vocab_size = logits.shape[1]
+        rows(matrix_at(ends[EMBEDDING], vocab_size, dim), token, x)
         rope_angles(frequencies, pos, cos, sin)
         for i in range(layers.shape[0]):
             places = layers[i]
@@ -71,9 +78,9 @@ def _one_token(matrix_at, rows, ready, multiply):
             multiply(three, wq, wk, wv, ready(h, wq), q, k, v, shared)
             rope(q, k, v, cos, sin, pos, keys[i], values[i])
             if 2 * q.size * (pos + 1) < shared:
-                attention(q, keys[i], values[i], pos, scores, mixed)
+                call_attention(q, keys[i], values[i], pos, scores, mixed)
             else:
-                attention_threaded(q, keys[i], values[i], pos, scores, mixed)
+                call_attention_threaded(q, keys[i], values[i], pos, scores, mixed)
             wo = matrix_at(places[WO], dim, dim)
             multiply(one, wo, wo, wo, ready(mixed, wo), h, h, h, shared)
             add(x, h)
@@ -86,12 +93,12 @@ def _one_token(matrix_at, rows, ready, multiply):
             multiply(one, w, w, w, ready(gate, w), h, h, h, shared)
             add(x, h)
         if logits.shape[0]:
-            rmsnorm(x, final_norm, eps, h)
-            w = classifier
+            rmsnorm(x, norm_at(ends[FINAL_NORM], dim), eps, h)
+            w = matrix_at(ends[CLASSIFIER], vocab_size, dim)
             multiply(one, w, w, w, ready(h, w), logits, logits, logits, shared)
 
     return one_token
 
 
-one_token_float32 = _one_token(float32_at, _float32_rows, float32_input, multiply_float32)
-one_token_int8 = _one_token(int8_at, _int8_rows, int8_input, multiply_int8)
+one_token_float32 = _one_token(float32_at, _float32_rows, float32_input, call_multiply_float32)
+one_token_int8 = _one_token(int8_at, _int8_rows, int8_input, call_multiply_int8)

@@ -10,7 +10,7 @@ how it is rounded, give runq.c's numbers.
 import numpy as np
 
 from llama2np.kernels.exp import exp
-from llama2np.kernels.jit import exact
+from llama2np.kernels.jit import exact, inner
 
 
 @exact
@@ -42,20 +42,21 @@ def swiglu(gate, up):
             gate[t, i] = value * (np.float32(1) / (np.float32(1) + exp(-value))) * up[t, i]
 
 
-@exact
+@inner
 def _sortable(bits):
     """The bits of a float32 as an int32 that sorts as the float does, and back; nan is extreme."""
     return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
-@exact
+@inner
 def exps(x, n, temperature):
     """x = e**(x / temperature - the largest of these), for the first n of x (capacity,)."""
     for i in range(n):
         x[i] /= temperature
-    bits, top = x.view(np.int32), np.int32(-(2**31))
+    top = np.int32(-(2**31))
     for i in range(n):  # of integers: LLVM makes vectors of it, as it may not of floats
-        top = np.int32(max(top, _sortable(bits[i])))
+        value = np.float32(x[i])
+        top = np.int32(max(top, _sortable(value.view(np.int32))))
     largest = np.int32(_sortable(top))
     for i in range(n):
         x[i] = exp(x[i] - largest.view(np.float32))

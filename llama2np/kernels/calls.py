@@ -1,0 +1,58 @@
+"""Kernels that other kernels call. numba would copy them in, and optimise every copy anew.
+
+A kernel that stands in three others, and they in one more, is compiled seven times over: most of
+what the first run ever would wait for. A call by address costs as much as any call in C.
+"""
+
+import inspect
+
+import llvmlite.binding as llvm
+import numba
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+float32, int8, int32, int64 = types.float32, types.int8, types.int32, types.int64
+
+
+def called(kernel, *kinds):
+    """What stands for `kernel` in others, if it is to be called there. Its result is None.
+
+    kinds: the types of its arguments, float32[:, ::1] for a contiguous matrix that can be written.
+    """
+    if numba.config.DISABLE_JIT:
+        return kernel
+    function, own = kernel.py_func, inspect.signature(kernel.py_func)
+    # The symbol that the caller's code has for it. It stays in that code when numba keeps it.
+    symbol = f"{function.__module__}.{function.__qualname__}{kinds}"
+
+    def ready():
+        """Compile or load the kernel, and tell LLVM where it is, before code that calls it runs."""
+        kernel.compile(kinds)
+        compiled = kernel.overloads[kinds]
+        name = compiled.fndesc.llvm_func_name
+        llvm.add_symbol(symbol, compiled.library.get_pointer_to_function(name))
+
+    def generate(context, builder, signature, arguments):
+        kind = context.call_conv.get_function_type(types.void, kinds)
+        there = cgutils.get_or_insert_function(builder.module, kind, symbol)
+        arguments = [
+            context.cast(builder, *argument)
+            for argument in zip(arguments, signature.args, kinds, strict=True)
+        ]
+        convention = context.call_conv
+        status, _ = convention.call_function(builder, there, types.void, kinds, arguments)
+        with cgutils.if_unlikely(builder, status.is_error):
+            convention.return_status_propagate(builder, status)
+        return context.get_dummy_value()
+
+    def call(_context, *_arguments):
+        ready()
+        return types.void(*kinds), generate
+
+    # numba reads the names of the arguments off here.
+    first = inspect.Parameter("_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    call.__signature__ = own.replace(parameters=[first, *own.parameters.values()])
+    call = intrinsic(call)
+    call.ready = ready  # for cache.py
+    return call
