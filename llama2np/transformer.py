@@ -63,7 +63,7 @@ class State:
         self.config = config
         self.pos = 0  # tokens read so far, and the position of the next one
         self.keys, self.values = self._no_cache(0)
-        self.scores = np.zeros((config.n_heads, 0), np.float32)
+        self.scores = np.zeros((config.n_heads * kernels.TOGETHER, 0), np.float32)
         self._scratch = Scratch.for_tokens(1, config)
         self._tokens = np.zeros(0, np.int64)
 
@@ -145,7 +145,7 @@ class State:
         _copy(self.keys, self.values, old, keys, values)
         tokens = np.zeros(capacity, np.int64)  # not of seq_len: a header may claim any
         tokens[:old] = self._tokens[:old]
-        scores = np.zeros((self.config.n_heads, capacity), np.float32)
+        scores = np.zeros((len(self.scores), capacity), np.float32)
         # Together: a Ctrl-C before leaves the State as it was.
         self.keys, self.values, self.scores, self._tokens = keys, values, scores, tokens
 

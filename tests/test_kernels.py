@@ -146,7 +146,7 @@ def test_rope_and_attention(attention, kv_heads, head_dim):
     frequencies = 1 / 1e4 ** (np.arange(pairs, dtype=np.float32) / pairs).astype(np.float32)
     keys = np.zeros((kv_heads, 2, head_dim, kernels.BLOCK), np.float32)
     values = np.full((kv_heads, capacity, head_dim), np.nan, np.float32)
-    scores = np.full((n_heads, capacity), np.nan, np.float32)
+    scores = np.full((n_heads * kernels.TOGETHER, capacity), np.nan, np.float32)
     slow_k, slow_v = [], []
     for pos, count in ((0, 1), (1, 7), (8, 60)):
         q = normal(count, n_heads * head_dim, seed=pos)
@@ -177,7 +177,8 @@ def test_weighted_sum_adds_in_order(width):
 
     @exact
     def fill(weights, rows, out):
-        weighted_sum(weights, 2, 9, rows, 3, width + 1, out, 1, width)
+        weighted_sum(weights, 2, 5, rows, 3, width + 1, out, 1, width, False)
+        weighted_sum(weights, 7, 4, rows, 3 + 5 * (width + 1), width + 1, out, 1, width, True)
 
     weights, rows, out = normal(11), normal(3 + 9 * (width + 1), seed=1), normal(width + 2)
     first, last = out[0], out[-1]

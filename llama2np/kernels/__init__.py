@@ -11,7 +11,7 @@ from llama2np.kernels import multiply as _multiply
 from llama2np.kernels import one_token as _one_token
 from llama2np.kernels import tiles as _tiles
 from llama2np.kernels.addresses import ENDS, PLACES
-from llama2np.kernels.attention import BLOCK, attention, rope, rope_angles
+from llama2np.kernels.attention import BLOCK, TOGETHER, attention, rope, rope_angles
 from llama2np.kernels.dots import FEW
 from llama2np.kernels.int8 import dequantize_rows, quantize
 from llama2np.kernels.int8_tiles import INT8_FEW, INT8_ROWS
@@ -30,6 +30,7 @@ __all__ = [
     "LANES",
     "PLACES",
     "ROWS",
+    "TOGETHER",
     "add",
     "attention",
     "attention_threaded",

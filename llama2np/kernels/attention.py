@@ -16,6 +16,7 @@ from llama2np.kernels.lanes import weighted_sum
 from llama2np.kernels.steps import exps
 
 BLOCK = 64  # the cache's capacity is a multiple of it
+TOGETHER = 8  # tokens of a prompt that share the way of a block of keys into the CPU's cache
 
 
 @exact
@@ -59,51 +60,75 @@ def rope(q, k, v, cos, sin, pos, keys, values):
 
 
 @inner
-def _divide_by_sums(rows, first, end, n):
-    """Make the first n of rows first ... end - 1 sum to 1, each sum in run.c's order.
+def _divide_by_sums(rows, first, step, count, n, more):
+    """Make each of `count` rows sum to 1, its sum in run.c's order: `first`, first + step, ...
 
-    Four sums advance together: one would wait for each of its additions.
+    The first n values of the first row, n + more of the next, ... Four sums advance together: one
+    would wait for each of its additions.
     """
-    fours = first + (end - first) // 4 * 4
-    for row in range(first, fours, 4):
-        a, b, c, d = rows[row], rows[row + 1], rows[row + 2], rows[row + 3]
+    fours = count // 4 * 4
+    for k in range(0, fours, 4):
+        row, least = first + k * step, n + k * more
+        a, b, c, d = rows[row], rows[row + step], rows[row + 2 * step], rows[row + 3 * step]
         totals = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-        for i in range(n):
+        for i in range(least):
             totals = totals[0] + a[i], totals[1] + b[i], totals[2] + c[i], totals[3] + d[i]
-        for k in range(4):
-            own, total = rows[row + k], totals[k]
-            for i in range(n):
-                own[i] /= total
-    for row in range(fours, end):
-        own, total = rows[row], np.float32(0)
-        for i in range(n):
-            total += own[i]
-        for i in range(n):
-            own[i] /= total
+        for j in range(4):
+            _divide_by_sum(rows[row + j * step], totals[j], least, least + j * more)
+    for k in range(fours, count):
+        _divide_by_sum(rows[first + k * step], np.float32(0), np.int64(0), n + k * more)
 
 
 @inner
-def attend(first, end, t, q, keys, values, n, scores, out):
-    """Softmax-weighted mean of the first n values, for heads first ... end - 1 of token t."""
+def _divide_by_sum(row, total, summed, n):
+    """The same for one row, whose first `summed` values are in `total`."""
+    for i in range(summed, n):
+        total += row[i]
+    for i in range(n):
+        row[i] /= total
+
+
+@inner
+def attend(first, end, t, count, q, keys, values, n, scores, out):
+    """Softmax-weighted means of the values, for heads first ... end - 1 of tokens t and on.
+
+    Of `count` tokens, at most TOGETHER. The first has n values to see, each after it one more.
+    """
     n_kv_heads, capacity, head_dim = values.shape
-    shared = scores.shape[0] // n_kv_heads  # query heads to a key/value head
-    token, root = t * q.shape[1], np.sqrt(np.float32(head_dim))
-    none, width = np.int64(0), np.int64(BLOCK)  # typed: of a literal, numba compiles anew
-    q, out, keys, values = q.reshape(-1), out.reshape(-1), keys.reshape(-1), values.reshape(-1)
+    n_heads, root = q.shape[1] // head_dim, np.sqrt(np.float32(head_dim))
+    shared = n_heads // n_kv_heads  # query heads to a key/value head
+    # Typed: of a literal, numba compiles anew.
+    none, one, width, rows = np.int64(0), np.int64(1), np.int64(BLOCK), np.int64(TOGETHER)
+    anew = none > 0
+    part = n if count == 1 else width  # of the values that all tokens gather before the next
+    dim, q, out = q.shape[1], q.reshape(-1), out.reshape(-1)
+    keys, values = keys.reshape(-1), values.reshape(-1)
     for head in range(first, end):
-        mine, start = token + head * head_dim, head // shared * capacity * head_dim
-        for at in range(0, n, BLOCK):
+        start = head // shared * capacity * head_dim
+        for at in range(0, n + count - 1, BLOCK):
             block = start + at * head_dim
-            weighted_sum(q, mine, head_dim, keys, block, width, scores[head], at, width)
-        exps(scores[head], n, root)
-    _divide_by_sums(scores, first, end, n)
+            for i in range(count):
+                mine, row = (t + i) * dim + head * head_dim, scores[head * rows + i]
+                weighted_sum(q, mine, head_dim, keys, block, width, row, at, width, anew)
+        for i in range(count):
+            exps(scores[head * rows + i], n + i, root)
+        if count > 1:
+            _divide_by_sums(scores, head * rows, one, count, n, one)
+    if count == 1:
+        _divide_by_sums(scores, first * rows, rows, end - first, n, none)
     for head in range(first, end):
-        mine, start = token + head * head_dim, head // shared * capacity * head_dim
-        weighted_sum(scores[head], none, n, values, start, head_dim, out, mine, head_dim)
+        start = head // shared * capacity * head_dim
+        for at in range(0, n + count - 1, part):
+            block = start + at * head_dim
+            for i in range(count):
+                mine, row = (t + i) * dim + head * head_dim, scores[head * rows + i]
+                some = min(n + i - at, part)  # 0 or less: this token does not see so far
+                weighted_sum(row, at, some, values, block, head_dim, out, mine, head_dim, at > 0)
 
 
 _MATRIX, _KEYS, _VALUES = float32[:, ::1], float32[:, :, :, ::1], float32[:, :, ::1]
-_attend = called(attend, int64, int64, int64, _MATRIX, _KEYS, _VALUES, int64, _MATRIX, _MATRIX)
+_RANGES = (int64, int64, int64, int64)
+_attend = called(attend, *_RANGES, _MATRIX, _KEYS, _VALUES, int64, _MATRIX, _MATRIX)
 
 
 @exact
@@ -111,19 +136,22 @@ def attention(q, keys, values, pos, scores, out):
     """Causal attention of T tokens at pos ... pos + T - 1 over the cache (Vaswani et al. 2017).
 
     q, out: (T, n_heads * head_dim), keys: (n_kv_heads, capacity / BLOCK, head_dim, BLOCK),
-    values: (n_kv_heads, capacity, head_dim), scores: (n_heads, capacity), scratch.
+    values: (n_kv_heads, capacity, head_dim), scores: (n_heads * TOGETHER, capacity), scratch.
     """
-    for t in range(q.shape[0]):
-        _attend(0, scores.shape[0], t, q, keys, values, pos + t + 1, scores, out)
+    heads = q.shape[1] // values.shape[2]
+    for t in range(0, q.shape[0], TOGETHER):
+        count = min(TOGETHER, q.shape[0] - t)
+        _attend(0, heads, t, count, q, keys, values, pos + t + 1, scores, out)
 
 
 @exact(parallel=True)
 def attention_threaded(q, keys, values, pos, scores, out):
     """`attention` with the heads shared among threads."""
-    for i in prange(scores.shape[0]):
+    for i in prange(q.shape[1] // values.shape[2]):
         head = np.int64(i)
-        for t in range(q.shape[0]):
-            _attend(head, head + 1, t, q, keys, values, pos + t + 1, scores, out)
+        for t in range(0, q.shape[0], TOGETHER):
+            count = min(TOGETHER, q.shape[0] - t)
+            _attend(head, head + 1, t, count, q, keys, values, pos + t + 1, scores, out)
 
 
 _KINDS = (_MATRIX, _KEYS, _VALUES, int64, _MATRIX, _MATRIX)

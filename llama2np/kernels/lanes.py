@@ -15,16 +15,20 @@ from llama2np.kernels.vectors import F32, cells, data_of, load, same, spread, st
 
 
 def _side_by_side(lanes, vectors=1):
-    """A function (weights, w, count, rows, r, step, out, o) that fills out[o : o + width].
+    """A function (weights, w, count, rows, r, step, out, o, on) that fills out[o : o + width].
 
-    width is lanes * vectors. LLVM keeps vectors of 8 and 16 in registers, but not one of 48.
+    width is lanes * vectors; `on`: add to what is there. LLVM keeps vectors of 8 and 16 in
+    registers, but not one of 48.
     """
     vector = ir.VectorType(F32, lanes)
 
     def generate(context, builder, signature, arguments):
         weights, rows, out = data_of(context, builder, signature, arguments, 0, 3, 6)
-        _, w, count, _, r, step, _, o = arguments
+        _, w, count, _, r, step, _, o, on = arguments
         sums = cells(builder, same(vector, 0.0), 1, vectors)
+        with builder.if_then(on):
+            for (_, v), total in sums.items():
+                builder.store(load(builder, out, stepped(builder, o, lanes, v), vector), total)
         with cgutils.for_range(builder, count) as loop:
             weight = builder.load(builder.gep(weights, [builder.add(w, loop.index)]))
             weight = spread(builder, weight, vector)
@@ -38,9 +42,9 @@ def _side_by_side(lanes, vectors=1):
         return context.get_dummy_value()
 
     @intrinsic
-    def side_by_side(_context, weights, w, count, rows, r, step, out, o):
+    def side_by_side(_context, weights, w, count, rows, r, step, out, o, on):
         at = types.intp
-        return types.void(weights, at, at, rows, at, at, out, at), generate
+        return types.void(weights, at, at, rows, at, at, out, at, types.boolean), generate
 
     return side_by_side
 
@@ -50,31 +54,32 @@ _sums16, _sums8 = _side_by_side(16), _side_by_side(8)
 
 
 @inner(forceinline=True)
-def weighted_sum(weights, w, count, rows, r, step, out, o, width):
+def weighted_sum(weights, w, count, rows, r, step, out, o, width, on):
     """out[o + i] = the sum of weights[w + k] * rows[r + k * step + i] for k = 0, 1 ... count - 1.
 
-    For i < width, each sum in that order. All arrays are flat float32.
+    For i < width, each sum in that order; `on`: it goes on from what out has. All arrays are flat
+    float32.
     """
     done = 0
     if not PLAIN:
         while width - done >= 64:
-            _sums64(weights, w, count, rows, r + done, step, out, o + done)
+            _sums64(weights, w, count, rows, r + done, step, out, o + done, on)
             done += 64
         # The rest in as few passes over the rows as can be: each pass reads all of them again.
         if width - done >= 48:
-            _sums48(weights, w, count, rows, r + done, step, out, o + done)
+            _sums48(weights, w, count, rows, r + done, step, out, o + done, on)
             done += 48
         if width - done >= 32:
-            _sums32(weights, w, count, rows, r + done, step, out, o + done)
+            _sums32(weights, w, count, rows, r + done, step, out, o + done, on)
             done += 32
         if width - done >= 16:
-            _sums16(weights, w, count, rows, r + done, step, out, o + done)
+            _sums16(weights, w, count, rows, r + done, step, out, o + done, on)
             done += 16
         if width - done >= 8:
-            _sums8(weights, w, count, rows, r + done, step, out, o + done)
+            _sums8(weights, w, count, rows, r + done, step, out, o + done, on)
             done += 8
     for i in range(done, width):
-        total = np.float32(0)
+        total = out[o + i] if on else np.float32(0)
         for k in range(count):
             total += weights[w + k] * rows[r + k * step + i]
         out[o + i] = total
