@@ -43,7 +43,13 @@ def naive_log_probabilities(config, tensors, tokens):
 
 
 @pytest.mark.parametrize(
-    "context, stride, length", ((512, 512, 1000), (256, 100, 1900), (60, 7, 250), (1, 1, 100))
+    "context, stride, length",
+    (
+        pytest.param(512, 512, 1000, marks=pytest.mark.compiled),
+        pytest.param(256, 100, 1900, marks=pytest.mark.compiled),
+        (60, 7, 150),
+        (1, 1, 60),
+    ),
 )
 def test_perplexity_is_what_ten_lines_of_numpy_find(reference, stories, context, stride, length):
     text = TALE[:length]
@@ -94,6 +100,7 @@ def test_two_models_side_by_side(tiny):
     assert same.agreement == 1 and same.divergence == 0
 
 
+@pytest.mark.compiled
 def test_what_quantization_costs_the_smallest_model(reference, stories, tmp_path):
     folder = reference / "stories260K"
     write_bin(read_bin(folder / "stories260K.bin"), tmp_path / "q8.bin", 2)
@@ -133,6 +140,7 @@ def test_a_text_whose_pieces_span_words_is_not_cut():
     assert 301 in list(_Reader(tokenizer, "A B A B", int))
 
 
+@pytest.mark.compiled
 def test_memory_does_not_grow_with_the_text(tiny):
     model = tiny()
 

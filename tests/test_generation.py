@@ -257,6 +257,7 @@ def int8_model(write, tmp_path):
 _GUESSES = st.lists(st.integers(0, TINY.vocab_size - 1), max_size=9)
 
 
+@pytest.mark.compiled
 @settings(deadline=None, max_examples=40)
 @given(script=st.lists(_GUESSES, min_size=1, max_size=5), limit=st.integers(0, 200))
 @one_thread
