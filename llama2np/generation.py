@@ -47,8 +47,8 @@ def continue_tokens(
 
     `draft` makes decoding speculative (Leviathan et al. 2023): its guess is read along with the
     token before it, in one pass, and kept as far as the sampler chooses the same. So the tokens
-    are those without it, but for float32 logits that differ in their last bits: matrix products
-    of several rows add in another order. Q8_0 gives the same bits.
+    are those without it. (Of guesses of kernels.FEW tokens and more, float32 logits may differ in
+    their last bits: large matrix products add in another order.)
     """
     given = state.pos + len(tokens)
     guess: list[int] = []

@@ -1,6 +1,6 @@
 """Guesses at the tokens that follow, for `generate(draft=...)`: right ones cost almost nothing.
 
-A network reads several tokens hardly slower than one, because its weights come from memory once.
+A large network reads several tokens hardly slower than one: its weights come from memory once.
 """
 
 from __future__ import annotations

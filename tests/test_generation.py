@@ -198,23 +198,13 @@ def prompts(model, count):
         yield model.generate("", seed=seed, max_new_tokens=3 + seed % 17).read()
 
 
-def same_unless_tied(model, plain, guessed):
-    """Whether the tokens are the same, but for what follows a tie within float32's rounding."""
-    if plain.tokens == guessed.tokens:
-        return True
-    pairs = zip(plain.tokens, guessed.tokens, strict=False)
-    at = next(i for i, (a, b) in enumerate(pairs) if a != b)
-    logits = model.forward([*plain.prompt, *plain.tokens[:at]], model.new_state())
-    return abs(logits[plain.tokens[at]] - logits[guessed.tokens[at]]) < 1e-4
-
-
 @pytest.mark.compiled
 @pytest.mark.parametrize("kind", ["float32", "int8"])
 @one_thread
 def test_greedy_speculative_output_is_plain_output_on_50_prompts(quantized, kind):
     model = quantized if kind == "int8" else Llama.load(box.STORIES)
     options = {"temperature": 0, "max_new_tokens": 40}
-    equal = passes = 0
+    passes = 0
     for prompt in prompts(model, 50):
         plain = model.generate(prompt, **options)
         plain.read()
@@ -227,19 +217,16 @@ def test_greedy_speculative_output_is_plain_output_on_50_prompts(quantized, kind
 
             guessed = model.generate(prompt, draft=counted, **options)
             guessed.read()
-            equal += plain.tokens == guessed.tokens
-            assert same_unless_tied(model, plain, guessed)
-            if plain.tokens == guessed.tokens:
-                assert plain.stop_reason == guessed.stop_reason
-                assert plain.state.tokens.tolist() == guessed.state.tokens.tolist()
-    assert equal == 100 if kind == "int8" else equal >= 97
+            assert plain.tokens == guessed.tokens
+            assert plain.stop_reason == guessed.stop_reason
+            assert plain.state.tokens.tolist() == guessed.state.tokens.tolist()
     assert passes < 50 * 20  # the small model guesses well: few passes for 40 tokens
 
 
 @pytest.mark.compiled
 @one_thread
 def test_speculative_sampling_draws_the_same_tokens(quantized):
-    """In int8, where rows do not depend on their number: any seed, any option, to the last bit."""
+    """Any seed, any option, to the last bit."""
     for seed, prompt in enumerate(prompts(quantized, 12), 1):
         options = {"seed": seed, "max_new_tokens": 40, "frequency_penalty": 0.3, "logprobs": 2}
         plain = quantized.generate(prompt, **options)

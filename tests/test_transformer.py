@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import TINY, random_tensors
 
-from llama2np import checkpoint
+from llama2np import box, checkpoint, kernels
 from llama2np.checkpoint import Header
 from llama2np.config import Config
 from llama2np.trace import Trace
@@ -95,6 +95,17 @@ def test_logits_of_the_c_programs(reference, name, path):
     for size in (1, 7, 16, len(tokens)):
         found = in_blocks(transformer, tokens, size)
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("name", box.NAMES)
+def test_a_few_tokens_at_once_are_those_one_by_one(name):
+    """To the bit, in a network whose matrices threads share: what speculative decoding rests on."""
+    transformer = Transformer(*checkpoint.load(name))
+    tokens = tokens_of(transformer.config, 4 * kernels.FEW)
+    alone = in_blocks(transformer, tokens, 1)
+    for size in (2, 3, kernels.INT8_FEW, kernels.INT8_FEW + 1, kernels.FEW):
+        np.testing.assert_array_equal(in_blocks(transformer, tokens, size), alone)
 
 
 def test_the_last_logits_are_the_last_row(write):

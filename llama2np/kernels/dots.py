@@ -89,9 +89,7 @@ _one, _two, _four = _sums(1), _sums(2), _sums(4)
 def dot(w, i, n, x, out, o):
     """out[o] = row i of w times x. All are flat; a row of w has n values."""
     if PLAIN:
-        out[o] = 0
-        for k in range(n):
-            out[o] += w[i * n + k] * x[k]
+        out[o] = (w[i * n : i * n + n] * x).sum()
     else:
         _one(w, i * n, n, x, 0, out, o, 0)
 

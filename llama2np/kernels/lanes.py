@@ -61,7 +61,13 @@ def weighted_sum(weights, w, count, rows, r, step, out, o, width, on):
     float32.
     """
     done = 0
-    if not PLAIN:
+    if PLAIN:
+        if not on:
+            out[o : o + width] = 0
+        for k in range(count):
+            out[o : o + width] += weights[w + k] * rows[r + k * step : r + k * step + width]
+        done = width
+    else:
         while width - done >= 64:
             _sums64(weights, w, count, rows, r + done, step, out, o + done, on)
             done += 64
