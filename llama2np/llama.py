@@ -90,7 +90,12 @@ class Llama:
         of `Sampler`, such as temperature=0.8.
         Raises ValueError for arguments out of range and a prompt longer than the context.
         """
-        sampler = Sampler(**sampling)
+        sampler = _sampler("generate", sampling)
+        if draft is not None and not callable(draft):
+            kind = type(draft).__name__
+            raise ValueError(
+                f"draft must be a function of the tokens, not {kind}: DraftModel(...)?"
+            )
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not 1 <= len(tokens) <= self.config.seq_len:
             raise ValueError(
@@ -121,7 +126,7 @@ class Llama:
         """
         if positions is not None and positions < 0:
             raise ValueError(f"positions must be 0 (the context) or more, not {positions}")
-        return Chat(self.transformer, self.tokenizer, Sampler(**sampling), system, positions)
+        return Chat(self.transformer, self.tokenizer, _sampler("chat", sampling), system, positions)
 
     def with_hooks(self, *hooks: Hook) -> Llama:
         """The same model, whose arrays are shown to `hooks`: see `Trace` and `Edit`.
@@ -133,6 +138,14 @@ class Llama:
         from llama2np.watched import Watched  # only for those who look
 
         return Llama(Watched(self.transformer, hooks), self.tokenizer)
+
+
+def _sampler(caller: str, options: SamplingOptions) -> Sampler:
+    """Raises TypeError in the caller's name for an option that neither has."""
+    if unknown := options.keys() - SamplingOptions.__annotations__.keys():
+        known = ", ".join(SamplingOptions.__annotations__)
+        raise TypeError(f"{caller}() has no option {min(unknown)!r}; those of sampling are {known}")
+    return Sampler(**options)
 
 
 def _tokenizer_of(

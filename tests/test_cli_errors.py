@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -346,6 +347,50 @@ def test_an_interrupt_ends_the_line(folder, start, interruptible):
     child.send_signal(signal.SIGINT)
     status, out, err = finished(child)
     assert (status, out[-1:], err) == (130, b"\n", b"")
+
+
+@pytest.fixture
+def compiling(folder, start, interruptible, tmp_path):
+    """A process in the middle of its first run ever: some kernels are compiled, not yet all."""
+    child = start(
+        folder / "model.bin", *GREEDY, env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    )
+    while not list(tmp_path.rglob("*.nbi")) and child.poll() is None:
+        time.sleep(0.05)
+    return child
+
+
+@pytest.mark.compiled
+def test_an_interrupt_while_compiling(compiling):
+    """It waits until that is done; what is compiled is kept."""
+    compiling.send_signal(signal.SIGINT)
+    status, out, err = finished(compiling)
+    assert (status, out.strip(), err) == (130, b"", b"")
+
+
+@pytest.mark.compiled
+def test_two_interrupts_while_compiling(compiling):
+    """The second one does not wait."""
+    while compiling.poll() is None:
+        compiling.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    status, out, err = finished(compiling)
+    assert (status, out, err) == (-signal.SIGINT, b"", b"")
+
+
+@pytest.mark.compiled
+def test_an_interrupt_in_an_answer_ends_the_answer(folder, start, interruptible):
+    """And at the question for the next one, the chat."""
+    argv = (folder / "endless.bin", "-m", "chat", "-y", "", "-i", "AB", *GREEDY)
+    child = start(*argv, stdin=subprocess.PIPE)
+    assert child.stdout.read(2000).startswith(b"Assistant: ")
+    child.send_signal(signal.SIGINT)
+    said = b""
+    while not said.endswith(b"\nUser: "):
+        said += child.stdout.read(1)
+    child.send_signal(signal.SIGINT)
+    status, out, err = finished(child)
+    assert (status, out, err) == (130, b"\n", b"")
 
 
 def test_an_interrupt_after_the_reader_has_gone(folder, start, interruptible):

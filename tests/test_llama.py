@@ -78,6 +78,15 @@ def test_arguments_are_checked_at_the_call(model, options, message):
         model.generate("A", **options)  # not first when somebody iterates
 
 
+def test_options_that_there_are_not(model):
+    with pytest.raises(TypeError, match=r"generate\(\) has no option 'max_tokens'; those of sampl"):
+        model.generate("A", max_tokens=5)
+    with pytest.raises(TypeError, match=r"chat\(\) has no option 'temp'"):
+        model.chat(temp=5)
+    with pytest.raises(ValueError, match="draft must be a function of the tokens, not Llama"):
+        model.generate("A", draft=model)
+
+
 def test_broken_weights_stop_with_a_message(write, tmp_path):
     path = write("nan.bin", Header(1, TINY, True))
     data = bytearray(path.read_bytes())

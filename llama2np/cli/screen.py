@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from types import FrameType
 
@@ -29,9 +30,15 @@ class Screen:
                 stream.reconfigure(encoding="utf-8", errors="strict")
 
     def interrupt(self, _signal: int, frame: FrameType | None) -> None:
-        """Ctrl-C. In numba it waits for the next `write`: llvmlite's callbacks would swallow it."""
+        """Ctrl-C. In numba it waits for the next `write`: llvmlite's callbacks would swallow it.
+
+        A second one does not wait for the compiler, and ends the process at once.
+        """
         while frame:
             if frame.f_globals["__name__"].partition(".")[0] in ("numba", "llvmlite"):
+                if self._interrupted:
+                    signal.signal(signal.SIGINT, signal.SIG_DFL)
+                    signal.raise_signal(signal.SIGINT)
                 self._interrupted = True
                 return
             frame = frame.f_back
