@@ -231,7 +231,8 @@ class Transformer:
         if tokens.ndim != 1 or not tokens.size or tokens.dtype.kind not in "iu":
             raise ValueError(f"tokens must be one or more integers in a row, not {tokens!r}")
         tokens = tokens.astype(np.int64)  # a copy, so that the kernels see one type of array
-        worst = int(tokens.view(np.uint64).argmax())  # read without a sign, -1 is the largest
+        # Read without a sign, -1 is the largest. One token is it: that is the usual case.
+        worst = int(tokens.view(np.uint64).argmax()) if tokens.size > 1 else 0
         if not 0 <= tokens[worst] < self.config.vocab_size:
             most = self.config.vocab_size - 1
             raise ValueError(f"token {tokens[worst]} is not in the vocabulary of 0 to {most}")

@@ -41,7 +41,12 @@ def test_these_are_the_notebooks():
     assert sorted(path.stem for path in DOCS.glob("*.py")) == sorted(NOTEBOOKS)
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+HEAVY = ("what_a_head_looks_at", "what_quantization_costs")  # minutes in plain Python
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.compiled] * (n in HEAVY)) for n in NOTEBOOKS]
+)
 def test_a_notebook_runs(drawing, name):
     assert run((DOCS / f"{name}.py").read_text(encoding="utf-8"))
 

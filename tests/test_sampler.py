@@ -84,6 +84,7 @@ def expected_probabilities(size, temperature, repeated=False):
     return run_c_softmax(random_logits(size, repeated), temperature)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("seed", VECTORS)
 def test_draws_are_run_c_s(seed):
     """Among 2**20 equally likely tokens the choice is the draw's upper 20 bits."""
