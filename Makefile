@@ -30,7 +30,7 @@ coverage: $(VENV)/installed-dev ## lines and branches, the kernels' too, and of 
 	rm -f .coverage .coverage.*
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m coverage run -m pytest $(ARGS_TEST)
 	NUMBA_CACHE_DIR=$(shell mktemp -d) $(BIN)/python -m coverage run -m pytest \
-		tests/test_kernels.py tests/test_kernels_int8.py tests/test_threads.py
+		tests/test_kernels.py tests/test_kernels_int8.py tests/test_threads.py tests/test_warmup.py
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
