@@ -38,9 +38,9 @@ class PromptLookup:
 
     It needs no second model, and helps where a text repeats itself or its prompt. Of the places
     where the last `ngram` tokens stand, or else fewer, it takes the latest; where what followed
-    there ends, it goes round. After a guess that was not right to its end, the next is shorter, and
-    after one that was all wrong it wants all of `ngram` to be the same. It remembers its last
-    guess: one sequence at a time.
+    there ends, it goes round. After a guess that was not right to its end, the next has at most
+    twice as many tokens as were right, and one more; where none was, it wants all of `ngram` to be
+    the same. It remembers its last guess: one sequence at a time.
     """
 
     def __init__(self, ngram: int = 3, ahead: int = 8):
@@ -61,7 +61,7 @@ class PromptLookup:
             if places.size:
                 followed = tokens[int(places[-1]) + n :]
                 self._guess, self._at = np.resize(followed, ahead).tolist(), len(tokens)
-                return self._guess
+                return list(self._guess)
         return []
 
     def _right(self, tokens: np.ndarray) -> int:

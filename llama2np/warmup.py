@@ -26,7 +26,8 @@ _SHAPE = Config(
 )
 # float32, and int8 in groups of either usual size.
 _HEADERS = (Header(0, _SHAPE, True), Header(2, _SHAPE, True, 32), Header(2, _SHAPE, False, 64))
-# One token; tokens by a narrow tile, with serial attention; by wide and narrow ones, threaded.
+# One token; a few, whose matrices threads share (3 * 192 * 128 is enough) while one thread does
+# attention; a block by wide tiles and the rest by narrow ones, with threads for all.
 _PROMPTS = (1, 3, 1 + 256 + 90)
 
 

@@ -102,7 +102,7 @@ def test_logits_of_the_c_programs(reference, name, path):
 def test_a_few_tokens_at_once_are_those_one_by_one(name):
     """To the bit, in a network whose matrices threads share: what speculative decoding rests on."""
     transformer = Transformer(*checkpoint.load(name))
-    tokens = tokens_of(transformer.config, 4 * kernels.FEW)
+    tokens = tokens_of(transformer.config, 6 * kernels.FEW)  # past a block of keys
     alone = in_blocks(transformer, tokens, 1)
     for size in (2, 3, kernels.INT8_FEW, kernels.INT8_FEW + 1, kernels.FEW):
         np.testing.assert_array_equal(in_blocks(transformer, tokens, size), alone)

@@ -42,6 +42,7 @@ class Screen:
                 self._interrupted = True
                 return
             frame = frame.f_back
+        self._interrupted = False  # this is the one that counts
         raise KeyboardInterrupt
 
     def write(self, text: str) -> None:

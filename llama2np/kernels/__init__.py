@@ -64,6 +64,7 @@ one_token_int8 = guarded(_one_token.one_token_int8)
 
 attention_threaded = guarded(_attention.attention_threaded)
 to_tiles = guarded(_tiles.to_tiles)
-matmul_few = guarded(_dots.matmul_few)  # None where indices are checked
-matmul_tiles = guarded(_tiles.matmul_tiles)  # None where there is no compiler
-matmul_int8_tiles = guarded(_int8_tiles.matmul_int8_tiles)  # None where the CPU has no such thing
+# These are None where kernels are plain loops; the last one also without int8 instructions.
+matmul_few = guarded(_dots.matmul_few)
+matmul_tiles = guarded(_tiles.matmul_tiles)
+matmul_int8_tiles = guarded(_int8_tiles.matmul_int8_tiles)

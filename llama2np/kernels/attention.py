@@ -8,9 +8,9 @@ a block can advance side by side, each of them summed in run.c's order.
 import math
 
 import numpy as np
-from numba import prange
+from numba import float32, int64, prange
 
-from llama2np.kernels.calls import called, float32, int64
+from llama2np.kernels.calls import called
 from llama2np.kernels.jit import exact, inner
 from llama2np.kernels.lanes import weighted_sum
 from llama2np.kernels.steps import exps
@@ -89,7 +89,7 @@ def _divide_by_sum(row, total, summed, n):
 
 
 @inner
-def attend(first, end, t, count, q, keys, values, n, scores, out):
+def _attend(first, end, t, count, q, keys, values, n, scores, out):
     """Softmax-weighted means of the values, for heads first ... end - 1 of tokens t and on.
 
     Of `count` tokens, at most TOGETHER. The first has n values to see, each after it one more.
@@ -99,7 +99,7 @@ def attend(first, end, t, count, q, keys, values, n, scores, out):
     shared = n_heads // n_kv_heads  # query heads to a key/value head
     # Typed: of a literal, numba compiles anew.
     none, one, width, rows = np.int64(0), np.int64(1), np.int64(BLOCK), np.int64(TOGETHER)
-    anew = none > 0
+    anew = none > 0  # a False with a type
     part = n if count == 1 else width  # of the values that all tokens gather before the next
     dim, q, out = q.shape[1], q.reshape(-1), out.reshape(-1)
     keys, values = keys.reshape(-1), values.reshape(-1)
@@ -128,7 +128,7 @@ def attend(first, end, t, count, q, keys, values, n, scores, out):
 
 _MATRIX, _KEYS, _VALUES = float32[:, ::1], float32[:, :, :, ::1], float32[:, :, ::1]
 _RANGES = (int64, int64, int64, int64)
-_attend = called(attend, *_RANGES, _MATRIX, _KEYS, _VALUES, int64, _MATRIX, _MATRIX)
+_call_attend = called(_attend, *_RANGES, _MATRIX, _KEYS, _VALUES, int64, _MATRIX, _MATRIX)
 
 
 @exact
@@ -141,7 +141,7 @@ def attention(q, keys, values, pos, scores, out):
     heads = q.shape[1] // values.shape[2]
     for t in range(0, q.shape[0], TOGETHER):
         count = min(TOGETHER, q.shape[0] - t)
-        _attend(0, heads, t, count, q, keys, values, pos + t + 1, scores, out)
+        _call_attend(0, heads, t, count, q, keys, values, pos + t + 1, scores, out)
 
 
 @exact(parallel=True)
@@ -151,7 +151,7 @@ def attention_threaded(q, keys, values, pos, scores, out):
         head = np.int64(i)
         for t in range(0, q.shape[0], TOGETHER):
             count = min(TOGETHER, q.shape[0] - t)
-            _attend(head, head + 1, t, count, q, keys, values, pos + t + 1, scores, out)
+            _call_attend(head, head + 1, t, count, q, keys, values, pos + t + 1, scores, out)
 
 
 _KINDS = (_MATRIX, _KEYS, _VALUES, int64, _MATRIX, _MATRIX)

@@ -20,7 +20,7 @@ class Cache(FunctionCache):
             super().save_overload(sig, data)
 
     def load_overload(self, sig, target_context):
-        for call in calls(self._py_func):
+        for call in callees(self._py_func):
             call.ready()
         return super().load_overload(sig, target_context)
 
@@ -28,14 +28,14 @@ class Cache(FunctionCache):
         return sig, codegen.magic_tuple(), repr(identity(self._py_func))
 
 
-def calls(function):
+def callees(function):
     """The kernels that this one, or one that it takes in, calls by their address (calls.py)."""
     names = inspect.getclosurevars(function)
     for value in (*names.nonlocals.values(), *names.globals.values()):
         if hasattr(value, "ready"):
             yield value
         elif hasattr(value, "py_func"):
-            yield from calls(value.py_func)
+            yield from callees(value.py_func)
 
 
 def identity(value):

@@ -12,8 +12,6 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-float32, int8, int32, int64 = types.float32, types.int8, types.int32, types.int64
-
 
 def called(kernel, *kinds):
     """What stands for `kernel` in others, if it is to be called there. Its result is None.
@@ -33,14 +31,10 @@ def called(kernel, *kinds):
         name = compiled.fndesc.llvm_func_name
         llvm.add_symbol(symbol, compiled.library.get_pointer_to_function(name))
 
-    def generate(context, builder, signature, arguments):
-        kind = context.call_conv.get_function_type(types.void, kinds)
-        there = cgutils.get_or_insert_function(builder.module, kind, symbol)
-        arguments = [
-            context.cast(builder, *argument)
-            for argument in zip(arguments, signature.args, kinds, strict=True)
-        ]
+    def generate(context, builder, _signature, arguments):
         convention = context.call_conv
+        kind = convention.get_function_type(types.void, kinds)
+        there = cgutils.get_or_insert_function(builder.module, kind, symbol)
         status, _ = convention.call_function(builder, there, types.void, kinds, arguments)
         with cgutils.if_unlikely(builder, status.is_error):
             convention.return_status_propagate(builder, status)

@@ -14,7 +14,7 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from llama2np.kernels.jit import PLAIN, cpu_has, exact, inner
+from llama2np.kernels.jit import PLAIN, SLICES, cpu_has, exact, inner
 from llama2np.kernels.vectors import F32, I32, cells, data_of, load, load_first, same, stepped
 
 _LANES, _VECTORS = 16 if cpu_has("avx512f") else 8, 2
@@ -88,8 +88,13 @@ _one, _two, _four = _sums(1), _sums(2), _sums(4)
 @inner(forceinline=True)
 def dot(w, i, n, x, out, o):
     """out[o] = row i of w times x. All are flat; a row of w has n values."""
-    if PLAIN:
+    if SLICES:
         out[o] = (w[i * n : i * n + n] * x).sum()
+    elif PLAIN:
+        total = np.float32(0)
+        for k in range(n):
+            total += w[i * n + k] * x[k]
+        out[o] = total
     else:
         _one(w, i * n, n, x, 0, out, o, 0)
 
@@ -130,5 +135,5 @@ def _matmul_few(w, x, out):
             _one(x, t * n, n, w, i * n, out, t * d + i, d)
 
 
-# With indices checked, many tokens take the loops that have indices.
+# With indices checked, or without a compiler, a few tokens go one by one.
 matmul_few: Any = None if PLAIN else _matmul_few

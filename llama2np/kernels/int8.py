@@ -18,10 +18,8 @@ from llama2np.kernels.jit import exact
 def quantize(x, q, scales, sums):
     """Round x to q * scale, by groups. x: (T, n) float32, q: (T, n) int8.
 
-    scales: (T, n / group) float32.
-
     The scale takes a group's largest magnitude to 127; halves are rounded away from zero.
-    sums: (T, n / group) int32, the sum of q over each group.
+    scales: (T, n / group) float32, sums: the same in int32, the sum of q over each group.
     """
     tokens, groups = scales.shape
     group = x.shape[1] // groups

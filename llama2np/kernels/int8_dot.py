@@ -8,7 +8,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from llama2np.kernels.int8_flavours import FLAVOURS
-from llama2np.kernels.jit import PLAIN, exact
+from llama2np.kernels.jit import SLICES, exact
 from llama2np.kernels.vectors import F32, I8, I32, data_of, load, prefetch, same
 
 # Bytes of the matrix that are asked for ahead of their use. The arithmetic takes about as long as
@@ -30,7 +30,7 @@ def products4(flavour, size):
 @exact(forceinline=True)
 def dot(a, i, b, j, size):
     """The sum of a[i + k] * b[j + k] over k < size. a, b: flat int8 arrays."""
-    if PLAIN:
+    if SLICES:
         return np.int32((a[i : i + size].astype(np.int32) * b[j : j + size]).sum())
     total = np.int32(0)
     # Indices without a sign need no test for being negative: the loop becomes vectors.

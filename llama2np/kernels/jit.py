@@ -23,6 +23,7 @@ from llama2np.kernels.cache import Cache
 __all__ = [
     "CACHE_FOLDER",
     "PLAIN",
+    "SLICES",
     "counts",
     "cpu_has",
     "exact",
@@ -63,6 +64,8 @@ def _cache_folder():
 CACHE_FOLDER = _cache_folder()
 # Only loops: what LLVM is asked for by name has neither an interpreter nor checks of indices.
 PLAIN = bool(numba.config.DISABLE_JIT or numba.config.BOUNDSCHECK)
+# Python itself, where slices save time. They clip, so they are not for checking indices.
+SLICES = bool(numba.config.DISABLE_JIT)
 _KERNELS = []  # all that _jit made
 
 

@@ -10,7 +10,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from llama2np.kernels.jit import PLAIN, inner
+from llama2np.kernels.jit import PLAIN, SLICES, inner
 from llama2np.kernels.vectors import F32, cells, data_of, load, same, spread, stepped, store
 
 
@@ -61,13 +61,13 @@ def weighted_sum(weights, w, count, rows, r, step, out, o, width, on):
     float32.
     """
     done = 0
-    if PLAIN:
+    if SLICES:
         if not on:
             out[o : o + width] = 0
         for k in range(count):
             out[o : o + width] += weights[w + k] * rows[r + k * step : r + k * step + width]
         done = width
-    else:
+    elif not PLAIN:
         while width - done >= 64:
             _sums64(weights, w, count, rows, r + done, step, out, o + done, on)
             done += 64

@@ -8,9 +8,9 @@ apart one body compiled with two sets of flags (#6845).
 """
 
 import numpy as np
-from numba import prange, types
+from numba import float32, int8, int32, int64, prange, types
 
-from llama2np.kernels.calls import called, float32, int8, int32, int64
+from llama2np.kernels.calls import called
 from llama2np.kernels.dots import all_dots, dot
 from llama2np.kernels.int8 import int8_rows, quantize
 from llama2np.kernels.jit import exact, inner
@@ -57,7 +57,8 @@ def _share_float32(rows, a, b, c, x, out_a, out_b, out_c):
 
 @inner
 def _alone_int8(w, x, out):
-    int8_rows(w[0], w[1], 0, w[0].shape[0], x[0], x[1], x[2], out)
+    first = np.int64(0)  # typed: of a literal, numba compiles anew
+    int8_rows(w[0], w[1], first, w[0].shape[0], x[0], x[1], x[2], out)
 
 
 @inner(forceinline=True)

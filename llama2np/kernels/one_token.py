@@ -5,8 +5,6 @@ calls, and waking the threads for each matrix, would take as long as the arithme
 same steps, in the same order, compiled together; and matrices that read the same input, together.
 """
 
-import numpy as np
-
 from llama2np.kernels.addresses import (
     ATTN_NORM,
     CLASSIFIER,
@@ -62,8 +60,6 @@ def _one_token(matrix_at, rows, ready, multiply):
         scores: a State's, which get those of `pos`; logits: (1, vocab_size), or (0, vocab_size) if
         not wanted. Threads share what has `shared` multiply-adds or more.
         """
-        # Typed: of a literal, numba compiles multiply for each value.
-        one, two, three = np.int64(1), np.int64(2), np.int64(3)
         x, h, q, k, v, mixed, gate, up, cos, sin = scratch
         dim, kv_dim, hidden_dim = x.shape[1], k.shape[1], gate.shape[1]
         vocab_size = logits.shape[1]
@@ -75,27 +71,27 @@ def _one_token(matrix_at, rows, ready, multiply):
             wq = matrix_at(places[WQ], dim, dim)
             wk = matrix_at(places[WK], kv_dim, dim)
             wv = matrix_at(places[WV], kv_dim, dim)
-            multiply(three, wq, wk, wv, ready(h, wq), q, k, v, shared)
+            multiply(3, wq, wk, wv, ready(h, wq), q, k, v, shared)
             rope(q, k, v, cos, sin, pos, keys[i], values[i])
             if 2 * q.size * (pos + 1) < shared:
                 call_attention(q, keys[i], values[i], pos, scores, mixed)
             else:
                 call_attention_threaded(q, keys[i], values[i], pos, scores, mixed)
             wo = matrix_at(places[WO], dim, dim)
-            multiply(one, wo, wo, wo, ready(mixed, wo), h, h, h, shared)
+            multiply(1, wo, wo, wo, ready(mixed, wo), h, h, h, shared)
             add(x, h)
             rmsnorm(x, norm_at(places[FFN_NORM], dim), eps, h)
             w_gate = matrix_at(places[W_GATE], hidden_dim, dim)
             w_up = matrix_at(places[W_UP], hidden_dim, dim)
-            multiply(two, w_gate, w_up, w_up, ready(h, w_up), gate, up, up, shared)
+            multiply(2, w_gate, w_up, w_up, ready(h, w_up), gate, up, up, shared)
             swiglu(gate, up)
             w = matrix_at(places[W_DOWN], dim, hidden_dim)
-            multiply(one, w, w, w, ready(gate, w), h, h, h, shared)
+            multiply(1, w, w, w, ready(gate, w), h, h, h, shared)
             add(x, h)
         if logits.shape[0]:
             rmsnorm(x, norm_at(ends[FINAL_NORM], dim), eps, h)
             w = matrix_at(ends[CLASSIFIER], vocab_size, dim)
-            multiply(one, w, w, w, ready(h, w), logits, logits, logits, shared)
+            multiply(1, w, w, w, ready(h, w), logits, logits, logits, shared)
 
     return one_token
 
