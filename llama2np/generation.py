@@ -13,7 +13,7 @@ from llama2np.config import Config
 from llama2np.logits import likeliest, log_softmax
 from llama2np.sampler import Sampler
 from llama2np.tokenizer import BOS, EOS, Decoder, Tokenizer
-from llama2np.transformer import State
+from llama2np.transformer import State, Transformer
 
 StopReason = Literal["end", "stop", "max_new_tokens", "context"]
 
@@ -48,13 +48,21 @@ def continue_tokens(
     `draft` makes decoding speculative (Leviathan et al. 2023): its guess is read along with the
     token before it, in one pass, and kept as far as the sampler chooses the same. So the tokens
     are those without it. (Of guesses of kernels.FEW tokens and more, float32 logits may differ in
-    their last bits: large matrix products add in another order.)
+    their last bits: large matrix products add in another order.) Without one, a greedy sampler lets
+    a small network go on by itself, for ever more tokens: see `Transformer.greedy`.
     """
     given = state.pos + len(tokens)
     guess: list[int] = []
+    # A network that can go on by itself: its own likeliest tokens are a guess that is right.
+    network = model if isinstance(model, Transformer) and sampler.greedy and not draft else None
+    stride = network.stride if network else 1
     while state.pos + len(tokens) <= end:
         known = state.pos + len(tokens)
-        logits = model.forward([*tokens, *guess], state, all_logits=bool(guess))
+        if network and (count := min(stride, known - given, end - state.pos)) > 1:
+            read, logits = network.greedy(tokens[0], state, count)
+            guess = read[1:].tolist()
+        else:
+            logits = model.forward([*tokens, *guess], state, all_logits=bool(guess))
         for i, row in enumerate(logits if guess else [logits]):
             state.pos = known + i  # as if the guess were read token by token
             token = sampler.sample(row, state.tokens, given)
@@ -95,7 +103,9 @@ class Generation(Iterator[str]):
         # If asked for: each token's, and {token: log-probability} of the likeliest in its place.
         self.logprobs: list[float] = []
         self.top_logprobs: list[dict[int, float]] = []
-        self.seconds: list[float] = []  # what each token took, the first one with the prompt
+        # What each token took, the first one with the prompt. Of tokens that a small network read
+        # in one go, the first took it all.
+        self.seconds: list[float] = []
         self._tokenizer, self._logprobs = tokenizer, logprobs
         room = model.config.seq_len - len(self.prompt) + 1
         self._limit: StopReason = "context"

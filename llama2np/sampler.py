@@ -138,6 +138,11 @@ class Sampler:
         return np.float32(((s * 0x2545F4914F6CDD1D & _MASK) >> 40) / 2**24)
 
     @property
+    def greedy(self) -> bool:
+        """Whether it always takes the likeliest token, and looks at nothing but its logits."""
+        return self.temperature == 0 and not self._adjusts
+
+    @property
     def _adjusts(self) -> bool:
         """Whether anything happens to the logits before the temperature."""
         return bool(

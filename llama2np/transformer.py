@@ -7,6 +7,7 @@ kernels/one_token.py. `Llama.with_hooks` stops at every array.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -19,6 +20,9 @@ from llama2np.weights import Dense, Int8, Layer, Linear, Weights
 
 # A prompt goes through in blocks of this many tokens: enough to keep matrix products busy.
 BLOCK = 256
+
+# At most so many multiply-adds, and so many tokens, in one call of `greedy`: some milliseconds.
+_GREEDY_WORK, _GREEDY_TOKENS = 2**26, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +192,22 @@ class Transformer:
         """Not to be exchanged: the kernel for one token has their addresses."""
         return self._weights
 
+    @property
+    def stride(self) -> int:
+        """How many tokens `greedy` may read in one call, so that no one waits; 1: it is no use."""
+        if not self._one_token or self._differs("forward", "_read"):
+            return 1
+        work = sum(math.prod(matrix.shape) for matrix in self.weights.multiplied)
+        return max(min(_GREEDY_WORK // work, _GREEDY_TOKENS), 1)
+
+    def _differs(self, *methods: str) -> bool:
+        """Whether any of these is another one than this class's: a subclass's, or put in place."""
+        own = (getattr(getattr(self, name), "__func__", None) for name in methods)
+        return any(a is not getattr(Transformer, b) for a, b in zip(own, methods, strict=True))
+
     def _kernel(self) -> Callable[..., None] | None:
         """The kernel for one token; None if a step is another one here, or a matrix's kind."""
-        steps = "attend", "feed_forward", "_classify"
-        if any(getattr(type(self), step) is not getattr(Transformer, step) for step in steps):
+        if self._differs("attend", "feed_forward", "_classify"):
             return None
         kernel_of: dict[type[Linear] | None, Callable[..., None] | None] = {
             Dense: kernels.one_token_float32,
@@ -225,6 +241,24 @@ class Transformer:
             self._read(block, state, state.scratch(len(block)), wanted)
         return logits if all_logits else logits[0]
 
+    def greedy(self, token: int, state: State, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read `token` at state.pos, and `count` - 1 more, each the likeliest after those before.
+
+        Returns them, (count,) int64, and what follows each, float32 logits (count, vocab_size): to
+        the bit what `forward` says of one after the other, but without Python in between, which
+        takes as long as a small network. `stride` is a good count. Raises ValueError as `forward`
+        does, and where there is no kernel for one token: in a subclass, or of mixed matrices.
+        """
+        if not self._one_token:
+            raise ValueError("greedy: no kernel goes through this network token by token")
+        tokens = self._checked(np.full(count, token), state)
+        logits = np.empty((count, self.config.vocab_size), np.float32)
+        state.reserve(state.pos + count)
+        self._read_one_by_one(tokens, state, state.scratch(1), logits)
+        state.note(tokens)
+        state.pos += count
+        return tokens, logits
+
     def _checked(self, tokens: Sequence[int] | np.ndarray, state: State) -> np.ndarray:
         """The one border to the kernels: what passes here is in range."""
         tokens = np.asarray(tokens)
@@ -251,9 +285,7 @@ class Transformer:
         The last of the tokens are classified, as many as `logits` has rows for.
         """
         if len(tokens) == 1 and self._one_token:
-            cache = state.keys, state.values, state.scores
-            where = tokens, state.pos, self._frequencies, self._eps, self._ends, self._layers
-            self._one_token(*where, s.arrays, *cache, logits, kernels.shared())
+            self._read_one_by_one(tokens, state, s, logits)
         else:
             self.weights.embedding.rows(tokens, s.x)
             kernels.rope_angles(self._frequencies, state.pos, s.cos, s.sin)
@@ -263,6 +295,15 @@ class Transformer:
                 self.feed_forward(layer, s)
             self._classify(s, logits)
         state.pos += len(tokens)
+
+    def _read_one_by_one(
+        self, tokens: np.ndarray, state: State, s: Scratch, logits: np.ndarray
+    ) -> None:
+        """The first of `tokens` at state.pos; the others become the likeliest behind it."""
+        assert self._one_token
+        cache = state.keys, state.values, state.scores
+        where = tokens, state.pos, self._frequencies, self._eps, self._ends, self._layers
+        self._one_token(*where, s.arrays, *cache, logits, kernels.shared())
 
     def attend(
         self, layer: Layer, keys: np.ndarray, values: np.ndarray, state: State, s: Scratch

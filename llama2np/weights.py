@@ -158,6 +158,11 @@ class Weights:
         aligned = all(array.flags.aligned for matrix in matrices for array in matrix.arrays)
         return kinds.pop() if aligned else None
 
+    @property
+    def multiplied(self) -> list[Linear]:
+        """The matrices that each token is multiplied by: all but the embedding."""
+        return [matrix for layer in self.layers for matrix in layer.matrices] + [self.classifier]
+
     def addresses(self) -> tuple[np.ndarray, np.ndarray]:
         """Where the arrays stand in memory, int64: the ends' (3, 3), the layers' (n_layers, 9, 3).
 

@@ -346,3 +346,48 @@ def test_matrices_of_different_kinds_in_one_network(write, version, change):
     found = np.stack([mixed.forward([token], one) for token in tokens])
     np.testing.assert_allclose(found, mixed.forward(tokens, many, all_logits=True), atol=1e-5)
     assert (found[-1] != Transformer(config, weights).forward(tokens, State(config))).any()
+
+
+@pytest.mark.parametrize("version, group", ((1, 0), (2, 16)))
+def test_greedy_is_forward_and_the_likeliest_in_turn(write, version, group):
+    transformer = Transformer(
+        *checkpoint.load(write("tiny.bin", Header(version, TINY, True, group)))
+    )
+    one, many = State(TINY), State(TINY)
+    transformer.forward([7, 8, 9], one), transformer.forward([7, 8, 9], many)
+    tokens, logits = transformer.greedy(10, many, 20)
+    assert (tokens.dtype, tokens.shape, logits.shape) == (np.int64, (20,), (20, TINY.vocab_size))
+    token = 10
+    for i in range(20):
+        assert tokens[i] == token
+        row = transformer.forward([token], one)
+        np.testing.assert_array_equal(logits[i], row)
+        token = int(row.argmax())
+    assert many.pos == one.pos == 23
+    np.testing.assert_array_equal(many.tokens, one.tokens)
+    np.testing.assert_array_equal(many.values[:, :, :23], one.values[:, :, :23])
+
+
+def test_greedy_refuses_what_forward_refuses(write):
+    transformer = Transformer(*checkpoint.load(write("tiny.bin", Header(1, TINY, True))))
+    state = State(TINY)
+    for token, count, message in ((300, 2, "not in"), (5, 97, "do not fit"), (5, 0, "one or more")):
+        with pytest.raises(ValueError, match=message):
+            transformer.greedy(token, state, count)
+    assert state.pos == 0
+
+
+def test_a_network_with_other_steps_does_not_go_on_by_itself(write):
+    class Louder(Transformer):
+        def forward(self, tokens, state, all_logits=False):
+            return 2 * super().forward(tokens, state, all_logits)
+
+    class Attentive(Transformer):
+        def attend(self, *arguments):
+            super().attend(*arguments)
+
+    loaded = checkpoint.load(write("tiny.bin", Header(1, TINY, True)))
+    assert Transformer(*loaded).stride > 1
+    assert Louder(*loaded).stride == Attentive(*loaded).stride == 1
+    with pytest.raises(ValueError, match="greedy: no kernel"):
+        Attentive(*loaded).greedy(5, State(TINY), 2)

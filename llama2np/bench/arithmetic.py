@@ -12,12 +12,11 @@ def bytes_to_generate(config: Config, weights: Weights, depth: int, count: int) 
     Each matrix and norm once, one row of the embedding, and the keys and values of all tokens so
     far. A model that fits into the CPU's caches is read faster than memory.
     """
-    matrices = [weights.classifier]
-    matrices += [matrix for layer in weights.layers for matrix in layer.matrices]
     norms = 4 * config.dim * (2 * config.n_layers + 1)
     seen = depth + (count + 1) / 2
     cache = 2 * 4 * config.n_layers * config.kv_dim * seen
-    return sum(array.nbytes for matrix in matrices for array in matrix.arrays) + norms + cache
+    matrices = sum(array.nbytes for matrix in weights.multiplied for array in matrix.arrays)
+    return matrices + norms + cache
 
 
 def operations_to_read(config: Config, depth: int, count: int) -> float:

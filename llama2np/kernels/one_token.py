@@ -1,8 +1,10 @@
-"""The whole network for one token, in one call.
+"""The whole network for one token at a time, in one call.
 
 transformer.py goes through the blocks step by step. With one token the steps are so short that the
 calls, and waking the threads for each matrix, would take as long as the arithmetic. So here are the
 same steps, in the same order, compiled together; and matrices that read the same input, together.
+In a small network the way through Python takes as long again: the call may go on by itself, with
+the likeliest tokens.
 """
 
 from llama2np.kernels.addresses import (
@@ -31,7 +33,7 @@ from llama2np.kernels.multiply import (
     float32_input,
     int8_input,
 )
-from llama2np.kernels.steps import add, rmsnorm, swiglu
+from llama2np.kernels.steps import add, likeliest, rmsnorm, swiglu
 
 
 @inner
@@ -52,46 +54,52 @@ def _one_token(matrix_at, rows, ready, multiply):
 
     @exact
     def one_token(
-        token, pos, frequencies, eps, ends, layers, scratch, keys, values, scores, logits, shared
+        tokens, pos, frequencies, eps, ends, layers, scratch, keys, values, scores, logits, shared
     ):
-        """Read `token` (1,) at `pos`: x becomes the residual stream behind the last layer.
+        """Read the first of `tokens` (T,) at `pos`; the others become the likeliest after it.
 
-        ends, layers: Weights' addresses; scratch: a Scratch's arrays, for one token; keys, values,
-        scores: a State's, which get those of `pos`; logits: (1, vocab_size), or (0, vocab_size) if
-        not wanted. Threads share what has `shared` multiply-adds or more.
+        ends, layers: Weights' addresses; scratch: a Scratch's arrays, for one token, whose x
+        becomes the residual stream behind the last layer; keys, values, scores: a State's, which
+        get those of pos and on; logits: (T, vocab_size), or (0, vocab_size) if not wanted, of one
+        token. Threads share what has `shared` multiply-adds or more.
         """
         x, h, q, k, v, mixed, gate, up, cos, sin = scratch
         dim, kv_dim, hidden_dim = x.shape[1], k.shape[1], gate.shape[1]
         vocab_size = logits.shape[1]
-        rows(matrix_at(ends[EMBEDDING], vocab_size, dim), token, x)
-        rope_angles(frequencies, pos, cos, sin)
-        for i in range(layers.shape[0]):
-            places = layers[i]
-            rmsnorm(x, norm_at(places[ATTN_NORM], dim), eps, h)
-            wq = matrix_at(places[WQ], dim, dim)
-            wk = matrix_at(places[WK], kv_dim, dim)
-            wv = matrix_at(places[WV], kv_dim, dim)
-            multiply(3, wq, wk, wv, ready(h, wq), q, k, v, shared)
-            rope(q, k, v, cos, sin, pos, keys[i], values[i])
-            if 2 * q.size * (pos + 1) < shared:
-                call_attention(q, keys[i], values[i], pos, scores, mixed)
-            else:
-                call_attention_threaded(q, keys[i], values[i], pos, scores, mixed)
-            wo = matrix_at(places[WO], dim, dim)
-            multiply(1, wo, wo, wo, ready(mixed, wo), h, h, h, shared)
-            add(x, h)
-            rmsnorm(x, norm_at(places[FFN_NORM], dim), eps, h)
-            w_gate = matrix_at(places[W_GATE], hidden_dim, dim)
-            w_up = matrix_at(places[W_UP], hidden_dim, dim)
-            multiply(2, w_gate, w_up, w_up, ready(h, w_up), gate, up, up, shared)
-            swiglu(gate, up)
-            w = matrix_at(places[W_DOWN], dim, hidden_dim)
-            multiply(1, w, w, w, ready(gate, w), h, h, h, shared)
-            add(x, h)
-        if logits.shape[0]:
-            rmsnorm(x, norm_at(ends[FINAL_NORM], dim), eps, h)
-            w = matrix_at(ends[CLASSIFIER], vocab_size, dim)
-            multiply(1, w, w, w, ready(h, w), logits, logits, logits, shared)
+        for t in range(tokens.size):
+            if t:
+                tokens[t] = likeliest(logits[t - 1])
+            here = pos + t
+            rows(matrix_at(ends[EMBEDDING], vocab_size, dim), tokens[t : t + 1], x)
+            rope_angles(frequencies, here, cos, sin)
+            for i in range(layers.shape[0]):
+                places = layers[i]
+                rmsnorm(x, norm_at(places[ATTN_NORM], dim), eps, h)
+                wq = matrix_at(places[WQ], dim, dim)
+                wk = matrix_at(places[WK], kv_dim, dim)
+                wv = matrix_at(places[WV], kv_dim, dim)
+                multiply(3, wq, wk, wv, ready(h, wq), q, k, v, shared)
+                rope(q, k, v, cos, sin, here, keys[i], values[i])
+                if 2 * q.size * (here + 1) < shared:
+                    call_attention(q, keys[i], values[i], here, scores, mixed)
+                else:
+                    call_attention_threaded(q, keys[i], values[i], here, scores, mixed)
+                wo = matrix_at(places[WO], dim, dim)
+                multiply(1, wo, wo, wo, ready(mixed, wo), h, h, h, shared)
+                add(x, h)
+                rmsnorm(x, norm_at(places[FFN_NORM], dim), eps, h)
+                w_gate = matrix_at(places[W_GATE], hidden_dim, dim)
+                w_up = matrix_at(places[W_UP], hidden_dim, dim)
+                multiply(2, w_gate, w_up, w_up, ready(h, w_up), gate, up, up, shared)
+                swiglu(gate, up)
+                w = matrix_at(places[W_DOWN], dim, hidden_dim)
+                multiply(1, w, w, w, ready(gate, w), h, h, h, shared)
+                add(x, h)
+            if logits.shape[0]:
+                rmsnorm(x, norm_at(ends[FINAL_NORM], dim), eps, h)
+                w = matrix_at(ends[CLASSIFIER], vocab_size, dim)
+                out = logits[t : t + 1]
+                multiply(1, w, w, w, ready(h, w), out, out, out, shared)
 
     return one_token
 

@@ -49,15 +49,32 @@ def _sortable(bits):
 
 
 @inner
-def exps(x, n, temperature):
-    """x = e**(x / temperature - the largest of these), for the first n of x (capacity,)."""
-    for i in range(n):
-        x[i] /= temperature
+def _largest(x, n):
+    """The largest of the first n of x (capacity,), sortable."""
     top = np.int32(-(2**31))
     for i in range(n):  # of integers: LLVM makes vectors of it, as it may not of floats
         value = np.float32(x[i])
         top = np.int32(max(top, _sortable(value.view(np.int32))))
-    largest = np.int32(_sortable(top))
+    return top
+
+
+@inner
+def likeliest(logits):
+    """The first of the largest of logits (n,); any of them where there are nans or two zeros."""
+    top = _largest(logits, logits.shape[0])
+    for i in range(logits.shape[0]):
+        value = np.float32(logits[i])
+        if _sortable(value.view(np.int32)) == top:
+            return i
+    return 0
+
+
+@inner
+def exps(x, n, temperature):
+    """x = e**(x / temperature - the largest of these), for the first n of x (capacity,)."""
+    for i in range(n):
+        x[i] /= temperature
+    largest = np.int32(_sortable(_largest(x, n)))
     for i in range(n):
         x[i] = exp(x[i] - largest.view(np.float32))
 
