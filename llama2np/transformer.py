@@ -186,6 +186,7 @@ class Transformer:
         self._one_token = self._kernel()
         if self._one_token:
             self._ends, self._layers = weights.addresses()
+            kernels.expect(self._one_token)
 
     @property
     def weights(self) -> Weights:

@@ -38,15 +38,14 @@ def test_matrices_that_share_an_input(kind, shared):
     x, shapes = normal(1, 64, seed=9), (65, 7, 20)
     if kind == "float32":
         matrices = [Dense(normal(d, 64, seed=d)) for d in shapes]
-        ready, multiply = multiply_.float32_input, multiply_.multiply_float32
+        multiply = multiply_.multiply_float32
     else:
         pairs = ((normal(d, 64, seed=d) * 40, normal(d, 2, seed=d)) for d in shapes)
         matrices = [Int8(q.astype(np.int8), scales) for q, scales in pairs]
-        ready, multiply = multiply_.int8_input, multiply_.multiply_int8
+        multiply = multiply_.multiply_int8
     for count in (1, 2, 3):
         outs = [np.zeros((1, d), np.float32) for d in shapes]
-        ready_x = ready(x, matrices[0].arrays)
-        multiply(count, *(m.arrays for m in matrices), ready_x, *outs, shared)
+        multiply(count, *(m.arrays for m in matrices), x, *outs, shared)
         for i, (matrix, out) in enumerate(zip(matrices, outs, strict=True)):
             expected = np.zeros_like(out)
             if i < count:

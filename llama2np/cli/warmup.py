@@ -18,6 +18,6 @@ def _warmup(argv: Sequence[str], prog: str) -> None:
     Parser(prog=prog, description=description, allow_abbrev=False).parse_args(list(argv))
     report = warm_up()
     print(
-        f"{report.compiled} kernels compiled, {report.loaded} loaded, in {report.seconds:.1f} s; "
-        f"kept in {report.folder}"
+        f"{report.compiled} kernels compiled in {report.seconds:.1f} s, "
+        f"{report.kept} kept in {report.folder}"
     )

@@ -13,6 +13,7 @@ from llama2np.kernels import tiles as _tiles
 from llama2np.kernels.addresses import ENDS, PLACES
 from llama2np.kernels.attention import BLOCK, TOGETHER, attention, rope, rope_angles
 from llama2np.kernels.dots import FEW
+from llama2np.kernels.helper import expect
 from llama2np.kernels.int8 import dequantize_rows, quantize
 from llama2np.kernels.int8_tiles import INT8_FEW, INT8_ROWS
 from llama2np.kernels.jit import CACHE_FOLDER, counts, on_first_compile
@@ -36,6 +37,7 @@ __all__ = [
     "attention_threaded",
     "counts",
     "dequantize_rows",
+    "expect",
     "matmul",
     "matmul_few",
     "matmul_int8",

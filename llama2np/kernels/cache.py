@@ -6,10 +6,13 @@ anew each time and never found. Here the name says what is closed over instead. 
 kernels is in the folder's name already (jit.py).
 """
 
-import inspect
 from contextlib import suppress
 
 from numba.core.caching import FunctionCache
+from numba.core.runtime import rtsys
+
+from llama2np.kernels import helper
+from llama2np.kernels.calls import callees
 
 
 class Cache(FunctionCache):
@@ -18,24 +21,23 @@ class Cache(FunctionCache):
     def save_overload(self, sig, data):
         with suppress(OSError):  # a disk that is full by now costs time, not the answer
             super().save_overload(sig, data)
+        helper.there(self._py_func)
 
     def load_overload(self, sig, target_context):
         for call in callees(self._py_func):
             call.ready()
-        return super().load_overload(sig, target_context)
+        # FunctionCache's would get ready to compile first, which takes longer than all the rest.
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            found = self._load_overload(sig, target_context)
+        if found is None:
+            helper.missing()
+        else:
+            helper.there(self._py_func)
+        return found
 
     def _index_key(self, sig, codegen):
         return sig, codegen.magic_tuple(), repr(identity(self._py_func))
-
-
-def callees(function):
-    """The kernels that this one, or one that it takes in, calls by their address (calls.py)."""
-    names = inspect.getclosurevars(function)
-    for value in (*names.nonlocals.values(), *names.globals.values()):
-        if hasattr(value, "ready"):
-            yield value
-        elif hasattr(value, "py_func"):
-            yield from callees(value.py_func)
 
 
 def identity(value):

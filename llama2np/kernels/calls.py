@@ -12,6 +12,18 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+APART = {}  # kernel: the types of its arguments, of all that are compiled apart from others
+_NOWHERE = 1  # an address, of what is never run
+
+
+class _Process:
+    runs = True  # what it compiles
+
+
+def never_run():
+    """This process only compiles: code may call what is not there."""
+    _Process.runs = False
+
 
 def called(kernel, *kinds):
     """What stands for `kernel` in others, if it is to be called there. Its result is None.
@@ -20,12 +32,16 @@ def called(kernel, *kinds):
     """
     if numba.config.DISABLE_JIT:
         return kernel
+    APART[kernel] = kinds
     function, own = kernel.py_func, inspect.signature(kernel.py_func)
     # The symbol that the caller's code has for it. It stays in that code when numba keeps it.
     symbol = f"{function.__module__}.{function.__qualname__}{kinds}"
 
     def ready():
         """Compile or load the kernel, and tell LLVM where it is, before code that calls it runs."""
+        if not _Process.runs:
+            llvm.add_symbol(symbol, _NOWHERE)
+            return
         kernel.compile(kinds)
         compiled = kernel.overloads[kinds]
         name = compiled.fndesc.llvm_func_name
@@ -48,5 +64,15 @@ def called(kernel, *kinds):
     first = inspect.Parameter("_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     call.__signature__ = own.replace(parameters=[first, *own.parameters.values()])
     call = intrinsic(call)
-    call.ready = ready  # for cache.py
+    call.ready, call.kernel = ready, kernel
     return call
+
+
+def callees(function):
+    """What `called` made, of all that this function, or a kernel that it takes in, calls so."""
+    names = inspect.getclosurevars(function)
+    for value in (*names.nonlocals.values(), *names.globals.values()):
+        if hasattr(value, "ready"):
+            yield value
+        elif hasattr(value, "py_func"):
+            yield from callees(value.py_func)

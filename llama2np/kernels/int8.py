@@ -8,7 +8,9 @@ CPU, on how a prompt is cut, or on the number of threads. Group sizes 32 and 64 
 import math
 
 import numpy as np
+from numba import float32, int8, int32, int64
 
+from llama2np.kernels.calls import called
 from llama2np.kernels.int8_dot import dot, products4
 from llama2np.kernels.int8_flavours import FLAVOUR
 from llama2np.kernels.jit import exact
@@ -89,6 +91,11 @@ def int8_rows(q, scales, start, end, x, x_scales, x_sums, out):
         _rows_of_32(q, scales, start, end, x, x_scales, x_sums, out)
     else:
         _rows_of_any(q, scales, start, end, x, x_scales, x_sums, out)
+
+
+_FLOATS, _INT8S, _INT32S = float32[:, ::1], int8[:, ::1], int32[:, ::1]
+_KINDS = (_INT8S, _FLOATS, int64, int64, _INT8S, _FLOATS, _INT32S, _FLOATS)
+call_int8_rows = called(int8_rows, *_KINDS)
 
 
 @exact

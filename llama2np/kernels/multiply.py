@@ -8,25 +8,25 @@ apart one body compiled with two sets of flags (#6845).
 """
 
 import numpy as np
-from numba import float32, int8, int32, int64, prange, types
+from numba import float32, int8, int64, prange, types
 
 from llama2np.kernels.calls import called
 from llama2np.kernels.dots import all_dots, dot
-from llama2np.kernels.int8 import int8_rows, quantize
+from llama2np.kernels.int8 import call_int8_rows, quantize
 from llama2np.kernels.jit import exact, inner
 
 _PART = 16  # rows of int8, which are short, that a thread takes at a time
 
 
-@exact
-def float32_input(x, w):
-    """x as multiply_float32 takes it. x: (1, n)."""
+@inner
+def _as_it_is(x, w):
+    """The input of a float32 matrix. x: (1, n)."""
     return (x,)
 
 
-@exact
-def int8_input(x, w):
-    """x, rounded to int8, as multiply_int8 takes it. x: (T, n) float32, w: (q, scales)."""
+@inner
+def _quantized(x, w):
+    """The input of an int8 matrix (q, scales): x, rounded to int8. x: (T, n) float32."""
     count, groups = x.shape[0], w[1].shape[1]
     q, scales = np.empty(x.shape, np.int8), np.empty((count, groups), np.float32)
     sums = np.empty((count, groups), np.int32)
@@ -57,8 +57,7 @@ def _share_float32(rows, a, b, c, x, out_a, out_b, out_c):
 
 @inner
 def _alone_int8(w, x, out):
-    first = np.int64(0)  # typed: of a literal, numba compiles anew
-    int8_rows(w[0], w[1], first, w[0].shape[0], x[0], x[1], x[2], out)
+    call_int8_rows(w[0], w[1], 0, w[0].shape[0], x[0], x[1], x[2], out)
 
 
 @inner(forceinline=True)
@@ -69,7 +68,7 @@ def _parts(rows):
 @inner(forceinline=True)
 def _part_int8(part, w, x, out):
     start = part * _PART
-    int8_rows(w[0], w[1], start, min(start + _PART, w[0].shape[0]), x[0], x[1], x[2], out)
+    call_int8_rows(w[0], w[1], start, min(start + _PART, w[0].shape[0]), x[0], x[1], x[2], out)
 
 
 @inner(parallel=True)
@@ -89,12 +88,15 @@ def _share_int8(rows, a, b, c, x, out_a, out_b, out_c):
             _part_int8(i - a_parts - b_parts, c, x, out_c)
 
 
-def _multiply(alone, share):
-    """The kernel below for one kind of matrix, from its loops: on one thread, on many."""
+def _multiply(prepared, alone, share):
+    """The kernel below for one kind of matrix, from what it makes of x, and its loops.
+
+    `alone` runs on one thread, `share` on many.
+    """
 
     @exact
     def multiply(count, a, b, c, x, out_a, out_b, out_c, shared):
-        """Each out (T, d) = x times its matrix (d, n), for the first `count` of them.
+        """Each out (T, d) = x (T, n) times its matrix (d, n), for the first `count` of them.
 
         Threads share the rows if there are `shared` multiply-adds or more.
         """
@@ -103,40 +105,40 @@ def _multiply(alone, share):
             rows += b[0].shape[0]
         if count > 2:
             rows += c[0].shape[0]
-        work = rows * x[0].size
-        if work >= shared:
-            share(rows, a, b, c, x, out_a, out_b, out_c)
+        ready = prepared(x, a)
+        if rows * x.size >= shared:
+            share(rows, a, b, c, ready, out_a, out_b, out_c)
         else:
-            alone(a, x, out_a)
+            alone(a, ready, out_a)
             if count > 1:
-                alone(b, x, out_b)
+                alone(b, ready, out_b)
             if count > 2:
-                alone(c, x, out_c)
+                alone(c, ready, out_c)
 
     return multiply
 
 
-multiply_float32 = _multiply(_alone_float32, _share_float32)
-multiply_int8 = _multiply(_alone_int8, _share_int8)
+multiply_float32 = _multiply(_as_it_is, _alone_float32, _share_float32)
+multiply_int8 = _multiply(_quantized, _alone_int8, _share_int8)
 
-_MATRIX, _INT8 = float32[:, ::1], int8[:, ::1]
-
-
-def _called(multiply, w, x):
-    """multiply, for others to call. w, x: the types of a matrix and of an input."""
-    w, x = types.BaseTuple.from_types(w), types.BaseTuple.from_types(x)
-    return called(multiply, int64, w, w, w, x, _MATRIX, _MATRIX, _MATRIX, int64)
+_FLOATS, _INT8S = float32[:, ::1], int8[:, ::1]
 
 
-call_multiply_float32 = _called(multiply_float32, [_MATRIX], [_MATRIX])
-call_multiply_int8 = _called(multiply_int8, [_INT8, _MATRIX], [_INT8, _MATRIX, int32[:, ::1]])
+def _called(multiply, *arrays):
+    """multiply, for others to call. arrays: the types of those that make up a matrix."""
+    matrix, outs = types.BaseTuple.from_types(arrays), (_FLOATS, _FLOATS, _FLOATS)
+    return called(multiply, int64, matrix, matrix, matrix, _FLOATS, *outs, int64)
+
+
+call_multiply_float32 = _called(multiply_float32, _FLOATS)
+call_multiply_int8 = _called(multiply_int8, _INT8S, _FLOATS)
 
 
 @exact
 def matmul(w, x, out, shared):
     """out = x @ w.T for one token. w: (d, n), x: (1, n), out: (1, d)."""
     w = (w,)
-    call_multiply_float32(1, w, w, w, (x,), out, out, out, shared)
+    call_multiply_float32(1, w, w, w, x, out, out, out, shared)
 
 
 @exact
@@ -146,4 +148,4 @@ def matmul_int8(q, scales, x, out, shared):
     q: (d, n) int8, scales: (d, n / group). Each token gets the bits that it would have alone.
     """
     w = (q, scales)
-    call_multiply_int8(1, w, w, w, int8_input(x, w), out, out, out, shared)
+    call_multiply_int8(1, w, w, w, x, out, out, out, shared)

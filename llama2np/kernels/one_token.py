@@ -7,6 +7,8 @@ In a small network the way through Python takes as long again: the call may go o
 the likeliest tokens.
 """
 
+from numba import float32, int64, types
+
 from llama2np.kernels.addresses import (
     ATTN_NORM,
     CLASSIFIER,
@@ -25,13 +27,12 @@ from llama2np.kernels.addresses import (
     norm_at,
 )
 from llama2np.kernels.attention import call_attention, call_attention_threaded, rope, rope_angles
+from llama2np.kernels.calls import APART
 from llama2np.kernels.int8 import dequantize_rows
 from llama2np.kernels.jit import exact, inner
 from llama2np.kernels.multiply import (
     call_multiply_float32,
     call_multiply_int8,
-    float32_input,
-    int8_input,
 )
 from llama2np.kernels.steps import add, likeliest, rmsnorm, swiglu
 
@@ -49,8 +50,8 @@ def _int8_rows(table, tokens, out):
     dequantize_rows(table[0], table[1], tokens, out)
 
 
-def _one_token(matrix_at, rows, ready, multiply):
-    """The kernel below, for one kind of matrix: multiply.py says what it takes."""
+def _one_token(matrix_at, rows, multiply):
+    """The kernel below, for one kind of matrix."""
 
     @exact
     def one_token(
@@ -78,31 +79,36 @@ def _one_token(matrix_at, rows, ready, multiply):
                 wq = matrix_at(places[WQ], dim, dim)
                 wk = matrix_at(places[WK], kv_dim, dim)
                 wv = matrix_at(places[WV], kv_dim, dim)
-                multiply(3, wq, wk, wv, ready(h, wq), q, k, v, shared)
+                multiply(3, wq, wk, wv, h, q, k, v, shared)
                 rope(q, k, v, cos, sin, here, keys[i], values[i])
                 if 2 * q.size * (here + 1) < shared:
                     call_attention(q, keys[i], values[i], here, scores, mixed)
                 else:
                     call_attention_threaded(q, keys[i], values[i], here, scores, mixed)
                 wo = matrix_at(places[WO], dim, dim)
-                multiply(1, wo, wo, wo, ready(mixed, wo), h, h, h, shared)
+                multiply(1, wo, wo, wo, mixed, h, h, h, shared)
                 add(x, h)
                 rmsnorm(x, norm_at(places[FFN_NORM], dim), eps, h)
                 w_gate = matrix_at(places[W_GATE], hidden_dim, dim)
                 w_up = matrix_at(places[W_UP], hidden_dim, dim)
-                multiply(2, w_gate, w_up, w_up, ready(h, w_up), gate, up, up, shared)
+                multiply(2, w_gate, w_up, w_up, h, gate, up, up, shared)
                 swiglu(gate, up)
                 w = matrix_at(places[W_DOWN], dim, hidden_dim)
-                multiply(1, w, w, w, ready(gate, w), h, h, h, shared)
+                multiply(1, w, w, w, gate, h, h, h, shared)
                 add(x, h)
             if logits.shape[0]:
                 rmsnorm(x, norm_at(ends[FINAL_NORM], dim), eps, h)
                 w = matrix_at(ends[CLASSIFIER], vocab_size, dim)
                 out = logits[t : t + 1]
-                multiply(1, w, w, w, ready(h, w), out, out, out, shared)
+                multiply(1, w, w, w, h, out, out, out, shared)
 
     return one_token
 
 
-one_token_float32 = _one_token(float32_at, _float32_rows, float32_input, call_multiply_float32)
-one_token_int8 = _one_token(int8_at, _int8_rows, int8_input, call_multiply_int8)
+one_token_float32 = _one_token(float32_at, _float32_rows, call_multiply_float32)
+one_token_int8 = _one_token(int8_at, _int8_rows, call_multiply_int8)
+
+_MATRIX, _KEYS, _VALUES = float32[:, ::1], float32[:, :, :, :, ::1], float32[:, :, :, ::1]
+_KINDS = (int64[::1], int64, float32[::1], float32, int64[:, ::1], int64[:, :, ::1])
+_KINDS += (types.UniTuple(_MATRIX, 10), _KEYS, _VALUES, _MATRIX, _MATRIX, int64)
+APART[one_token_float32] = APART[one_token_int8] = _KINDS
