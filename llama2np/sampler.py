@@ -21,6 +21,7 @@ from llama2np.logits import (
 
 _MASK = 2**64 - 1
 _NO_TOKENS = np.zeros(0, np.int64)
+_NOT_FINITE = "the model's logits are not finite: its weights are damaged"
 
 # (tokens so far, logits) -> logits. The arrays are its own to change.
 LogitsProcessor = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -90,7 +91,9 @@ class Sampler:
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"seed must fit into 64 bits, not {self.seed}")
         self._random = (self.seed or int.from_bytes(os.urandom(8), "little") | 1) & _MASK
-        self._probabilities = np.zeros(0, np.float32)
+        self._probabilities, self._heap = np.zeros(0, np.float32), np.zeros(0, np.int64)
+        if self.temperature != 0:
+            kernels.expect(kernels.sample)
 
     def sample(self, logits: np.ndarray, tokens: np.ndarray = _NO_TOKENS, given: int = 0) -> int:
         """Return a token. logits: (vocab_size,) float32, left as they are; -inf is never chosen.
@@ -103,7 +106,8 @@ class Sampler:
             logits = self._adjusted(logits, tokens, given)
         if self.temperature == 0:
             best = int(logits.argmax())  # the first nan, where there is one
-            _check_finite(logits[best])
+            if not math.isfinite(logits[best]):
+                raise ValueError(_NOT_FINITE)
             return best
         coin = self._draw()
         if self.min_p > 0:
@@ -112,15 +116,12 @@ class Sampler:
             logits = keep_top_k(logits, int(self.top_k))
         if len(self._probabilities) != len(logits):
             self._probabilities = np.zeros(len(logits), np.float32)
-        probabilities, top_p = self._probabilities, np.float32(self.top_p)
-        kernels.softmax(logits, np.float32(self.temperature), probabilities)
-        _check_finite(probabilities[0])  # nan and inf spread to all
-        if 0 < top_p < 1:
-            return _nucleus(probabilities, top_p, coin)
-        token = _pick(probabilities, coin)
-        if logits[token] == -np.inf:  # the very last one, where the sum is rounded below the coin
-            token = int(np.flatnonzero(probabilities)[-1])
-        return token
+            self._heap = np.zeros(len(logits), np.int64)
+        options = np.float32(self.temperature), np.float32(self.top_p), coin
+        token = kernels.sample(logits, *options, self._probabilities, self._heap)
+        if token < 0:
+            raise ValueError(_NOT_FINITE)
+        return int(token)
 
     def skip(self, count: int) -> None:
         """Let `count` draws pass, as run.c's chat does for the tokens of a prompt."""
@@ -154,7 +155,8 @@ class Sampler:
         )
 
     def _adjusted(self, logits: np.ndarray, tokens: np.ndarray, given: int) -> np.ndarray:
-        _check_finite(logits.max())
+        if not math.isfinite(logits.max()):
+            raise ValueError(_NOT_FINITE)
         if self.logit_bias:
             logits = add_bias(logits, self.logit_bias)
         if self.repetition_penalty != 1:
@@ -175,28 +177,3 @@ class Sampler:
                 f"nothing to choose from: the sampling options leave {logits.max()} as best logit"
             )
         return logits
-
-
-def _nucleus(probabilities: np.ndarray, top_p: np.float32, coin: np.float32) -> int:
-    """A token among the likeliest that together exceed `top_p`."""
-    # What cannot be among the likeliest top_p is left out before sorting.
-    cutoff = (np.float32(1) - top_p) / np.float32(max(len(probabilities) - 1, 1))
-    tokens = np.flatnonzero(probabilities >= cutoff)
-    if not tokens.size:  # possible with a tiny top_p and near-uniform logits; run.c reads junk
-        return int(probabilities.argmax())
-    # glibc's qsort is a stable merge sort, so equals stay in index order.
-    tokens = tokens[np.argsort(-probabilities[tokens], kind="stable")]
-    cumulative = np.cumsum(probabilities[tokens])
-    last = min(int(np.searchsorted(cumulative, top_p, side="right")), len(tokens) - 1)
-    return int(tokens[_pick(cumulative[: last + 1], coin * cumulative[last], summed=True)])
-
-
-def _pick(probabilities: np.ndarray, coin: np.float32, summed: bool = False) -> int:
-    """The first index whose cumulative sum exceeds `coin`, the last one if none does."""
-    cumulative = probabilities if summed else np.cumsum(probabilities)
-    return min(int(np.searchsorted(cumulative, coin, side="right")), len(cumulative) - 1)
-
-
-def _check_finite(number: np.float32) -> None:
-    if not math.isfinite(number):
-        raise ValueError("the model's logits are not finite: its weights are damaged")

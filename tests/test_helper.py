@@ -45,19 +45,19 @@ class Recorded:
 def process(monkeypatch):
     recorded = Recorded()
     monkeypatch.setattr(helper, "_helper", helper._Helper())
+    helper._helper.expected.append(kernels.one_token_float32.__wrapped__)
     monkeypatch.setattr(helper, "subprocess", SimpleNamespace(Popen=recorded, DEVNULL=-3))
     monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", 2)
     return recorded
 
 
 def test_it_starts_when_something_is_missing_and_ends_when_all_is_there(process):
-    helper.missing()
-    assert process.commands == []  # nothing is expected
-    kernels.expect(kernels.one_token_float32)
+    helper._helper.expected.append(kernels.sample)
     helper.missing()
     helper.missing()
     assert len(process.commands) == 1 and process.ended == []
     helper.there(kernels.add.py_func)
+    helper.there(kernels.sample.py_func)
     assert process.ended == []
     helper.there(kernels.one_token_float32.__wrapped__.py_func)
     assert process.ended == ["killed", "waited for"]
@@ -67,14 +67,12 @@ def test_it_starts_when_something_is_missing_and_ends_when_all_is_there(process)
 
 def test_it_is_no_use_where_there_is_one_processor(process, monkeypatch):
     monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", 1)
-    kernels.expect(kernels.one_token_float32)
     helper.missing()
     assert process.commands == []
 
 
 def test_a_program_that_is_no_python_is_not_started_again(process, monkeypatch):
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    kernels.expect(kernels.one_token_float32)
     helper.missing()
     assert process.commands == []
 
@@ -84,7 +82,6 @@ def test_where_no_process_can_be_started_there_is_none(process, monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr(helper.subprocess, "Popen", failing)
-    kernels.expect(kernels.one_token_float32)
     helper.missing()
     helper.there(kernels.one_token_float32.__wrapped__.py_func)
 
@@ -97,7 +94,6 @@ def test_what_is_expected_is_compiled_for_the_types_that_come(kernel, box_told):
 
 
 def test_what_it_has_compiled_is_found_and_run(process, tmp_path, box_told):
-    kernels.expect(kernels.one_token_float32)
     helper.missing()
     cold = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     subprocess.run(process.commands[0], env=cold, cwd=tmp_path, check=True, timeout=300)

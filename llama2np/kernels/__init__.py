@@ -17,6 +17,7 @@ from llama2np.kernels.helper import expect
 from llama2np.kernels.int8 import dequantize_rows, quantize
 from llama2np.kernels.int8_tiles import INT8_FEW, INT8_ROWS
 from llama2np.kernels.jit import CACHE_FOLDER, counts, on_first_compile
+from llama2np.kernels.sampling import sample
 from llama2np.kernels.steps import add, rmsnorm, softmax, swiglu
 from llama2np.kernels.threads import guarded, may_use_threads, set_threads, shared, threads
 from llama2np.kernels.tiles import LANES, ROWS
@@ -51,6 +52,7 @@ __all__ = [
     "rmsnorm",
     "rope",
     "rope_angles",
+    "sample",
     "set_threads",
     "shared",
     "softmax",

@@ -18,29 +18,30 @@ _CODE = """\
 import sys
 sys.path[:] = {path!r}
 from llama2np.kernels import helper
-helper.compile_all({place})
+helper.compile_all({places})
 """
 
 
 class _Helper:
     def __init__(self):
-        self.kernel = None  # the one that is expected
+        self.expected = []  # kernels, in the order in which they will be called
         self.process = None
 
     def start(self):
         """Something has to be compiled, so what is expected has, too."""
         frozen = getattr(sys, "frozen", False)  # then sys.executable is the program, not Python
-        if not self.kernel or self.process or frozen or numba.config.NUMBA_NUM_THREADS < 2:
+        if not self.expected or self.process or frozen or numba.config.NUMBA_NUM_THREADS < 2:
             return
-        code = _CODE.format(path=sys.path, place=list(APART).index(self.kernel))
+        known = list(APART)
+        places = [known.index(kernel) for kernel in self.expected]
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        command = [sys.executable, "-c", _CODE.format(path=sys.path, places=places)]
         with suppress(OSError):
-            self.process = subprocess.Popen([sys.executable, "-c", code], **streams)
+            self.process = subprocess.Popen(command, **streams)
             atexit.register(self.stop)
 
     def stop(self):
         """What it still compiles, this process has."""
-        self.kernel = None
         if self.process:
             self.process.kill()
             self.process.wait()
@@ -52,9 +53,11 @@ _helper = _Helper()
 
 
 def expect(kernel):
-    """Soon this one of `kernels` is called: it is in APART. Nothing happens if all is compiled."""
+    """Soon this one of APART is called. Nothing happens if all is compiled."""
     if not numba.config.DISABLE_JIT:
-        _helper.kernel = kernel.__wrapped__
+        kernel = kernel if kernel in APART else kernel.__wrapped__  # a guarded one
+        if not kernel.signatures and kernel not in _helper.expected:
+            _helper.expected.append(kernel)
 
 
 def missing():
@@ -64,19 +67,23 @@ def missing():
 
 def there(function):
     """A kernel was loaded, or compiled."""
-    if _helper.kernel and _helper.kernel.py_func is function:
+    left = [kernel for kernel in _helper.expected if kernel.py_func is not function]
+    if _helper.expected and not left:
         _helper.stop()
+    _helper.expected = left
 
 
-def compile_all(place):
-    """What the helper does: the kernel at a place in APART, then what it calls, the last first."""
+def compile_all(places):
+    """What the helper does: kernels at these places in APART, then what they call, last first."""
     never_run()
-    for kernel in reversed(list(_in_order(list(APART)[place]))):
+    expected = [list(APART)[place] for place in places]
+    called = [call for kernel in expected for call in _called_by(kernel)]
+    for kernel in (*expected, *reversed(called)):
         kernel.compile(APART[kernel])
 
 
-def _in_order(kernel):
-    """The kernels that this one calls, each behind those that it calls, and then itself."""
+def _called_by(kernel):
+    """The kernels that this one calls, each behind those that it calls."""
     for call in callees(kernel.py_func):
-        yield from _in_order(call.kernel)
-    yield kernel
+        yield from _called_by(call.kernel)
+        yield call.kernel
