@@ -186,6 +186,7 @@ class Transformer:
         self._one_token = self._kernel()
         if self._one_token:
             self._ends, self._layers = weights.addresses()
+            self._work = sum(math.prod(matrix.shape) for matrix in weights.multiplied)
             kernels.expect(self._one_token)
 
     @property
@@ -198,8 +199,7 @@ class Transformer:
         """How many tokens `greedy` may read in one call, so that no one waits; 1: it is no use."""
         if not self._one_token or self._differs("forward", "_read"):
             return 1
-        work = sum(math.prod(matrix.shape) for matrix in self.weights.multiplied)
-        return max(min(_GREEDY_WORK // work, _GREEDY_TOKENS), 1)
+        return max(min(_GREEDY_WORK // self._work, _GREEDY_TOKENS), 1)
 
     def _differs(self, *methods: str) -> bool:
         """Whether any of these is another one than this class's: a subclass's, or put in place."""
@@ -304,7 +304,8 @@ class Transformer:
         assert self._one_token
         cache = state.keys, state.values, state.scores
         where = tokens, state.pos, self._frequencies, self._eps, self._ends, self._layers
-        self._one_token(*where, s.arrays, *cache, logits, kernels.shared())
+        members = kernels.members(self._work)
+        self._one_token(*where, s.arrays, *cache, logits, members)
 
     def attend(
         self, layer: Layer, keys: np.ndarray, values: np.ndarray, state: State, s: Scratch
@@ -316,7 +317,7 @@ class Transformer:
         layer.wv(s.h, s.v)
         kernels.rope(s.q, s.k, s.v, s.cos, s.sin, state.pos, keys, values)
         work = 2 * s.q.size * (state.pos + len(s.q))
-        attention = kernels.attention if work < kernels.shared() else kernels.attention_threaded
+        attention = kernels.attention if kernels.members(work) == 1 else kernels.attention_threaded
         attention(s.q, keys, values, state.pos, state.scores, s.mixed)
         layer.wo(s.mixed, s.h)
         kernels.add(s.x, s.h)

@@ -27,14 +27,14 @@ class Dense:
 
     def __call__(self, x: np.ndarray, out: np.ndarray) -> None:
         """out = x @ w.T. x: (T, n), out: (T, d) float32."""
-        count, shared = len(x), kernels.shared()
+        count, members = len(x), kernels.members(x.shape[0] * self.w.size)
         if count > kernels.FEW and kernels.matmul_tiles and len(self.w) >= kernels.ROWS:
             kernels.matmul_tiles(self.w, in_tiles(x), out)
-        elif count > 1 and kernels.matmul_few and count * self.w.size >= shared:
+        elif count > 1 and kernels.matmul_few and members > 1:
             kernels.matmul_few(self.w, x, out)
         else:
             for t in range(count):
-                kernels.matmul(self.w, x[t : t + 1], out[t : t + 1], shared)
+                kernels.matmul(self.w, x[t : t + 1], out[t : t + 1], members)
 
     def rows(self, tokens: np.ndarray, out: np.ndarray) -> None:
         """out[t] = w[tokens[t]]: the matrix as a table. tokens: (T,) int, out: (T, n) float32."""
@@ -67,7 +67,8 @@ class Int8:
         if len(x) > kernels.INT8_FEW and kernels.matmul_int8_tiles and self._fits_tiles():
             kernels.matmul_int8_tiles(self.q, self.scales, *self._in_tiles(x), out)
         else:
-            kernels.matmul_int8(self.q, self.scales, x, out, kernels.shared())
+            members = kernels.members(len(x) * self.q.size)
+            kernels.matmul_int8(self.q, self.scales, x, out, members)
 
     def _fits_tiles(self) -> bool:
         (d, n), groups = self.q.shape, self.scales.shape[1]

@@ -22,20 +22,33 @@ def close(fast, slow):
     np.testing.assert_allclose(fast, slow, rtol=2e-6, atol=2e-5)
 
 
-@pytest.mark.parametrize("shared", (0, 65536), ids=("threads", "one thread"))
+@pytest.mark.parametrize("members", (1, 2, 5))
 @pytest.mark.parametrize("n", (*SIZES, 31, 32, 172))
-def test_matmul(n, shared):
+def test_matmul(n, members):
     for d in SIZES:
         w, x, out = normal(d, n), normal(1, n, seed=1), np.full((1, d), np.nan, np.float32)
-        kernels.matmul(w, x, out, shared)
+        kernels.matmul(w, x, out, members)
         close(out, naive.matmul(w, x))
 
 
-@pytest.mark.parametrize("shared", (0, 65536), ids=("threads", "one thread"))
+@pytest.mark.parametrize("members", (1, 2, 5))
+@pytest.mark.parametrize("shape", ((600, 172), (33, 1000), (16384, 1)))
+def test_matmul_by_a_team(shape, members):
+    """More than there are processors, too: those that come too late find nothing to do."""
+    w, x = normal(*shape), normal(1, shape[1], seed=1)
+    alone, out = np.zeros((1, shape[0]), np.float32), np.full((1, shape[0]), np.nan, np.float32)
+    kernels.matmul(w, x, alone, 1)
+    kernels.matmul(w, x, out, members)
+    np.testing.assert_array_equal(out, alone)
+    close(out, naive.matmul(w, x))
+
+
+@pytest.mark.parametrize("members", (1, 2))
 @pytest.mark.parametrize("kind", ("float32", "int8"))
-def test_matrices_that_share_an_input(kind, shared):
-    """Two or three at once are what each is alone, to the bit."""
-    x, shapes = normal(1, 64, seed=9), (65, 7, 20)
+def test_matrices_that_share_an_input(kind, members):
+    """Two or three at once are what each is alone, to the bit; by a leader whom no one helps."""
+    x, shapes = normal(1, 64, seed=9), (260, 28, 90)
+    room = (x,)
     if kind == "float32":
         matrices = [Dense(normal(d, 64, seed=d)) for d in shapes]
         multiply = multiply_.multiply_float32
@@ -43,9 +56,12 @@ def test_matrices_that_share_an_input(kind, shared):
         pairs = ((normal(d, 64, seed=d) * 40, normal(d, 2, seed=d)) for d in shapes)
         matrices = [Int8(q.astype(np.int8), scales) for q, scales in pairs]
         multiply = multiply_.multiply_int8
+        room = tuple(np.zeros((1, n), kind) for n, kind in ((64, "i1"), (2, "f4"), (2, "i4")))
     for count in (1, 2, 3):
         outs = [np.zeros((1, d), np.float32) for d in shapes]
-        multiply(count, *(m.arrays for m in matrices), x, *outs, shared)
+        leader = np.zeros(48, np.int64), 0, members
+        step = multiply(leader, 1, count, *(m.arrays for m in matrices), x, room, *outs)
+        assert step == members  # the next one is 2 if this one was opened
         for i, (matrix, out) in enumerate(zip(matrices, outs, strict=True)):
             expected = np.zeros_like(out)
             if i < count:
@@ -60,7 +76,7 @@ def test_matmul_of_a_few_tokens(n):
     w, x = normal(33, n), normal(kernels.FEW, n, seed=1)
     alone = np.zeros((kernels.FEW, 33), np.float32)
     for t in range(kernels.FEW):
-        kernels.matmul(w, x[t : t + 1], alone[t : t + 1], 0)
+        kernels.matmul(w, x[t : t + 1], alone[t : t + 1], 1)
     for count in range(1, kernels.FEW + 1):
         out = np.full((count, 33), np.nan, np.float32)
         kernels.matmul_few(w, x[:count], out)
@@ -202,8 +218,8 @@ def test_nan_and_infinity_pass_through():
     """The sampler must see them: no kernel may take them for impossible."""
     x, out = normal(1, 64), np.zeros((1, 64), np.float32)
     x[0, 3] = np.nan
-    for shared in (0, 65536):
-        kernels.matmul(normal(64, 64), x, out, shared)
+    for members in (1, 2):
+        kernels.matmul(normal(64, 64), x, out, members)
         assert np.isnan(out).all()
     kernels.rmsnorm(x, normal(64), np.float32(1e-5), out)
     assert np.isnan(out).all()

@@ -122,13 +122,13 @@ def test_any_shape(tokens, group, groups, seed):
     check_matmul(by_rows, tokens, 3, group, groups, seed)
 
 
-@pytest.mark.parametrize("shared", (0, 65536), ids=("threads", "one thread"))
+@pytest.mark.parametrize("members", (1, 2, 5))
 @pytest.mark.parametrize("group", (32, 64, 96))
 @pytest.mark.parametrize("tokens", (1, 2, kernels.INT8_FEW))
-def test_matmul(tokens, group, shared):
-    q, scales, x = integers(65, 3 * group), normal(65, 3), normal(tokens, 3 * group, seed=1)
-    out = np.full((tokens, 65), np.nan, np.float32)
-    kernels.matmul_int8(q, scales, x, out, shared)
+def test_matmul(tokens, group, members):
+    q, scales, x = integers(200, 3 * group), normal(200, 3), normal(tokens, 3 * group, seed=1)
+    out = np.full((tokens, 200), np.nan, np.float32)
+    kernels.matmul_int8(q, scales, x, out, members)
     np.testing.assert_array_equal(out, naive.matmul_int8(q, scales, *naive.quantize(x, group)))
 
 

@@ -1,6 +1,7 @@
 """Long runs: to the end of a context of 4096, and a thousand turns, in memory that is bounded."""
 
 import gc
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from conftest import letters, random_tensors, scripted, write_tokenizer
 from llama2np import Llama, checkpoint
 from llama2np.checkpoint import Header
 from llama2np.config import Config
-from llama2np.kernels.threads import _regions
 from llama2np.tokenizer import EOS
 from llama2np.transformer import State, Transformer
 
@@ -73,7 +73,7 @@ def test_the_last_position_is_as_good_as_the_first(model):
 def test_a_thousand_turns(tmp_path, monkeypatch):
     """In one conversation, each of them interrupted; memory is that of the cache and the tokens."""
     # One head cannot be shared, but its two threads would wait for each other.
-    monkeypatch.setattr(_regions, "shared", 2**60)
+    monkeypatch.setattr(sys.modules["llama2np.kernels.threads"], "_SHARED", 2**60)
     config = Config(2, 4, 1, 1, 1, 300, 2**15)
     header = Header(1, config, False)
     checkpoint.save(tmp_path / "x.bin", header, random_tensors(header))

@@ -1,7 +1,7 @@
 """All that is compiled. Plain loops over NumPy arrays; the only room that knows numba.
 
-Threads share the work of kernels that take `shared`, the number of multiply-adds from which on that
-pays, and always that of the last five below.
+So many threads as `members` says share the work of kernels that take that, and all of them always
+that of the last five below.
 """
 
 from llama2np.kernels import attention as _attention
@@ -19,7 +19,7 @@ from llama2np.kernels.int8_tiles import INT8_FEW, INT8_ROWS
 from llama2np.kernels.jit import CACHE_FOLDER, counts, on_first_compile
 from llama2np.kernels.sampling import sample
 from llama2np.kernels.steps import add, rmsnorm, softmax, swiglu
-from llama2np.kernels.threads import guarded, may_use_threads, set_threads, shared, threads
+from llama2np.kernels.threads import guarded, may_use_threads, members, set_threads, threads
 from llama2np.kernels.tiles import LANES, ROWS
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "matmul_int8_tiles",
     "matmul_tiles",
     "may_use_threads",
+    "members",
     "on_first_compile",
     "one_token_float32",
     "one_token_int8",
@@ -54,7 +55,6 @@ __all__ = [
     "rope_angles",
     "sample",
     "set_threads",
-    "shared",
     "softmax",
     "swiglu",
     "threads",

@@ -128,7 +128,7 @@ def _attend(first, end, t, count, q, keys, values, n, scores, out):
 
 _MATRIX, _KEYS, _VALUES = float32[:, ::1], float32[:, :, :, ::1], float32[:, :, ::1]
 _RANGES = (int64, int64, int64, int64)
-_call_attend = called(_attend, *_RANGES, _MATRIX, _KEYS, _VALUES, int64, _MATRIX, _MATRIX)
+call_attend = called(_attend, *_RANGES, _MATRIX, _KEYS, _VALUES, int64, _MATRIX, _MATRIX)
 
 
 @exact
@@ -141,7 +141,7 @@ def attention(q, keys, values, pos, scores, out):
     heads = q.shape[1] // values.shape[2]
     for t in range(0, q.shape[0], TOGETHER):
         count = min(TOGETHER, q.shape[0] - t)
-        _call_attend(0, heads, t, count, q, keys, values, pos + t + 1, scores, out)
+        call_attend(0, heads, t, count, q, keys, values, pos + t + 1, scores, out)
 
 
 @exact(parallel=True)
@@ -151,9 +151,4 @@ def attention_threaded(q, keys, values, pos, scores, out):
         head = np.int64(i)
         for t in range(0, q.shape[0], TOGETHER):
             count = min(TOGETHER, q.shape[0] - t)
-            _call_attend(head, head + 1, t, count, q, keys, values, pos + t + 1, scores, out)
-
-
-_KINDS = (_MATRIX, _KEYS, _VALUES, int64, _MATRIX, _MATRIX)
-call_attention = called(attention, *_KINDS)
-call_attention_threaded = called(attention_threaded, *_KINDS)
+            call_attend(head, head + 1, t, count, q, keys, values, pos + t + 1, scores, out)

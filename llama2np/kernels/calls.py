@@ -25,8 +25,8 @@ def never_run():
     _Process.runs = False
 
 
-def called(kernel, *kinds):
-    """What stands for `kernel` in others, if it is to be called there. Its result is None.
+def called(kernel, *kinds, returns=types.void):
+    """What stands for `kernel` in others, if it is to be called there.
 
     kinds: the types of its arguments, float32[:, ::1] for a contiguous matrix that can be written.
     """
@@ -49,16 +49,16 @@ def called(kernel, *kinds):
 
     def generate(context, builder, _signature, arguments):
         convention = context.call_conv
-        kind = convention.get_function_type(types.void, kinds)
+        kind = convention.get_function_type(returns, kinds)
         there = cgutils.get_or_insert_function(builder.module, kind, symbol)
-        status, _ = convention.call_function(builder, there, types.void, kinds, arguments)
+        status, found = convention.call_function(builder, there, returns, kinds, arguments)
         with cgutils.if_unlikely(builder, status.is_error):
             convention.return_status_propagate(builder, status)
-        return context.get_dummy_value()
+        return context.get_dummy_value() if returns is types.void else found
 
     def call(_context, *_arguments):
         ready()
-        return types.void(*kinds), generate
+        return returns(*kinds), generate
 
     # numba reads the names of the arguments off here.
     first = inspect.Parameter("_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -19,6 +19,7 @@ from llama2np.kernels.vectors import F32, I32, cells, data_of, load, load_first,
 
 _LANES, _VECTORS = 16 if cpu_has("avx512f") else 8, 2
 _STEP = _LANES * _VECTORS
+_CACHED = 2**18  # values of a matrix that may stay in a cache
 FEW = 12  # tokens, up to which this is faster than tiles
 
 
@@ -100,19 +101,21 @@ def dot(w, i, n, x, out, o):
 
 
 @inner
-def all_dots(w, x, out):
-    """out = w times x. w: (d, n), x: (n,), out: (d,).
+def all_dots(w, first, last, x, out):
+    """out[0, i] = row i of w times x, for first <= i < last. w: (d, n), x: (1, n), out: (1, d).
 
     Rows by fours share the loads of x. That pays for a matrix that stays in the cache; a large one
     is read faster row by row, as memory has it.
     """
-    d, n = w.shape
-    w = w.reshape(-1)
-    fours = 0 if PLAIN else d // 4 * 4
-    for i in range(0, fours, 4):
-        _four(w, i * n, n, x, 0, out, i, 1)
-    for i in range(fours, d):
+    n, i = w.shape[1], first
+    w, x, out = w.reshape(-1), x.reshape(-1), out.reshape(-1)
+    if not PLAIN and w.size < _CACHED:
+        while last - i >= 4:
+            _four(w, i * n, n, x, 0, out, i, 1)
+            i += 4
+    while i < last:
         dot(w, i, n, x, out, i)
+        i += 1
 
 
 @exact(parallel=True)

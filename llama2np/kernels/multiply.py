@@ -1,151 +1,149 @@
-"""Matrices times one token, or a few of int8: rows shared among threads, for both kinds of matrix.
+"""Matrices times one token, or a few of int8, by a team of threads, for both kinds of matrix.
 
 Here a matrix is a tuple of arrays, (w,) or (q, scales), and so is an input that is ready for it,
 (x,) or (x_q, x_scales, x_sums), with a row for each token; of float32 there is one. Up to three
-matrices that read the same input go through in one parallel region: waking the threads costs as
-much as a small matrix. A threaded kernel is one of its own, because numba's disk cache cannot tell
-apart one body compiled with two sets of flags (#6845).
+matrices that read the same input go through in one step.
 """
 
 import numpy as np
-from numba import float32, int8, int64, prange, types
+from numba import float32, int8, int32, int64, prange, types
 
 from llama2np.kernels.calls import called
-from llama2np.kernels.dots import all_dots, dot
+from llama2np.kernels.dots import all_dots
 from llama2np.kernels.int8 import call_int8_rows, quantize
 from llama2np.kernels.jit import exact, inner
+from llama2np.kernels.team import TEAM, begin, done, end, leads, new_board, pays, take
 
-_PART = 16  # rows of int8, which are short, that a thread takes at a time
+_ROWS = 16  # that are worth a part
+_PARTS = 8  # to each member: who is faster takes more
 
 
 @inner
-def _as_it_is(x, w):
-    """The input of a float32 matrix. x: (1, n)."""
+def float32_room(x, group):
+    """What an input needs to be made ready: nothing, of float32. x: (1, n)."""
     return (x,)
 
 
 @inner
-def _quantized(x, w):
-    """The input of an int8 matrix (q, scales): x, rounded to int8. x: (T, n) float32."""
-    count, groups = x.shape[0], w[1].shape[1]
-    q, scales = np.empty(x.shape, np.int8), np.empty((count, groups), np.float32)
-    sums = np.empty((count, groups), np.int32)
-    quantize(x, q, scales, sums)
-    return q, scales, sums
+def int8_room(x, group):
+    """The same for int8: arrays for x, (T, n), in groups of `group`."""
+    shape = x.shape[0], x.shape[1] // group
+    return np.empty(x.shape, np.int8), np.empty(shape, np.float32), np.empty(shape, np.int32)
 
 
 @inner
-def _alone_float32(w, x, out):
-    all_dots(w[0], x[0][0], out[0])
-
-
-@inner(parallel=True)
-def _share_float32(rows, a, b, c, x, out_a, out_b, out_c):
-    """The first `rows` rows of three matrices, taken as one below the other."""
-    n, x = a[0].shape[1], x[0].reshape(-1)
-    a_rows, b_rows = a[0].shape[0], b[0].shape[0]
-    a, b, c = a[0].reshape(-1), b[0].reshape(-1), c[0].reshape(-1)
-    out_a, out_b, out_c = out_a.reshape(-1), out_b.reshape(-1), out_c.reshape(-1)
-    for row in prange(rows):
-        i, w, out = np.int64(row), a, out_a
-        if i >= a_rows + b_rows:
-            i, w, out = i - a_rows - b_rows, c, out_c
-        elif i >= a_rows:
-            i, w, out = i - a_rows, b, out_b
-        dot(w, i, n, x, out, i)
+def _float32_ready(x, room, team):
+    return (x,)
 
 
 @inner
-def _alone_int8(w, x, out):
-    call_int8_rows(w[0], w[1], 0, w[0].shape[0], x[0], x[1], x[2], out)
+def _int8_ready(x, room, team):
+    """The leader rounds x (T, n) to int8."""
+    if leads(team):
+        quantize(x, room[0], room[1], room[2])
+    return room
 
 
-@inner(forceinline=True)
-def _parts(rows):
-    return -(-rows // _PART)
+@inner
+def _float32_rows(w, first, last, x, out):
+    all_dots(w[0], first, last, x[0], out)
 
 
-@inner(forceinline=True)
-def _part_int8(part, w, x, out):
-    start = part * _PART
-    call_int8_rows(w[0], w[1], start, min(start + _PART, w[0].shape[0]), x[0], x[1], x[2], out)
+@inner
+def _int8_rows(w, first, last, x, out):
+    call_int8_rows(w[0], w[1], first, last, x[0], x[1], x[2], out)
 
 
-@inner(parallel=True)
-def _share_int8(rows, a, b, c, x, out_a, out_b, out_c):
-    """The first `rows` rows of three matrices, taken as one below the other."""
-    a_parts, b_parts = _parts(a[0].shape[0]), _parts(b[0].shape[0])
-    if rows <= a[0].shape[0]:
-        b_parts = 0
-    c_rows = max(0, rows - a[0].shape[0] - b[0].shape[0])
-    for part in prange(a_parts + b_parts + _parts(c_rows)):
-        i = np.int64(part)
-        if i < a_parts:
-            _part_int8(i, a, x, out_a)
-        elif i < a_parts + b_parts:
-            _part_int8(i - a_parts, b, x, out_b)
-        else:
-            _part_int8(i - a_parts - b_parts, c, x, out_c)
+def _multiply(ready, rows_of):
+    """The kernel below for one kind of matrix, from what is done with an input, and with rows."""
 
-
-def _multiply(prepared, alone, share):
-    """The kernel below for one kind of matrix, from what it makes of x, and its loops.
-
-    `alone` runs on one thread, `share` on many.
-    """
+    @inner
+    def some(first, last, count, a, b, c, x, out_a, out_b, out_c):
+        """Rows of the matrices taken as one below the other."""
+        d = a[0].shape[0]
+        if first < d:
+            rows_of(a, first, min(last, d), x, out_a)
+        first, last, d = max(first - d, 0), last - d, b[0].shape[0]
+        if count > 1 and first < min(last, d):
+            rows_of(b, first, min(last, d), x, out_b)
+        first, last = max(first - d, 0), last - d
+        if count > 2 and first < last:
+            rows_of(c, first, last, x, out_c)
 
     @exact
-    def multiply(count, a, b, c, x, out_a, out_b, out_c, shared):
+    def multiply(team, step, count, a, b, c, x, room, out_a, out_b, out_c):
         """Each out (T, d) = x (T, n) times its matrix (d, n), for the first `count` of them.
 
-        Threads share the rows if there are `shared` multiply-adds or more.
+        As a member of a team: returns the step after this one, or 0 to go home.
         """
         rows = a[0].shape[0]
         if count > 1:
             rows += b[0].shape[0]
         if count > 2:
             rows += c[0].shape[0]
-        ready = prepared(x, a)
-        if rows * x.size >= shared:
-            share(rows, a, b, c, ready, out_a, out_b, out_c)
-        else:
-            alone(a, ready, out_a)
-            if count > 1:
-                alone(b, ready, out_b)
-            if count > 2:
-                alone(c, ready, out_c)
+        made = ready(x, room, team)
+        if not pays(team, rows * x.size):
+            if leads(team):
+                some(0, rows, count, a, b, c, made, out_a, out_b, out_c)
+            return step
+        if not begin(team, step):
+            return 0
+        size = max(-(-rows // (team[2] * _PARTS)), _ROWS)
+        parts = -(-rows // size)
+        part = take(team, step, parts)
+        while part < parts:
+            last = min(part * size + size, rows)
+            some(part * size, last, count, a, b, c, made, out_a, out_b, out_c)
+            done(team)
+            part = take(team, step, parts)
+        end(team, parts)
+        return step + 1
 
     return multiply
 
 
-multiply_float32 = _multiply(_as_it_is, _alone_float32, _share_float32)
-multiply_int8 = _multiply(_quantized, _alone_int8, _share_int8)
+multiply_float32 = _multiply(_float32_ready, _float32_rows)
+multiply_int8 = _multiply(_int8_ready, _int8_rows)
 
 _FLOATS, _INT8S = float32[:, ::1], int8[:, ::1]
+FLOAT32_ROOM = types.BaseTuple.from_types([_FLOATS])
+INT8_ROOM = types.BaseTuple.from_types([_INT8S, _FLOATS, int32[:, ::1]])
 
 
-def _called(multiply, *arrays):
+def _called(multiply, room, *arrays):
     """multiply, for others to call. arrays: the types of those that make up a matrix."""
-    matrix, outs = types.BaseTuple.from_types(arrays), (_FLOATS, _FLOATS, _FLOATS)
-    return called(multiply, int64, matrix, matrix, matrix, _FLOATS, *outs, int64)
+    matrix = types.BaseTuple.from_types(arrays)
+    outs = _FLOATS, _FLOATS, _FLOATS
+    kinds = (TEAM, int64, int64, matrix, matrix, matrix, _FLOATS, room, *outs)
+    return called(multiply, *kinds, returns=int64)
 
 
-call_multiply_float32 = _called(multiply_float32, _FLOATS)
-call_multiply_int8 = _called(multiply_int8, _INT8S, _FLOATS)
+call_multiply_float32 = _called(multiply_float32, FLOAT32_ROOM, _FLOATS)
+call_multiply_int8 = _called(multiply_int8, INT8_ROOM, _INT8S, _FLOATS)
 
 
-@exact
-def matmul(w, x, out, shared):
-    """out = x @ w.T for one token. w: (d, n), x: (1, n), out: (1, d)."""
-    w = (w,)
-    call_multiply_float32(1, w, w, w, x, out, out, out, shared)
+@exact(parallel=True)
+def matmul(w, x, out, members):
+    """out = x @ w.T for one token, by so many threads. w: (d, n), x: (1, n), out: (1, d)."""
+    board, a = new_board(), (w,)
+    if members == 1:  # without a region: in a forked process there is none
+        call_multiply_float32((board, 0, 1), 1, 1, a, a, a, x, a, out, out, out)
+    else:
+        for i in prange(members):
+            team = board, np.int64(i), members
+            call_multiply_float32(team, 1, 1, a, a, a, x, a, out, out, out)
 
 
-@exact
-def matmul_int8(q, scales, x, out, shared):
+@exact(parallel=True)
+def matmul_int8(q, scales, x, out, members):
     """out = quantized(x) @ (q * scales).T for a few tokens. x: (T, n), out: (T, d) float32.
 
     q: (d, n) int8, scales: (d, n / group). Each token gets the bits that it would have alone.
     """
-    w = (q, scales)
-    call_multiply_int8(1, w, w, w, x, out, out, out, shared)
+    board, a, room = new_board(), (q, scales), int8_room(x, q.shape[1] // scales.shape[1])
+    if members == 1:
+        call_multiply_int8((board, 0, 1), 1, 1, a, a, a, x, room, out, out, out)
+    else:
+        for i in prange(members):
+            team = board, np.int64(i), members
+            call_multiply_int8(team, 1, 1, a, a, a, x, room, out, out, out)

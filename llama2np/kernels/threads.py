@@ -12,17 +12,16 @@ import threading
 
 import numba
 
-__all__ = ["guarded", "may_use_threads", "set_threads", "shared", "threads"]
+__all__ = ["guarded", "may_use_threads", "members", "set_threads", "threads"]
 
-_SHARED = 65536  # multiply-adds from which on sharing them pays
-_NEVER = 2**62
+_SHARED = 2**18  # multiply-adds from which on it pays to wake the threads
 
 
 class _Regions:
     """What is known of the threading layer. The first guarded call starts it."""
 
     def __init__(self):
-        self.shared = _SHARED
+        self.forked = False
         self.any_number = False  # of threads may enter at once
         self.lock = threading.Lock()
 
@@ -32,7 +31,7 @@ class _Regions:
     def after_fork(self):
         self.lock = threading.Lock()  # perhaps held by a thread that is not here any more
         if layer() == "omp":
-            self.shared = _NEVER
+            self.forked = True
 
 
 def layer():
@@ -48,14 +47,14 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_regions.after_fork)
 
 
-def shared() -> int:
-    """The number of multiply-adds from which on threads are to share them."""
-    return _regions.shared
+def members(work: int) -> int:
+    """How many threads are to share so many multiply-adds; 1: it takes longer to wake them."""
+    return threads() if work >= _SHARED and may_use_threads() else 1
 
 
 def may_use_threads() -> bool:
     """Whether kernels that always share their work may be called: not in a forked process."""
-    return _regions.shared != _NEVER
+    return not _regions.forked
 
 
 def guarded(kernel):
