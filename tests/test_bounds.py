@@ -18,7 +18,7 @@ q, scales, out = np.ones((4, 8), np.int8), np.ones((4, 2), np.float32), np.zeros
 kernels.dequantize_rows(q, scales, np.array([3]), out)
 for action in (
     lambda: kernels.dequantize_rows(q, scales, np.array([4]), out),
-    lambda: kernels.matmul(np.ones((64, 8), np.float32), np.ones((1, 8), np.float32), out, 0),
+    lambda: kernels.matmul(np.ones((4096, 8), np.float32), np.ones((1, 8), np.float32), out, 2),
     lambda: kernels.softmax(np.ones(9, np.float32), np.float32(1), out[0]),
 ):
     try:

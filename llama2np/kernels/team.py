@@ -26,6 +26,8 @@ _OPEN, _DONE, _SIZE = 16, 32, 48
 _PARTS = 32  # bits: _OPEN holds the number of the open step, and in these its next part
 _MASK, _LAST = 2**_PARTS - 1, 2**30
 _SMALL = 16384  # multiply-adds below which the leader is faster alone
+# An index out of range ends a member in the middle of a part, and the leader would wait for it.
+_CHECKED = bool(numba.config.BOUNDSCHECK)
 _PATIENCE = 2**20  # looks at the board: tens of milliseconds
 
 _X86, _UNIX = platform.machine() in ("x86_64", "AMD64"), hasattr(os, "sched_yield")
@@ -123,7 +125,7 @@ def leads(team):
 @inner
 def pays(team, work):
     """Whether so many multiply-adds are to be shared, or done by the leader alone."""
-    return team[2] > 1 and work >= _SMALL
+    return not _CHECKED and team[2] > 1 and work >= _SMALL
 
 
 @inner
