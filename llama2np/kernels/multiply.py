@@ -57,7 +57,7 @@ def _int8_rows(w, first, last, x, out):
 def _multiply(ready, rows_of):
     """The kernel below for one kind of matrix, from what is done with an input, and with rows."""
 
-    @inner
+    @inner(forceinline=True)
     def some(first, last, count, a, b, c, x, out_a, out_b, out_c):
         """Rows of the matrices taken as one below the other."""
         d = a[0].shape[0]
@@ -82,22 +82,23 @@ def _multiply(ready, rows_of):
         if count > 2:
             rows += c[0].shape[0]
         made = ready(x, room, team)
-        if not pays(team, rows * x.size):
-            if leads(team):
-                some(0, rows, count, a, b, c, made, out_a, out_b, out_c)
-            return step
-        if not begin(team, step):
+        shared = pays(team, rows * x.size)
+        if shared and not begin(team, step):
             return 0
-        size = max(-(-rows // (team[2] * _PARTS)), _ROWS)
+        size = max(-(-rows // (team[2] * _PARTS)), _ROWS) if shared else rows
         parts = -(-rows // size)
-        part = take(team, step, parts)
+        part = take(team, step, parts) if shared else team[1]  # the leader's is the only one then
         while part < parts:
             last = min(part * size + size, rows)
             some(part * size, last, count, a, b, c, made, out_a, out_b, out_c)
+            if not shared:
+                return step
             done(team)
             part = take(team, step, parts)
-        end(team, parts)
-        return step + 1
+        if shared:
+            end(team, parts)
+            step += 1
+        return step
 
     return multiply
 
