@@ -16,11 +16,12 @@ pytestmark = pytest.mark.compiled
 
 TELLS = """
 from llama2np import Llama
-from llama2np.kernels import one_token
+from llama2np.kernels import helper, one_token
 
-model = Llama.load("stories-box")
+model, kernel = Llama.load("stories-box"), one_token.one_token_float32
 print(model.generate("One day", temperature=0, max_new_tokens=12).read())
-print(one_token.one_token_float32.stats.cache_misses)
+compiled = [kernel, *helper._called_by(kernel)]
+print(len(compiled), [each.stats.cache_misses for each in compiled if each.stats.cache_misses])
 """
 
 
@@ -46,7 +47,10 @@ def process(monkeypatch):
     recorded = Recorded()
     monkeypatch.setattr(helper, "_helper", helper._Helper())
     helper._helper.expected.append(kernels.one_token_float32.__wrapped__)
-    monkeypatch.setattr(helper, "subprocess", SimpleNamespace(Popen=recorded, DEVNULL=-3))
+    fake = SimpleNamespace(
+        Popen=recorded, DEVNULL=-3, _args_from_interpreter_flags=lambda: ["-X", "utf8"]
+    )
+    monkeypatch.setattr(helper, "subprocess", fake)
     monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", 2)
     return recorded
 
@@ -56,10 +60,10 @@ def test_it_starts_when_something_is_missing_and_ends_when_all_is_there(process)
     helper.missing()
     helper.missing()
     assert len(process.commands) == 1 and process.ended == []
-    helper.there(kernels.add.py_func)
-    helper.there(kernels.sample.py_func)
+    helper.found(kernels.add.py_func)
+    helper.found(kernels.sample.py_func)
     assert process.ended == []
-    helper.there(kernels.one_token_float32.__wrapped__.py_func)
+    helper.found(kernels.one_token_float32.__wrapped__.py_func)
     assert process.ended == ["killed", "waited for"]
     helper.missing()
     assert len(process.commands) == 1
@@ -71,8 +75,9 @@ def test_it_is_no_use_where_there_is_one_processor(process, monkeypatch):
     assert process.commands == []
 
 
-def test_a_program_that_is_no_python_is_not_started_again(process, monkeypatch):
-    monkeypatch.setattr(sys, "frozen", True, raising=False)
+@pytest.mark.parametrize("program", ("/usr/bin/uwsgi", "C:\\bin\\blender.exe", "", None))
+def test_a_program_that_is_no_python_is_not_started_again(process, monkeypatch, program):
+    monkeypatch.setattr(sys, "executable", program)
     helper.missing()
     assert process.commands == []
 
@@ -83,7 +88,7 @@ def test_where_no_process_can_be_started_there_is_none(process, monkeypatch):
 
     monkeypatch.setattr(helper.subprocess, "Popen", failing)
     helper.missing()
-    helper.there(kernels.one_token_float32.__wrapped__.py_func)
+    helper.found(kernels.one_token_float32.__wrapped__.py_func)
 
 
 @pytest.mark.parametrize("kernel", (kernels.one_token_float32, kernels.one_token_int8))
@@ -100,7 +105,7 @@ def test_what_it_has_compiled_is_found_and_run(process, tmp_path, box_told):
     command = [sys.executable, "-c", TELLS]
     done = subprocess.run(command, env=cold, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{box_told['stories-box']}\nCounter()\n"
+    assert done.stdout == f"{box_told['stories-box']}\n4 []\n"
 
 
 @pytest.fixture(scope="module")

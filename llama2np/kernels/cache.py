@@ -6,22 +6,34 @@ anew each time and never found. Here the name says what is closed over instead. 
 kernels is in the folder's name already (jit.py).
 """
 
+import hashlib
 from contextlib import suppress
 
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.runtime import rtsys
+from numba.core.sigutils import normalize_signature
 
 from llama2np.kernels import helper
 from llama2np.kernels.calls import callees
 
 
 class Cache(FunctionCache):
-    """A FunctionCache for functions that close over kernels, intrinsics and plain values."""
+    """A FunctionCache for functions that close over kernels, intrinsics and plain values.
+
+    Each has files of its own. numba names them by the line of the source, so closures made on one
+    line would share an index, and processes that compile two of them at once mix them up.
+    """
+
+    def __init__(self, function):
+        super().__init__(function)
+        name = hashlib.sha256(repr(identity(function)).encode()).hexdigest()[:16]
+        base, stamp = self._impl.filename_base, self._impl.locator.get_source_stamp()
+        self._cache_file = IndexDataCacheFile(self._cache_path, f"{base}-{name}", stamp)
 
     def save_overload(self, sig, data):
         with suppress(OSError):  # a disk that is full by now costs time, not the answer
             super().save_overload(sig, data)
-        helper.there(self._py_func)
+        helper.found(self._py_func)
 
     def load_overload(self, sig, target_context):
         for call in callees(self._py_func):
@@ -30,11 +42,11 @@ class Cache(FunctionCache):
         rtsys.initialize(target_context)
         with self._guard_against_spurious_io_errors():
             found = self._load_overload(sig, target_context)
-        if found is None:
-            helper.missing()
-        else:
-            helper.there(self._py_func)
-        return found
+        if found is not None and found.signature.args == normalize_signature(sig)[0]:
+            helper.found(self._py_func)
+            return found
+        helper.missing()
+        return None
 
     def _index_key(self, sig, codegen):
         return sig, codegen.magic_tuple(), repr(identity(self._py_func))

@@ -13,7 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 APART = {}  # kernel: the types of its arguments, of all that are compiled apart from others
-_NOWHERE = 1  # an address, of what is never run
+_NOWHERE = 1  # an address that stands for code which is never run
 
 
 class _Process:

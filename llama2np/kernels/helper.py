@@ -6,6 +6,7 @@ cache: neither waits for the other, and if the helper fails, nothing is missing.
 """
 
 import atexit
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -29,14 +30,16 @@ class _Helper:
 
     def start(self):
         """Something has to be compiled, so what is expected has, too."""
-        frozen = getattr(sys, "frozen", False)  # then sys.executable is the program, not Python
-        if not self.expected or self.process or frozen or numba.config.NUMBA_NUM_THREADS < 2:
+        if not self.expected or self.process or numba.config.NUMBA_NUM_THREADS < 2:
             return
+        if "python" not in os.path.basename(sys.executable or "").lower():
+            return  # a program that has Python in it: it would be started again
         known = list(APART)
         places = [known.index(kernel) for kernel in self.expected]
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-        command = [sys.executable, "-c", _CODE.format(path=sys.path, places=places)]
-        with suppress(OSError):
+        code = _CODE.format(path=sys.path, places=places)
+        command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", code]
+        with suppress(Exception):  # whatever keeps it from starting, it is not needed
             self.process = subprocess.Popen(command, **streams)
             atexit.register(self.stop)
 
@@ -53,9 +56,9 @@ _helper = _Helper()
 
 
 def expect(kernel):
-    """Soon this one of APART is called. Nothing happens if all is compiled."""
+    """Soon this kernel of APART, perhaps guarded, is called. Nothing happens if all is compiled."""
     if not numba.config.DISABLE_JIT:
-        kernel = kernel if kernel in APART else kernel.__wrapped__  # a guarded one
+        kernel = kernel if kernel in APART else kernel.__wrapped__
         if not kernel.signatures and kernel not in _helper.expected:
             _helper.expected.append(kernel)
 
@@ -65,7 +68,7 @@ def missing():
     _helper.start()
 
 
-def there(function):
+def found(function):
     """A kernel was loaded, or compiled."""
     left = [kernel for kernel in _helper.expected if kernel.py_func is not function]
     if _helper.expected and not left:

@@ -12,7 +12,7 @@ from llama2np.kernels.calls import called
 from llama2np.kernels.dots import all_dots
 from llama2np.kernels.int8 import call_int8_rows, quantize
 from llama2np.kernels.jit import exact, inner
-from llama2np.kernels.team import TEAM, begin, done, end, leads, new_board, pays, take
+from llama2np.kernels.team import TEAM, begin, done, end, leads, new_board, shares, take
 
 _ROWS = 16  # that are worth a part
 _PARTS = 8  # to each member: who is faster takes more
@@ -82,7 +82,7 @@ def _multiply(ready, rows_of):
         if count > 2:
             rows += c[0].shape[0]
         made = ready(x, room, team)
-        shared = pays(team, rows * x.size)
+        shared = shares(team, rows * x.size)
         if shared and not begin(team, step):
             return 0
         size = max(-(-rows // (team[2] * _PARTS)), _ROWS) if shared else rows

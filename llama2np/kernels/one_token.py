@@ -40,7 +40,7 @@ from llama2np.kernels.multiply import (
     int8_room,
 )
 from llama2np.kernels.steps import add, likeliest, rmsnorm, swiglu
-from llama2np.kernels.team import begin, done, end, finish, leads, new_board, pays, take
+from llama2np.kernels.team import begin, done, end, finish, leads, new_board, shares, take
 
 
 @inner
@@ -60,7 +60,7 @@ def _int8_rows(table, tokens, out):
 def _attend(team, step, q, keys, values, pos, scores, mixed):
     """Attention of one token. Returns as `multiply` does."""
     heads = q.shape[1] // values.shape[2]
-    if not pays(team, 2 * q.size * (pos + 1)):
+    if not shares(team, 2 * q.size * (pos + 1)):
         if leads(team):
             call_attend(0, heads, 0, 1, q, keys, values, pos + 1, scores, mixed)
         return step

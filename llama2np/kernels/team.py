@@ -28,9 +28,10 @@ _MASK, _LAST = 2**_PARTS - 1, 2**30
 _SMALL = 16384  # multiply-adds below which the leader is faster alone
 # An index out of range ends a member in the middle of a part, and the leader would wait for it.
 _CHECKED = bool(numba.config.BOUNDSCHECK)
-_PATIENCE = 2**20  # looks at the board: tens of milliseconds
 
 _X86, _UNIX = platform.machine() in ("x86_64", "AMD64"), hasattr(os, "sched_yield")
+# Looks at the board until a member goes home: tens of milliseconds. A look with a pause is longer.
+_PATIENCE = 2**20 if _X86 else 2**23
 
 if numba.config.DISABLE_JIT:
 
@@ -92,7 +93,7 @@ else:
         return intrinsic(lambda _context: (types.void(), generate))
 
     # Tell the CPU that this thread waits, so that its other half, and the memory, have peace; and
-    # the system, so that others have the CPU.
+    # the system, so that others have the CPU (on Windows not: it is the scheduler's to find out).
     _pause = _instruction("llvm.x86.sse2.pause", ir.VoidType()) if _X86 else inner(lambda: None)
     _yield = _instruction("sched_yield", I32) if _UNIX else _pause
 
@@ -123,8 +124,8 @@ def leads(team):
 
 
 @inner
-def pays(team, work):
-    """Whether so many multiply-adds are to be shared, or done by the leader alone."""
+def shares(team, work):
+    """Whether a team shares so many multiply-adds; else the leader does them alone."""
     return not _CHECKED and team[2] > 1 and work >= _SMALL
 
 
@@ -132,7 +133,7 @@ def pays(team, work):
 def begin(team, step):
     """Open a step as the leader, or wait until it is; False: it is time to go home.
 
-    Steps are numbered from 1, and the leader has ended the one before. 0 is for who has gone home.
+    Steps are numbered from 1, and the leader has ended the one before; 0: this member went home.
     """
     board, looks = team[0], 0
     if leads(team):
