@@ -150,8 +150,7 @@ class Weights:
 
         Files hold such networks. None stands for any other, also of callables of a user's own.
         """
-        matrices = [self.embedding, self.classifier]
-        matrices += [matrix for layer in self.layers for matrix in layer.matrices]
+        matrices = [self.embedding, *self.multiplied]
         kinds = {type(matrix) for matrix in matrices}
         groups = {matrix.group for matrix in matrices if isinstance(matrix, Int8)}
         if len(kinds) > 1 or len(groups) > 1 or not kinds <= {Dense, Int8}:

@@ -131,55 +131,6 @@ def test_a_state_is_read_on_not_again(model, monkeypatch):
     assert whole.tokens == first.tokens + second.tokens
 
 
-def told(model, monkeypatch, stride, state=None):
-    """A greedy story, and where its state was after each piece, in steps of at most `stride`."""
-    monkeypatch.setattr(type(model.transformer), "stride", stride)
-    state = state or model.new_state()
-    story = model.generate("ABC", state=state, temperature=0, max_new_tokens=50, logprobs=2)
-    places = [(piece, state.pos, state.tokens.tolist()) for piece in story]
-    monkeypatch.undo()
-    return story, places
-
-
-def test_a_network_that_goes_on_by_itself_tells_the_same(model, monkeypatch):
-    (one, places), (many, others) = (told(model, monkeypatch, stride) for stride in (1, 16))
-    assert places == others and len(many.tokens) == 50
-    assert (one.tokens, one.text, one.stop_reason) == (many.tokens, many.text, many.stop_reason)
-    assert (one.logprobs, one.top_logprobs) == (many.logprobs, many.top_logprobs)
-
-
-def test_it_reads_no_more_than_twice_what_was_told(model, monkeypatch):
-    counts, greedy = [], model.transformer.greedy
-
-    def watch(token, state, count):
-        counts.append(count)
-        return greedy(token, state, count)
-
-    monkeypatch.setattr(model.transformer, "greedy", watch)
-    story = model.generate("ABC", temperature=0, max_new_tokens=50)
-    for said, _ in enumerate(story):
-        assert sum(counts) <= 2 * said
-    assert counts == [2, 4, 8, 16, 16, 2]  # and two by `forward`: they do not wait for others
-
-
-def test_a_story_that_is_left_can_be_gone_on_with(model, monkeypatch):
-    """The network is ahead then, and what it read ahead is forgotten."""
-    whole = model.generate("ABC", temperature=0, max_new_tokens=50)
-    whole.read()
-    for said in (7, 8, 9, 30):
-        state = model.new_state()
-        story = model.generate("ABC", state=state, temperature=0, max_new_tokens=50)
-        for _ in range(said):
-            next(story)
-        assert state.pos == len(story.prompt) + said - 1
-        fork = state.fork()
-        for copy in (state, fork):
-            more = [*story.prompt, *story.tokens]
-            rest = model.generate(more, state=copy, temperature=0, max_new_tokens=50 - said)
-            rest.read()
-            assert story.tokens + rest.tokens == whole.tokens
-
-
 def test_two_texts_cannot_be_written_with_one_state(model):
     state = model.new_state()
     one = model.generate("ABC", state=state, temperature=0, max_new_tokens=40)
