@@ -15,7 +15,18 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from llama2np.kernels.jit import PLAIN, SLICES, cpu_has, exact, inner
-from llama2np.kernels.vectors import F32, I32, cells, data_of, load, load_first, same, stepped
+from llama2np.kernels.vectors import (
+    AHEAD,
+    F32,
+    I32,
+    cells,
+    data_of,
+    load,
+    load_first,
+    prefetch,
+    same,
+    stepped,
+)
 
 _LANES, _VECTORS = 16 if cpu_has("avx512f") else 8, 2
 _STEP = _LANES * _VECTORS
@@ -47,9 +58,18 @@ def _sums(count):
                     total = builder.fadd(builder.load(totals[r, v]), product, flags=("contract",))
                     builder.store(total, totals[r, v])
 
+        def ahead(first):
+            """Ask for what the row, or those that follow it, have further on."""
+            if count > 1:  # these are of a matrix in a cache
+                return
+            for byte in range(0, 4 * _STEP, 64):
+                k = builder.add(first, ir.Constant(n.type, (AHEAD + byte) // 4))
+                prefetch(builder, a, builder.add(at, k))
+
         steps = builder.sdiv(n, ir.Constant(n.type, _STEP))
         with cgutils.for_range(builder, steps) as loop:
             first = builder.mul(loop.index, ir.Constant(n.type, _STEP))
+            ahead(first)
             advance(first, lambda base, index, _: load(builder, base, index, vector))
         rest = builder.mul(steps, ir.Constant(n.type, _STEP))
         with builder.if_then(builder.icmp_signed("<", rest, n)):

@@ -9,11 +9,7 @@ from numba.extending import intrinsic
 
 from llama2np.kernels.int8_flavours import FLAVOURS
 from llama2np.kernels.jit import SLICES, exact
-from llama2np.kernels.vectors import F32, I8, I32, data_of, load, prefetch, same
-
-# Bytes of the matrix that are asked for ahead of their use. The arithmetic takes about as long as
-# memory does; this far apart, they overlap.
-_AHEAD = 2048
+from llama2np.kernels.vectors import AHEAD, F32, I8, I32, data_of, load, prefetch, same
 
 
 def products4(flavour, size):
@@ -78,7 +74,7 @@ def _wide(flavour, size):
         arrays = data_of(context, builder, signature, arguments, 0, 2, 4, 6, 7)
         a, b, a_scales, b_scales, b_sums = arrays
         _, i, _, j, _, s, _, _, r = arguments
-        for offset in range(_AHEAD, _AHEAD + 4 * size, 64):
+        for offset in range(AHEAD, AHEAD + 4 * size, 64):
             prefetch(builder, a, builder.add(i, ir.Constant(i.type, offset)))
         sums = sums_of(builder, a, i, b, j)
         if flavour.bias:

@@ -14,8 +14,7 @@ from llama2np.kernels.int8 import call_int8_rows, quantize
 from llama2np.kernels.jit import exact, inner
 from llama2np.kernels.team import TEAM, begin, done, end, leads, new_board, shares, take
 
-_ROWS = 16  # that are worth a part
-_PARTS = 8  # to each member: who is faster takes more
+_ROWS = 8  # that are worth a part
 
 
 @inner
@@ -85,12 +84,17 @@ def _multiply(ready, rows_of):
         shared = shares(team, rows * x.size)
         if shared and not begin(team, step):
             return 0
-        size = max(-(-rows // (team[2] * _PARTS)), _ROWS) if shared else rows
-        parts = -(-rows // size)
+        # A long part for each member, because memory is read faster in one go. What is left is cut
+        # into short ones: who is faster takes more of them.
+        longs = team[2] if shared else 1
+        long = 3 * rows // (4 * longs) if shared else rows
+        short = max(-(-(rows - longs * long) // (2 * longs)), _ROWS)
+        parts = longs - (longs * long - rows) // short
         part = take(team, step, parts) if shared else team[1]  # the leader's is the only one then
         while part < parts:
-            last = min(part * size + size, rows)
-            some(part * size, last, count, a, b, c, made, out_a, out_b, out_c)
+            first = min(part, longs) * long + max(part - longs, 0) * short
+            last = min(first + (long if part < longs else short), rows)
+            some(first, last, count, a, b, c, made, out_a, out_b, out_c)
             if not shared:
                 return step
             done(team)

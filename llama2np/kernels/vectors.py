@@ -7,6 +7,9 @@ Helpers for the bodies of numba intrinsics: `builder` is llvmlite's, `base` a po
 from llvmlite import ir
 from numba.core import cgutils
 
+# Bytes of a matrix that are asked for ahead of their use, so that memory works while the CPU does.
+AHEAD = 2048
+
 I8, I16, I32, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
 
 
