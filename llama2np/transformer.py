@@ -22,7 +22,7 @@ from llama2np.weights import Dense, Int8, Layer, Linear, Weights
 BLOCK = 256
 
 # At most so many multiply-adds, and so many tokens, in one call of `greedy`: some milliseconds.
-_GREEDY_WORK, _GREEDY_TOKENS = 2**26, 16
+_GREEDY_WORK, _GREEDY_TOKENS = 2**27, 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ is summed in this way, with whichever others it shares its loads, so a few token
 each would have alone.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,10 @@ _CACHED = 2**18  # values of a matrix that may stay in a cache
 FEW = 12  # tokens, up to which this is faster than tiles
 
 
-def _sums(count):
+def _sums(count, tokens=False):
     """A function (a, at, n, b, start, out, o, step): `count` rows of a times one of b.
+
+    Those of a are the matrix's, and b is a token; or with `tokens` the other way round.
 
     out[o + r * step] = the sum of a[at + r * n + k] * b[start + k] over k < n, for r < count. All
     arrays are flat.
@@ -59,12 +62,13 @@ def _sums(count):
                     builder.store(total, totals[r, v])
 
         def ahead(first):
-            """Ask for what the row, or those that follow it, have further on."""
-            if count > 1:  # these are of a matrix in a cache
-                return
-            for byte in range(0, 4 * _STEP, 64):
+            """Ask for what the matrix has further on, in these rows or in those behind them."""
+            rows = (
+                [(b, start)] if tokens else [(a, stepped(builder, at, n, r)) for r in range(count)]
+            )
+            for (base, row), byte in itertools.product(rows, range(0, 4 * _STEP, 64)):
                 k = builder.add(first, ir.Constant(n.type, (AHEAD + byte) // 4))
-                prefetch(builder, a, builder.add(at, k))
+                prefetch(builder, base, builder.add(row, k))
 
         steps = builder.sdiv(n, ir.Constant(n.type, _STEP))
         with cgutils.for_range(builder, steps) as loop:
@@ -103,7 +107,8 @@ def _add_lanes(builder, total):
     return builder.extract_element(total, ir.Constant(I32, 0))
 
 
-_one, _two, _four = _sums(1), _sums(2), _sums(4)
+_one_row, _four_rows = _sums(1), _sums(4)
+_one_token, _two_tokens, _four_tokens = (_sums(count, tokens=True) for count in (1, 2, 4))
 
 
 @inner(forceinline=True)
@@ -117,7 +122,7 @@ def dot(w, i, n, x, out, o):
             total += w[i * n + k] * x[k]
         out[o] = total
     else:
-        _one(w, i * n, n, x, 0, out, o, 0)
+        _one_row(w, i * n, n, x, 0, out, o, 0)
 
 
 @inner
@@ -131,7 +136,7 @@ def all_dots(w, first, last, x, out):
     w, x, out = w.reshape(-1), x.reshape(-1), out.reshape(-1)
     if not PLAIN and w.size < _CACHED:
         while last - i >= 4:
-            _four(w, i * n, n, x, 0, out, i, 1)
+            _four_rows(w, i * n, n, x, 0, out, i, 1)
             i += 4
     while i < last:
         dot(w, i, n, x, out, i)
@@ -149,13 +154,13 @@ def _matmul_few(w, x, out):
     for row in prange(d):
         i, t = np.int64(row), 0
         while count - t >= 4:
-            _four(x, t * n, n, w, i * n, out, t * d + i, d)
+            _four_tokens(x, t * n, n, w, i * n, out, t * d + i, d)
             t += 4
         if count - t >= 2:
-            _two(x, t * n, n, w, i * n, out, t * d + i, d)
+            _two_tokens(x, t * n, n, w, i * n, out, t * d + i, d)
             t += 2
         if count - t >= 1:
-            _one(x, t * n, n, w, i * n, out, t * d + i, d)
+            _one_token(x, t * n, n, w, i * n, out, t * d + i, d)
 
 
 # With indices checked, or without a compiler, a few tokens go one by one.
