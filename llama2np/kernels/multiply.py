@@ -14,7 +14,7 @@ from llama2np.kernels.int8 import call_int8_rows, quantize
 from llama2np.kernels.jit import exact, inner
 from llama2np.kernels.team import TEAM, begin, done, end, leads, new_board, shares, take
 
-_ROWS = 8  # that are worth a part
+_LARGE = 2**18  # multiply-adds of which a part takes longer than to take it
 
 
 @inner
@@ -84,13 +84,14 @@ def _multiply(ready, rows_of):
         shared = shares(team, rows * x.size)
         if shared and not begin(team, step):
             return 0
-        # A long part for each member, because memory is read faster in one go. What is left is cut
-        # into short ones: who is faster takes more of them.
+        # A long part for each member, because memory is read faster in one go. Of a large matrix
+        # some is left, in short parts: who is faster takes more of them.
         longs = team[2] if shared else 1
-        long = 3 * rows // (4 * longs) if shared else rows
-        short = max(-(-(rows - longs * long) // (2 * longs)), _ROWS)
-        parts = longs - (longs * long - rows) // short
-        part = take(team, step, parts) if shared else team[1]  # the leader's is the only one then
+        left = rows // 4 if shared and rows * x.size >= _LARGE else 0
+        long = -(-(rows - left) // longs)
+        short = -(-rows // (8 * longs))
+        parts = longs + max(-((longs * long - rows) // short), 0)
+        part = take(team, step, parts) if shared else team[1]  # the leader's is the only one
         while part < parts:
             first = min(part, longs) * long + max(part - longs, 0) * short
             last = min(first + (long if part < longs else short), rows)

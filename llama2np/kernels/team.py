@@ -25,7 +25,7 @@ from llama2np.kernels.vectors import I32, call, data_of
 _OPEN, _DONE, _SIZE = 16, 32, 48
 _PARTS = 32  # bits: _OPEN holds the number of the open step, and in these its next part
 _MASK, _LAST = 2**_PARTS - 1, 2**30
-_SMALL = 16384  # multiply-adds below which the leader is faster alone
+_SMALL = 2**15  # multiply-adds below which the leader is faster alone
 # An index out of range ends a member in the middle of a part, and the leader would wait for it.
 _CHECKED = bool(numba.config.BOUNDSCHECK)
 
