@@ -48,7 +48,7 @@ def test_matmul_by_a_team(shape, members):
 @pytest.mark.parametrize("kind", ("float32", "int8"))
 def test_matrices_that_share_an_input(kind, members):
     """Two or three at once are what each is alone, to the bit; by a leader whom no one helps."""
-    x, shapes = normal(1, 64, seed=9), (260, 28, 90)
+    x, shapes = normal(1, 64, seed=9), (520, 28, 90)
     room = (x,)
     if kind == "float32":
         matrices = [Dense(normal(d, 64, seed=d)) for d in shapes]

@@ -51,24 +51,34 @@ def _rows_of(size):
     products = products4(FLAVOUR, size) if size else None
 
     @exact(forceinline=True)
+    def product(q, at, x, to, group, scale, x_scale):
+        return np.float32(dot(q, at, x, to, group)) * scale * x_scale
+
+    @exact(forceinline=True)
     def rows(q, scales, start, end, x, x_scales, x_sums, out):
         n, groups, (count, d) = q.shape[1], scales.shape[1], out.shape
-        group, done = size or n // groups, 0
+        group, half = n // groups, (end - start + 1) // 2
+        fours = groups // 4 * 4 if size else 0
         q, scales, x, out = q.reshape(-1), scales.reshape(-1), x.reshape(-1), out.reshape(-1)
         x_scales, x_sums = x_scales.reshape(-1), x_sums.reshape(-1)
-        for i in range(start, end):
+        # Two rows share the loads of x, far apart as those of dots.py.
+        for i in range(start, start + half):
+            j = min(i + half, end - 1)  # the last one may come twice
             for t in range(count):  # a row of q comes from memory once
-                w, s, v, r, total = i * n, i * groups, t * n, t * groups, np.float32(0)
+                a, b, s, u, r = i * n, j * n, i * groups, j * groups, t * groups
+                one, two = np.float32(0), np.float32(0)
                 if size is not None:
-                    done = groups // 4 * 4
-                    for g in range(0, done, 4):
-                        at, to = w + g * size, v + g * size
-                        p = products(q, at, x, to, scales, s + g, x_scales, x_sums, r + g)
-                        total = total + p[0] + p[1] + p[2] + p[3]
-                for g in range(done, groups):
-                    product = np.float32(dot(q, w + g * group, x, v + g * group, group))
-                    total += product * scales[s + g] * x_scales[r + g]
-                out[t * d + i] = total
+                    for g in range(0, fours, 4):
+                        k, to = g * size, t * n + g * size
+                        p = products(q, a + k, x, to, scales, s + g, x_scales, x_sums, r + g)
+                        one = one + p[0] + p[1] + p[2] + p[3]
+                        p = products(q, b + k, x, to, scales, u + g, x_scales, x_sums, r + g)
+                        two = two + p[0] + p[1] + p[2] + p[3]
+                for g in range(fours, groups):
+                    k, to = g * group, t * n + g * group
+                    one += product(q, a + k, x, to, group, scales[s + g], x_scales[r + g])
+                    two += product(q, b + k, x, to, group, scales[u + g], x_scales[r + g])
+                out[t * d + i], out[t * d + j] = one, two
 
     return rows
 
