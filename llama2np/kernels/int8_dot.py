@@ -76,6 +76,7 @@ def _wide(flavour, size):
         _, i, _, j, _, s, _, _, r = arguments
         for offset in range(AHEAD, AHEAD + 4 * size, 64):
             prefetch(builder, a, builder.add(i, ir.Constant(i.type, offset)))
+        prefetch(builder, a_scales, builder.add(s, ir.Constant(s.type, AHEAD // size)))
         sums = sums_of(builder, a, i, b, j)
         if flavour.bias:
             excess = load(builder, b_sums, r, four_integers)
