@@ -35,12 +35,11 @@ FEW = 12  # tokens, up to which this is faster than tiles
 
 
 def _sums(count, tokens=False):
-    """A function (a, at, n, b, start, out, o, step): `count` rows of a times one of b.
+    """A function (a, at, apart, n, b, start, out, o, step): `count` rows of a times one of b.
 
-    Those of a are the matrix's, and b is a token; or with `tokens` the other way round.
-
-    out[o + r * step] = the sum of a[at + r * n + k] * b[start + k] over k < n, for r < count. All
-    arrays are flat.
+    The rows of a are the matrix's, and that of b is a token; or with `tokens` the other way round.
+    out[o + r * step] = the sum of a[at + r * apart + k] * b[start + k] over k < n, for r < count.
+    All arrays are flat.
     """
     vector = ir.VectorType(F32, _LANES)
 
@@ -62,11 +61,9 @@ def _sums(count, tokens=False):
 
         def ahead(first):
             """Ask for what the matrix has further on, in these rows or in those behind them."""
-            rows = (
-                [(b, start)]
-                if tokens
-                else [(a, stepped(builder, at, apart, r)) for r in range(count)]
-            )
+            rows = [(a, stepped(builder, at, apart, r)) for r in range(count)]
+            if tokens:
+                rows = [(b, start)]
             for (base, row), byte in itertools.product(rows, range(0, 4 * _STEP, 64)):
                 k = builder.add(first, ir.Constant(n.type, (AHEAD + byte) // 4))
                 prefetch(builder, base, builder.add(row, k))

@@ -14,7 +14,7 @@ from llama2np.kernels.int8 import call_int8_rows, quantize
 from llama2np.kernels.jit import exact, inner
 from llama2np.kernels.team import TEAM, begin, done, end, leads, new_board, shares, take
 
-_LARGE = 2**18  # multiply-adds of which a part takes longer than to take it
+_LARGE = 2**18  # multiply-adds: a sixteenth of them takes much longer than to take a part
 
 
 @inner
@@ -85,7 +85,7 @@ def _multiply(ready, rows_of):
         if shared and not begin(team, step):
             return 0
         # A long part for each member, because memory is read faster in one go. Of a large matrix
-        # some is left, in short parts: who is faster takes more of them.
+        # some rows are left, in short parts: who is faster takes more of them.
         longs = team[2] if shared else 1
         left = rows // 4 if shared and rows * x.size >= _LARGE else 0
         long = -(-(rows - left) // longs)
