@@ -52,7 +52,7 @@ class Scratch:
         dim, kv_dim, hidden_dim = config.dim, config.kv_dim, config.hidden_dim
         pairs = config.head_dim // 2
         widths = (dim, dim, dim, kv_dim, kv_dim, dim, hidden_dim, hidden_dim, pairs, pairs)
-        return cls(*(np.zeros((count, width), np.float32) for width in widths))
+        return cls(*(kernels.aligned_zeros((count, width)) for width in widths))
 
 
 class State:
@@ -67,7 +67,7 @@ class State:
         self.config = config
         self.pos = 0  # tokens read so far, and the position of the next one
         self.keys, self.values = self._no_cache(0)
-        self.scores = np.zeros((config.n_heads * kernels.TOGETHER, 0), np.float32)
+        self.scores = kernels.aligned_zeros((config.n_heads * kernels.TOGETHER, 0))
         self._scratch = Scratch.for_tokens(1, config)
         self._tokens = np.zeros(0, np.int64)
 
@@ -133,10 +133,9 @@ class State:
 
     def _no_cache(self, capacity: int) -> tuple[np.ndarray, np.ndarray]:
         c, block = self.config, kernels.BLOCK
-        keys = np.zeros(
-            (c.n_layers, c.n_kv_heads, capacity // block, c.head_dim, block), np.float32
-        )
-        return keys, np.zeros((c.n_layers, c.n_kv_heads, capacity, c.head_dim), np.float32)
+        heads = c.n_layers, c.n_kv_heads
+        keys = kernels.aligned_zeros((*heads, capacity // block, c.head_dim, block))
+        return keys, kernels.aligned_zeros((*heads, capacity, c.head_dim))
 
     def reserve(self, count: int) -> None:
         """Make room for `count` positions in all."""
@@ -149,7 +148,7 @@ class State:
         _copy(self.keys, self.values, old, keys, values)
         tokens = np.zeros(capacity, np.int64)  # not of seq_len: a header may claim any
         tokens[:old] = self._tokens[:old]
-        scores = np.zeros((len(self.scores), capacity), np.float32)
+        scores = kernels.aligned_zeros((len(self.scores), capacity))
         # Together: a Ctrl-C before leaves the State as it was.
         self.keys, self.values, self.scores, self._tokens = keys, values, scores, tokens
 

@@ -106,7 +106,8 @@ class Int8:
 
 def in_tiles(x: np.ndarray) -> np.ndarray:
     """x, (T, n) of a 32-bit type, as the kernels for many tokens want it: (T padded, n)."""
-    tiles = np.empty((-(-len(x) // kernels.LANES) * kernels.LANES, x.shape[1]), x.dtype)
+    padded = -(-len(x) // kernels.LANES) * kernels.LANES
+    tiles = kernels.aligned_zeros((padded, x.shape[1]), x.dtype)
     kernels.to_tiles(x.view(np.int32), tiles.view(np.int32))
     return tiles
 

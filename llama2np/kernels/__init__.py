@@ -11,6 +11,7 @@ from llama2np.kernels import multiply as _multiply
 from llama2np.kernels import one_token as _one_token
 from llama2np.kernels import tiles as _tiles
 from llama2np.kernels.addresses import ENDS, PLACES
+from llama2np.kernels.aligned import aligned_zeros
 from llama2np.kernels.attention import BLOCK, TOGETHER, attention, rope, rope_angles
 from llama2np.kernels.dots import FEW
 from llama2np.kernels.helper import expect
@@ -34,6 +35,7 @@ __all__ = [
     "ROWS",
     "TOGETHER",
     "add",
+    "aligned_zeros",
     "attention",
     "attention_threaded",
     "counts",
