@@ -21,7 +21,8 @@ from llama2np.weights import Dense, Int8, Layer, Linear, Weights
 # A prompt goes through in blocks of this many tokens: enough to keep matrix products busy.
 BLOCK = 256
 
-# At most so many multiply-adds, and so many tokens, in one call of `greedy`: some milliseconds.
+# At most so many multiply-adds, and so many tokens, in one call of `greedy`: one or two
+# hundredths of a second.
 _GREEDY_WORK, _GREEDY_TOKENS = 2**27, 16
 
 
