@@ -68,7 +68,7 @@ class State:
         self.config = config
         self.pos = 0  # tokens read so far, and the position of the next one
         self.keys, self.values = self._no_cache(0)
-        self.scores = kernels.aligned_zeros((config.n_heads * kernels.TOGETHER, 0))
+        self.scores = np.zeros((config.n_heads * kernels.TOGETHER, 0), np.float32)
         self._scratch = Scratch.for_tokens(1, config)
         self._tokens = np.zeros(0, np.int64)
 

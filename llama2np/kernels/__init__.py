@@ -1,4 +1,6 @@
-"""All that is compiled. Plain loops over NumPy arrays; the only room that knows numba.
+"""All that is compiled: plain loops over NumPy arrays. The only room that knows numba.
+
+`aligned_zeros` makes arrays as the loops like them.
 
 So many threads as `members` says share the work of kernels that take that, and all of them always
 that of the last five below.

@@ -46,13 +46,15 @@ def quantize(x, q, scales, sums):
             sums[t, g] = total
 
 
+@exact(forceinline=True)
+def _product(q, at, x, to, group, scale, x_scale):
+    """Of one group, which begins at q[at] and x[to]."""
+    return np.float32(dot(q, at, x, to, group)) * scale * x_scale
+
+
 def _rows_of(size):
     """`int8_rows` for groups of `size` values; None: of any size."""
     products = products4(FLAVOUR, size) if size else None
-
-    @exact(forceinline=True)
-    def product(q, at, x, to, group, scale, x_scale):
-        return np.float32(dot(q, at, x, to, group)) * scale * x_scale
 
     @exact(forceinline=True)
     def rows(q, scales, start, end, x, x_scales, x_sums, out):
@@ -76,8 +78,8 @@ def _rows_of(size):
                         two = two + p[0] + p[1] + p[2] + p[3]
                 for g in range(fours, groups):
                     k, to = g * group, t * n + g * group
-                    one += product(q, a + k, x, to, group, scales[s + g], x_scales[r + g])
-                    two += product(q, b + k, x, to, group, scales[u + g], x_scales[r + g])
+                    one += _product(q, a + k, x, to, group, scales[s + g], x_scales[r + g])
+                    two += _product(q, b + k, x, to, group, scales[u + g], x_scales[r + g])
                 out[t * d + i], out[t * d + j] = one, two
 
     return rows

@@ -14,7 +14,7 @@ from llama2np.kernels.int8 import call_int8_rows, quantize
 from llama2np.kernels.jit import exact, inner
 from llama2np.kernels.team import TEAM, begin, done, end, leads, new_board, shares, take
 
-_LARGE = 2**18  # multiply-adds: a sixteenth of them takes much longer than to take a part
+_LARGE = 2**18  # multiply-adds from which on short parts are worth taking
 
 
 @inner
