@@ -23,11 +23,11 @@ from benchmarks import programs
 from benchmarks.programs import Task
 from benchmarks.random_models import SHAPES, write_model
 from llama2np import kernels
+from llama2np.atomic import replacing
 from llama2np.bench import arithmetic
 from llama2np.bench.form import aligned
 from llama2np.bench.machine import description
 from llama2np.checkpoint import load
-from llama2np.output import replacing
 
 README = Path(__file__).with_name("README.md")
 MARK = "<!-- What follows is written by python -m benchmarks.report. -->\n"

@@ -19,8 +19,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from llama2np import box
+from llama2np.atomic import replacing
 from llama2np.config import Config
-from llama2np.output import printable, replacing
+from llama2np.output import printable
 from llama2np.weights import Dense, Int8, Layer, Linear, Weights
 
 MAGIC = 0x616B3432  # "ak42": the first word of every version but 0
@@ -206,15 +207,13 @@ def save(
     with replacing(path, header.file_size) as file:
         file.write(header.to_bytes())
         for name, shape in header.tensors():
-            end = file.tell() + header.size(name, shape)
             tensor = tensors.get(name) if name == "rope_tables" else tensors[name]
             if tensor is None:
                 tensor = np.zeros(shape, np.float32)
             parts = tensor if isinstance(tensor, Iterator) else _parts(header, name, shape, tensor)
-            for part in parts:
-                file.write(part)
-            if file.tell() != end:
-                raise ValueError(f"{name} has {file.tell() - end:+,} bytes more than expected")
+            extra = sum(file.write(part) for part in parts) - header.size(name, shape)
+            if extra:
+                raise ValueError(f"{name} has {extra:+,} bytes more than expected")
 
 
 def _parts(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from llama2np.output import replacing
+from llama2np.atomic import replacing
 
 if TYPE_CHECKING:
     from llama2np.bench.measure import Result

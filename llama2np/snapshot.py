@@ -14,8 +14,9 @@ from dataclasses import asdict
 
 import numpy as np
 
+from llama2np.atomic import replacing
 from llama2np.config import Config
-from llama2np.output import printable, replacing
+from llama2np.output import printable
 
 _NAMES = ("config", "tokens", "keys", "values")
 _HEADERS = {  # by the version of the .npy format

@@ -67,12 +67,12 @@ def test_a_signal_that_is_ignored_stays_so(monkeypatch):
     """As nohup wants it."""
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with flags.on_termination():
+        with flags.on_termination(flags.Ending()):
             assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, before)
     monkeypatch.delattr(signal, "SIGHUP", raising=False)  # Windows
-    with flags.on_termination():
+    with flags.on_termination(flags.Ending()):
         assert callable(signal.getsignal(signal.SIGTERM))
 
 

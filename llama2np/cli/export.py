@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from llama2np.atomic import is_stdout
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
 from llama2np.convert import huggingface, llama2c, meta, tokenizer
 from llama2np.convert.q80 import Error
@@ -35,7 +36,7 @@ def main(argv: Sequence[str], prog: str) -> int:
 def _export(options: argparse.Namespace) -> None:
     if options.tokenizer is not None:
         count = tokenizer.write_bin(options.tokenizer, options.filepath)
-        print(f"wrote {options.filepath}: {count:,} pieces")
+        _tell(options.filepath, f"{count:,} pieces")
         return
     dtype = options.dtype or "fp32"  # argparse would take a default for a flag's value
     if dtype != "fp32" and options.version != -1:
@@ -52,7 +53,12 @@ def _export(options: argparse.Namespace) -> None:
             summary = f"version {header.version}, {header.file_size:,} bytes"
             if errors:
                 summary += f", {_quantization(header.group_size, source, errors)}"
-    print(f"wrote {options.filepath}: {summary}")
+    _tell(options.filepath, summary)
+
+
+def _tell(path: str, summary: str) -> None:
+    """Say what was written: to standard error where standard output is what was written to."""
+    print(f"wrote {path}: {summary}", file=sys.stderr if is_stdout(path) else sys.stdout)
 
 
 def _open(options: argparse.Namespace) -> Source:

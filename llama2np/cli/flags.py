@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,13 +110,26 @@ def on_interrupt(handler: Callable[..., Any]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+class Ending:
+    """Ends a block by an exception at Ctrl-C, SIGTERM or SIGHUP; the next second's do nothing.
+
+    So a second Ctrl-C does not interrupt the removal of an unfinished file. Later it counts again:
+    the first exception may have been lost in a callback of the compiler.
+    """
+
+    def __init__(self) -> None:
+        self._last = -math.inf
+
+    def __call__(self, number: int, _frame: object) -> None:
+        if time.monotonic() - self._last < 1:
+            return
+        self._last = time.monotonic()
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
 @contextmanager
-def on_termination() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP end the block by an exception, so that no part of a file is left."""
-
-    def end(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
+def on_termination(end: Ending) -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end the block by an exception, unless they are to be ignored."""
     names = (name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))  # Windows has one
     numbers = [getattr(signal, name) for name in names]
     numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
@@ -129,8 +144,9 @@ def on_termination() -> Iterator[None]:
 
 def guarded(prog: str, command: Callable[[], None]) -> int:
     """Run a command; return its exit status, an error being one line to standard error."""
+    end = Ending()
     try:
-        with on_interrupt(signal.default_int_handler), on_termination():
+        with on_interrupt(end), on_termination(end):
             command()
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, where a full disk can be told in a line

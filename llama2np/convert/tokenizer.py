@@ -6,7 +6,7 @@ import os
 import struct
 from pathlib import Path
 
-from llama2np.output import replacing
+from llama2np.atomic import replacing
 from llama2np.tokenizer import Tokenizer, TokenizerError
 
 

@@ -6,11 +6,12 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from llama2np.atomic import replacing_all, sync_folder
 from llama2np.checkpoint import LAYER_TENSORS, CheckpointError, Header, save
 from llama2np.convert import safetensors
 from llama2np.convert.dtypes import dtype_of, quiet
@@ -18,7 +19,6 @@ from llama2np.convert.huggingface import hf_config, hf_names, hf_tensor
 from llama2np.convert.q80 import Error, group_size_for, quantize
 from llama2np.convert.rope_tables import rope_tables
 from llama2np.convert.source import Source
-from llama2np.output import replacing
 
 Progress = Callable[[int], object]  # is told of each number of values done
 
@@ -85,8 +85,8 @@ def write_huggingface(
     """Write model.safetensors and config.json of a network, for transformers.
 
     dtype: "float32", "float16" or "bfloat16". Raises CheckpointError for values that dtype cannot
-    hold, and OSError; what was in `folder` is then as it was. Both files are renamed when
-    they are complete, config.json last.
+    hold, and OSError; what was in `folder` is then as it was. Both files are renamed when both
+    are complete.
     """
     folder, kind = Path(folder), dtype_of(dtype, "dtype")
     names = {theirs: ours for ours, theirs in hf_names(source.config) if ours in source.tensors}
@@ -95,17 +95,19 @@ def write_huggingface(
     size = len(start) + kind.itemsize * sum(map(math.prod, shapes.values()))
     config = json.dumps(hf_config(source, dtype), indent=2) + "\n"
     made = not folder.exists()
-    folder.mkdir(exist_ok=True)
     try:
-        with ExitStack() as both:
-            described = both.enter_context(replacing(folder / "config.json"))
-            weights = both.enter_context(replacing(folder / "model.safetensors", size))
+        folder.mkdir(exist_ok=True)
+        with replacing_all(
+            {folder / "model.safetensors": size, folder / "config.json": len(config)}
+        ) as (weights, described):
             described.write(config.encode())
             weights.write(start)
             for theirs, ours in names.items():
                 for block in hf_tensor(source, ours).blocks():
                     weights.write(_as(kind, block, f"{source.path}: {theirs}"))
                     progress(block.size)
+        if made:
+            sync_folder(folder.absolute().parent)
     except BaseException:
         if made:
             with suppress(OSError):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from llama2np.output import replacing
+from llama2np.atomic import replacing
 from llama2np.tokenizer import BOS
 from tools.stories.teller import Story, tell
 from tools.stories.words import said_again

@@ -1,0 +1,244 @@
+"""Write a file whole or not at all: under a name of its own, then renamed.
+
+What is at the path stays there, and is what readers see, until the new file is complete and on the
+disk. Any number of writers may have the same target: the last one wins. A symbolic link is
+followed: its target is replaced, the link stays. Standard output, a pipe and a character device
+(/dev/stdout, /dev/null) cannot be replaced: they are written to directly.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from secrets import token_hex
+from typing import BinaryIO
+
+Path = str | os.PathLike[str]
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of file systems that cannot
+
+
+@contextmanager
+def replacing(
+    path: Path, size: int = 0, *, mode: int = 0o666, sync: bool = True
+) -> Iterator[BinaryIO]:
+    """Open a file for `size` bytes that takes the place of `path` when the block is done.
+
+    An exception in the block, Ctrl-C among them, leaves `path` as it was and nothing beside it. The
+    file keeps the permissions of the one it replaces; a new one gets `mode`, less the umask.
+    sync: wait until the file is on the disk. Without it a power cut may leave a damaged file.
+
+    Raises OSError, which names `path`: no such folder, no permission, a target that is neither a
+    file nor a pipe nor a character device, less than `size` bytes free, a full disk. Only if the
+    folder cannot be written to the disk after the renaming, `path` is the new file then.
+    """
+    name = os.fsdecode(path)
+    if _is_stream(name):
+        with _naming(name), _open_stream(name) as stream:
+            yield stream
+        return
+    with replacing_all({name: size}, mode=mode, sync=sync) as (file,):
+        yield file
+
+
+@contextmanager
+def replacing_all(
+    sizes: Mapping[Path, int], *, mode: int = 0o666, sync: bool = True
+) -> Iterator[list[BinaryIO]]:
+    """`replacing` for several files: all of them take their places, or none does.
+
+    None is renamed before all are complete. A process that is killed between two renames leaves
+    the first of `sizes` new and the last one old.
+    """
+    files = [_NewFile(os.fsdecode(path), size, mode) for path, size in sizes.items()]
+    try:
+        with _naming(files[-1].name), ExitStack() as opened:
+            yield [opened.enter_context(file.open()) for file in files]
+            for file in files:
+                file.finish(sync)
+        for file in files[:-1]:
+            file.keep_old()
+        for file in files:
+            file.rename()
+        for file in files:
+            file.clean()
+        for folder in {os.path.dirname(file.path) for file in files} if sync else ():
+            sync_folder(folder)
+    except BaseException:
+        try:
+            _undo(files)
+        finally:  # again, since a second Ctrl-C may have ended the first attempt
+            _undo(files)
+        raise
+
+
+def is_stdout(path: Path) -> bool:
+    """Whether `path` is the file, pipe or terminal that standard output goes to."""
+    with suppress(OSError, ValueError):
+        # Where the shell has closed standard output, 1 may be any file.
+        return sys.__stdout__ is not None and os.path.samestat(os.stat(path), os.fstat(1))
+    return False
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names of the files in a folder on the disk. Raises OSError."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows, or a folder that may not be listed
+        return
+    try:
+        _sync(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(folder)) from None
+    finally:
+        os.close(descriptor)
+
+
+class _NewFile:
+    """What will be `path`. Until then it is `part`, and the old file may be `old` as well."""
+
+    def __init__(self, name: str, size: int, mode: int) -> None:
+        self.name, self.path, self.mode = name, _target(name), mode
+        folder, last = os.path.split(self.path)
+        if size and (free := shutil.disk_usage(folder).free) < size:
+            raise OSError(errno.ENOSPC, f"needs {size:,} bytes, the disk has {free:,} free", name)
+        # Nobody else has these 64 random bits: what is found under such a name is ours.
+        unique = os.path.join(folder, f"{last[:20]}.{token_hex(8)}")
+        self.part, self.old = f"{unique}.part", f"{unique}.old"
+        self.replaces = os.stat(self.path) if os.path.exists(self.path) else None
+
+    def open(self) -> BinaryIO:
+        mode = stat.S_IMODE(self.replaces.st_mode) if self.replaces else self.mode
+        with _naming(self.name):
+            self.file = open(self.part, "xb", opener=lambda name, how: os.open(name, how, mode))
+        if self.replaces:
+            _give_permissions(self.file.fileno(), self.replaces)
+        self.made = os.fstat(self.file.fileno())
+        return self.file
+
+    def finish(self, sync: bool) -> None:
+        """Have all bytes on the disk."""
+        with _naming(self.name):
+            self.file.flush()
+            if sync:
+                _sync(self.file.fileno())
+
+    def keep_old(self) -> None:
+        """Give the old file a second name, where the file system can."""
+        if self.replaces and hasattr(os, "link"):
+            with suppress(OSError):
+                os.link(self.path, self.old)
+
+    def rename(self) -> None:
+        with _naming(self.name):
+            os.replace(self.part, self.path)
+
+    def restore(self) -> None:
+        """Undo the renaming, if it was done."""
+        if not os.path.exists(self.path) or not os.path.samestat(os.stat(self.path), self.made):
+            return
+        if os.path.exists(self.old):
+            os.replace(self.old, self.path)
+        elif not self.replaces:
+            _unlink(self.path)
+
+    def clean(self) -> None:
+        """Remove the names that are not `path`."""
+        _unlink(self.old)
+        _unlink(self.part)
+
+
+def _undo(files: list[_NewFile]) -> None:
+    """Remove what was made. After some of the renames, but not all, undo those."""
+    if os.path.exists(files[-1].part):  # the last to be renamed, the first to be removed
+        for file in files[:-1]:
+            file.restore()
+    for file in reversed(files):
+        file.clean()
+
+
+def _unlink(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Have errors name the target: a failed write names nothing, other calls our part."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename).endswith(".part"):
+            raise OSError(error.errno, error.strerror, name) from None
+        raise
+
+
+def _target(name: str) -> str:
+    """The file that `name` stands for, links followed. Raises OSError if it cannot be written."""
+    path = os.path.realpath(name)
+    folder = os.path.dirname(path)
+    if os.path.isdir(path) or name.endswith(("/", os.sep)):
+        raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file to write", name)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, "no such folder", folder)
+    if os.path.islink(path):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
+    if os.path.exists(path):
+        if not os.path.isfile(path):
+            raise OSError(errno.EINVAL, "not a regular file, cannot be replaced", name)
+        if not os.access(path, os.W_OK):  # a rename would not ask
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+    return path
+
+
+def _give_permissions(descriptor: int, old: os.stat_result) -> None:
+    """Owner, group and mode of the old file, as far as the system lets us. Never more than those.
+
+    The new file was made with the old one's mode, so nothing is open to others before.
+    """
+    if not hasattr(os, "fchown"):  # Windows
+        return
+    for owner in (old.st_uid, -1):  # who may not give files away may still choose the group
+        with suppress(OSError):
+            os.fchown(descriptor, owner, old.st_gid)
+            break
+    mode = stat.S_IMODE(old.st_mode)
+    if os.fstat(descriptor).st_gid != old.st_gid:  # these were permissions of another group
+        mode &= ~stat.S_IRWXG
+    with suppress(OSError):  # a file system without modes
+        os.fchmod(descriptor, mode)
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
+def _is_stream(name: str) -> bool:
+    with suppress(OSError, ValueError):
+        mode = os.stat(name).st_mode
+        return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or is_stdout(name)
+    return False
+
+
+def _open_stream(name: str) -> BinaryIO:
+    """A pipe or device for writing. A pipe that nobody reads is an error, not a wait."""
+    if is_stdout(name):
+        return open(os.dup(1), "wb")
+    flags = os.O_WRONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+    try:
+        descriptor = os.open(name, flags | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise OSError(errno.ENXIO, "a pipe or device that nobody reads", name) from None
+    if hasattr(os, "set_blocking"):
+        os.set_blocking(descriptor, True)
+    return open(descriptor, "wb")
