@@ -3,53 +3,69 @@
 numba names the code of a closure by pickling what it closes over. Of another kernel, or of an
 intrinsic, the pickle holds a number drawn at random in each process: such code would be written
 anew each time and never found. Here the name says what is closed over instead. The text of all
-kernels is in the folder's name already (jit.py).
+kernels is in the folder's name already (cache_folder.py).
+
+numba also writes an index beside the code, so two processes may leave one that does not fit, and it
+unpickles whatever it finds. Here each compiled kernel is one file, with a checksum.
 """
 
 import hashlib
+import pickle
+import re
 from contextlib import suppress
 
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
 from numba.core.runtime import rtsys
+from numba.core.serialize import dumps
 from numba.core.sigutils import normalize_signature
 
-from llama2np.kernels import helper
+from llama2np.kernels import helper, sealed
 from llama2np.kernels.calls import callees
 
 
-class Cache(FunctionCache):
-    """A FunctionCache for functions that close over kernels, intrinsics and plain values.
+class Cache(NullCache):
+    """numba's cache of one function, which may close over kernels, intrinsics and plain values."""
 
-    Each has files of its own. numba names them by the line of the source, so closures made on one
-    line would share an index, and processes that compile two of them at once mix them up.
-    """
+    def __init__(self, function, folder):
+        self._function, self._folder = function, folder
 
-    def __init__(self, function):
-        super().__init__(function)
-        name = hashlib.sha256(repr(identity(function)).encode()).hexdigest()[:16]
-        base, stamp = self._impl.filename_base, self._impl.locator.get_source_stamp()
-        self._cache_file = IndexDataCacheFile(self._cache_path, f"{base}-{name}", stamp)
+    @property
+    def cache_path(self):
+        return str(self._folder)
 
     def save_overload(self, sig, data):
-        with suppress(OSError):  # a disk that is full by now costs time, not the answer
-            super().save_overload(sig, data)
-        helper.found(self._py_func)
+        if not data.library.has_dynamic_globals and all(part.can_cache for part in data.lifted):
+            path, key = self._file(sig, data.codegen)
+            with suppress(OSError):  # a disk that is full by now costs time, not the answer
+                sealed.write(path, key, dumps(data._reduce()))
+        helper.found(self._function)
 
     def load_overload(self, sig, target_context):
-        for call in callees(self._py_func):
+        for call in callees(self._function):
             call.ready()
-        # FunctionCache's would get ready to compile first, which takes longer than all the rest.
+        # numba's own would get ready to compile first, which takes longer than all the rest.
         rtsys.initialize(target_context)
-        with self._guard_against_spurious_io_errors():
-            found = self._load_overload(sig, target_context)
-        if found is not None and found.signature.args == normalize_signature(sig)[0]:
-            helper.found(self._py_func)
-            return found
+        path, key = self._file(sig, target_context.codegen())
+        data = sealed.read(path, key)
+        if data is not None:
+            with suppress(Exception):  # whatever a pickle may raise: then it is compiled
+                found = CompileResult._rebuild(target_context, *pickle.loads(data))
+                if found.signature.args == normalize_signature(sig)[0]:
+                    helper.found(self._function)
+                    return found
+            sealed.remove(path)
         helper.missing()
         return None
 
-    def _index_key(self, sig, codegen):
-        return sig, codegen.magic_tuple(), repr(identity(self._py_func))
+    def _file(self, sig, codegen):
+        """The path of the code for these types and this CPU, and the key of its checksum."""
+        types = tuple(map(str, normalize_signature(sig)[0]))
+        everything = types, codegen.magic_tuple(), identity(self._function)
+        key = hashlib.sha256(repr(everything).encode()).digest()
+        name = f"{self._function.__module__.rpartition('.')[2]}.{self._function.__qualname__}"
+        name = re.sub(r"[^\w.]", "", name)[:80]  # without the <> of <locals>
+        return self._folder / f"{name}-{key.hex()[:32]}.nbc", key
 
 
 def identity(value):

@@ -1,24 +1,13 @@
-"""The decorator that every kernel wears, and the folder where its machine code is kept.
+"""The decorator that every kernel wears."""
 
-numba keys its disk cache by one source file and the CPU. It does not see an edit in another file, a
-changed llvmlite, or two versions of a package with equal times and sizes. So the folder's name
-is a hash of all of these: code that is not ours, as it is now, is never found.
-"""
-
-import hashlib
-import os
-import platform
-import tempfile
 from functools import partial
-from pathlib import Path
 
-import llvmlite
 import numba
-import numpy as np
 from numba.core import event
 from numba.core.registry import cpu_target
 
 from llama2np.kernels.cache import Cache
+from llama2np.kernels.cache_folder import cache_folder
 
 __all__ = [
     "CACHE_FOLDER",
@@ -33,35 +22,7 @@ __all__ = [
 ]
 
 
-def _fingerprint():
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
-    versions = (platform.python_version(), np.__version__, numba.__version__, llvmlite.__version__)
-    settings = os.environ.get("LLAMA2NP_INT8"), bool(numba.config.BOUNDSCHECK)
-    digest.update(repr((*versions, *settings)).encode())
-    return digest.hexdigest()[:16]
-
-
-def _cache_folder():
-    """The first of these that can be written: numba's own, beside the source, the user's cache."""
-    chosen = os.environ.get("NUMBA_CACHE_DIR")
-    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    homes = [chosen] if chosen else [Path(__file__).parent / "__pycache__", Path(user) / "llama2np"]
-    for home in homes:
-        if str(home).startswith("~"):  # there is no home: it would become a folder of that name
-            continue
-        folder = Path(home) / f"kernels-{_fingerprint()}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                return folder
-        except OSError:
-            continue
-    return None  # nowhere to write: compile anew in each process
-
-
-CACHE_FOLDER = _cache_folder()
+CACHE_FOLDER = cache_folder()  # None: every process compiles for itself
 # Only loops: what LLVM is asked for by name has neither an interpreter nor checks of indices.
 PLAIN = bool(numba.config.DISABLE_JIT or numba.config.BOUNDSCHECK)
 # Python itself, where slices save time. They clip, so they are not for checking indices.
@@ -70,16 +31,12 @@ _KERNELS = []  # all that _jit made
 
 
 def _jit(function=None, **options):
-    """numba.njit that keeps its code in CACHE_FOLDER and leaves the caller's numba as it was."""
+    """numba.njit that keeps its code in CACHE_FOLDER."""
     if function is None:
         return partial(_jit, **options)
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_FOLDER or "")
-    try:
-        made = numba.njit(function, nogil=True, **options)
-        if CACHE_FOLDER is not None and not numba.config.DISABLE_JIT:
-            made._cache = Cache(function)
-    finally:
-        numba.config.CACHE_DIR = before
+    made = numba.njit(function, nogil=True, **options)
+    if CACHE_FOLDER is not None and not numba.config.DISABLE_JIT:
+        made._cache = Cache(function, CACHE_FOLDER)
     _KERNELS.append(made)
     return made
 
