@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llama2np.atomic import write_file
 from llama2np.checkpoint import Header, save
 from llama2np.config import Config
 
@@ -48,7 +49,7 @@ def write_tokenizer(vocab_size: int, path: Path) -> None:
     pieces += [b" "] + [b" w%d" % i for i in range(vocab_size - len(pieces) - 1)]
     data = [struct.pack("<I", max(map(len, pieces)))]
     data += [struct.pack("<fi", -i, len(piece)) + piece for i, piece in enumerate(pieces)]
-    path.write_bytes(b"".join(data))
+    write_file(path, b"".join(data))
 
 
 class _Tensors(dict):

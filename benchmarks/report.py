@@ -23,7 +23,7 @@ from benchmarks import programs
 from benchmarks.programs import Task
 from benchmarks.random_models import SHAPES, write_model
 from llama2np import kernels
-from llama2np.atomic import replacing
+from llama2np.atomic import write_file
 from llama2np.bench import arithmetic
 from llama2np.bench.form import aligned
 from llama2np.bench.machine import description
@@ -243,8 +243,7 @@ def main(argv: list[str]) -> None:
         options.folder.mkdir(parents=True, exist_ok=True)
         lines = [*preface(options), *tables(tasks, options)]
     kept = README.read_text().partition(MARK)[0]
-    with replacing(options.output) as file:
-        file.write("\n".join([kept + MARK, *lines, ""]).encode())
+    write_file(options.output, "\n".join([kept + MARK, *lines, ""]).encode())
     print(f"wrote {options.output}")
 
 

@@ -45,6 +45,12 @@ def replacing(
         yield file
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file of these bytes. Raises OSError, as `replacing`."""
+    with replacing(path, len(data)) as file:
+        file.write(data)
+
+
 @contextmanager
 def replacing_all(
     sizes: Mapping[Path, int], *, mode: int = 0o666, sync: bool = True
@@ -64,7 +70,7 @@ def replacing_all(
             file.keep_old()
         for file in files:
             file.rename()
-        for file in files:
+        for file in files[:-1]:
             file.clean()
         for folder in {os.path.dirname(file.path) for file in files} if sync else ():
             sync_folder(folder)
@@ -113,7 +119,7 @@ class _NewFile:
 
     def open(self) -> BinaryIO:
         mode = stat.S_IMODE(self.replaces.st_mode) if self.replaces else self.mode
-        with _naming(self.name):
+        with _naming(self.name, self.part, self.old):
             self.file = open(self.part, "xb", opener=lambda name, how: os.open(name, how, mode))
         if self.replaces:
             _give_permissions(self.file.fileno(), self.replaces)
@@ -122,7 +128,7 @@ class _NewFile:
 
     def finish(self, sync: bool) -> None:
         """Have all bytes on the disk."""
-        with _naming(self.name):
+        with _naming(self.name, self.part, self.old):
             self.file.flush()
             if sync:
                 _sync(self.file.fileno())
@@ -134,7 +140,7 @@ class _NewFile:
                 os.link(self.path, self.old)
 
     def rename(self) -> None:
-        with _naming(self.name):
+        with _naming(self.name, self.part, self.old):
             os.replace(self.part, self.path)
 
     def restore(self) -> None:
@@ -148,8 +154,9 @@ class _NewFile:
 
     def clean(self) -> None:
         """Remove the names that are not `path`."""
-        _unlink(self.old)
-        _unlink(self.part)
+        with _naming(self.name, self.part, self.old):
+            _unlink(self.old)
+            _unlink(self.part)
 
 
 def _undo(files: list[_NewFile]) -> None:
@@ -167,12 +174,12 @@ def _unlink(path: str) -> None:
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Have errors name the target: a failed write names nothing, other calls our part."""
+def _naming(name: str, *ours: str) -> Iterator[None]:
+    """Have errors name the target: a failed write names nothing, other calls our own names."""
     try:
         yield
     except OSError as error:
-        if error.filename is None or str(error.filename).endswith(".part"):
+        if error.errno is not None and error.filename in (None, *ours):
             raise OSError(error.errno, error.strerror, name) from None
         raise
 

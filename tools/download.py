@@ -2,8 +2,8 @@
 
 python -m tools.download stories15M.bin
 
-A download that stops leaves NAME.part, and the same command resumes it. Left out: checksums; a
-file is checked by its size alone.
+A download that stops leaves NAME.part, and the same command resumes it; while one runs, a second
+of the same file is refused. Left out: checksums; a file is checked by its size alone.
 """
 
 from __future__ import annotations
@@ -13,11 +13,19 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import BinaryIO
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
+
+from llama2np.atomic import sync_folder
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 _MODELS = "https://huggingface.co/karpathy/tinyllamas/resolve/main"
 _LLAMA2C = "https://raw.githubusercontent.com/karpathy/llama2.c/master"
@@ -56,6 +64,7 @@ def main(
             _fetch(name, size, url, part)
             _check_size(part, size)
             os.replace(part, path)
+            sync_folder(folder)
         return 0
     except KeyboardInterrupt:
         message, status = f"stopped at {_size(part):,} of {size:,} bytes: {_RESUME}", _INTERRUPTED
@@ -69,7 +78,7 @@ def main(
 
 def _fetch(name: str, size: int, url: str, part: Path) -> None:
     """Bring `part` to `size` bytes, going on from those it has if the server can."""
-    start = _size(part)
+    found = start = _size(part)
     if start == size:  # stopped just before its renaming
         return
     if start > size:  # not a part of this file
@@ -83,10 +92,30 @@ def _fetch(name: str, size: int, url: str, part: Path) -> None:
         bar = tqdm(
             desc=name, initial=start, total=size, unit="B", unit_scale=True, disable=not terminal
         )
-        with bar, open(part, "ab" if start else "wb") as file:
+        with bar, _open_part(part, found) as file:
+            file.truncate(start)
             for chunk in _chunks(response, start, size, url):
                 file.write(chunk)
                 bar.update(len(chunk))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _open_part(part: Path, size: int) -> BinaryIO:
+    """Open a .part of this size, or a new one, for this process alone."""
+    if part.is_symlink() or (part.exists() and not part.is_file() and not part.is_dir()):
+        raise _Failed(f"{part.name} is not a regular file: move or remove that")
+    file = open(part, "ab")
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if isinstance(error, BlockingIOError):  # else it is a file system without locks
+            size = -1
+    if file.tell() == size:
+        return file
+    file.close()
+    raise _Failed(f"another process writes {part.name}: wait for it, then run this again")
 
 
 def _open(url: str, start: int) -> HTTPResponse:

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 from llama2np import box
+from llama2np.atomic import write_file
 
 GOLDEN = Path(__file__).parent.parent / "tests/golden/box.json"
 PROGRAMS = {box.STORIES: "run", box.STORIES_INT8: "runq"}
@@ -45,7 +46,7 @@ def main() -> None:
         for name, program in PROGRAMS.items()
         for flags in FLAGS
     ]
-    GOLDEN.write_text("[\n" + ",\n".join(map(json.dumps, cases)) + "\n]\n")
+    write_file(GOLDEN, ("[\n" + ",\n".join(map(json.dumps, cases)) + "\n]\n").encode())
 
 
 if __name__ == "__main__":

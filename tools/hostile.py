@@ -25,11 +25,13 @@ from llama2np.convert.write import write_bin, write_huggingface
 from llama2np.llama import Llama
 from llama2np.tokenizer import Tokenizer, TokenizerError
 from llama2np.transformer import State, Transformer
+from tools import faults
 from tools.torch_files import Tensor, pickled, write_archive
 
 Case = dict[str, bytes]
 OURS = (CheckpointError, TokenizerError)
 KINDS = ("bin", "tokenizer.bin", "tokenizer.model", "torch", "safetensors", "hf", "meta", "state")
+KINDS += ("kernel-cache", "write-failure")
 SMALL = Config(8, 12, 2, 2, 1, 20, 16)
 WIDE = Config(64, 64, 1, 2, 2, 20, 16)  # its groups of 32 take the fast int8 kernels
 
@@ -59,6 +61,8 @@ def exercise(kind: str, folder: Path) -> None:
         "hf": lambda f: _convert(f, huggingface.read),
         "meta": lambda f: _convert(f, meta.read),
         "state": _exercise_state,
+        "kernel-cache": faults.exercise_cache,
+        "write-failure": faults.exercise_write,
     }[kind](folder)
 
 
@@ -72,6 +76,8 @@ def write_case(case: Case, folder: Path) -> int:
 def damaged(kind: str, random: Random) -> Case:
     """A valid case of that kind, with one file damaged in one to four places."""
     case = dict(random.choice(valid(kind)))
+    if kind == "write-failure":
+        return case | {"fault.json": faults.write_fault(random)}
     name = random.choice(sorted(case))
     if name.endswith(".json") and random.random() < 0.7:
         case[name] = _damaged_json(case[name], random)
@@ -101,6 +107,8 @@ def valid(kind: str) -> list[Case]:
         "hf": _hf_folders,
         "meta": _meta_folders,
         "state": _states,
+        "kernel-cache": lambda: [{"kernel.nbc": faults.sealed_file(_scratch())}],
+        "write-failure": _write_failures,
     }[kind]()
 
 
@@ -324,6 +332,11 @@ def _states() -> list[Case]:
         state.save(_scratch() / "x.npz")
         cases.append({"state.npz": (_scratch() / "x.npz").read_bytes()})
     return cases
+
+
+def _write_failures() -> list[Case]:
+    files = valid("bin")[0] | valid("tokenizer.model")[0]
+    return [files | {"fault.json": faults.write_fault()}]
 
 
 # Damage

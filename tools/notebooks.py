@@ -16,6 +16,8 @@ import jupytext
 from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import ExecutePreprocessor
 
+from llama2np.atomic import write_file
+
 DOCS = Path(__file__).parents[1] / "docs"
 _MOST = 50_000  # bytes of a picture
 
@@ -33,10 +35,10 @@ def render(source: Path) -> None:
     for name, data in resources["outputs"].items():
         if len(data) > _MOST:
             sys.exit(f"{name}: {len(data):,} bytes, expected {_MOST:,} at most: draw it smaller")
-        (DOCS / name).write_bytes(data)
+        write_file(DOCS / name, data)
     lines = [line.rstrip() for line in text.strip().splitlines()]
     note = f"<!-- Made by `make docs` from {source.name}: change that. -->"
-    source.with_suffix(".md").write_text("\n".join([note, "", *lines, ""]), encoding="utf-8")
+    write_file(source.with_suffix(".md"), "\n".join([note, "", *lines, ""]).encode())
 
 
 def main(names: list[str]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
+from llama2np.atomic import write_file  # noqa: E402
 from llama2np.config import Config  # noqa: E402
 from llama2np.convert import llama2c, tokenizer, write  # noqa: E402
 from tools.stories.words import names, words  # noqa: E402
@@ -97,8 +98,9 @@ def main() -> None:
         "loss, last 100 steps": round(sum(training.losses[-100:]) / 100, 4),
         "loss, held out": round(training.loss(held_out), 4),
     }
-    (options.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
+    text = json.dumps(figures, indent=2)
+    write_file(options.out / "figures.json", f"{text}\n".encode())
+    print(text)
 
 
 if __name__ == "__main__":

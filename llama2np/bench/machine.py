@@ -49,10 +49,12 @@ def sgemm_speed(threads: int) -> float:
     In a process of its own: there NumPy can be told how many threads to use, and they are gone
     afterwards, instead of waiting for more work on our processors. Raises OSError.
     """
+    # Where `llama2np` is found: installed, beside a script, or in a zip archive.
+    places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    settings = dict.fromkeys(_THREAD_SETTINGS, str(threads))
     done = subprocess.run(
         [sys.executable, "-m", "llama2np.bench.sgemm"],
-        cwd=Path(__file__).parents[2],  # where `llama2np` is found, installed or not
-        env={**os.environ, **dict.fromkeys(_THREAD_SETTINGS, str(threads))},
+        env={**os.environ, **settings, "PYTHONPATH": os.pathsep.join(filter(None, places))},
         capture_output=True,
         text=True,
     )

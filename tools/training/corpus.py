@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from llama2np.atomic import replacing
+from llama2np.atomic import replacing, write_file
 from llama2np.tokenizer import BOS
 from tools.stories.teller import Story, tell
 from tools.stories.words import said_again
@@ -44,7 +44,7 @@ def train_tokenizer(texts: Sequence[str], path: Path, pieces: int) -> None:
         num_threads=1,  # more of them make the result depend on the machine
         minloglevel=1,
     )
-    path.write_bytes(model.getvalue())
+    write_file(path, model.getvalue())
 
 
 @dataclass(frozen=True)

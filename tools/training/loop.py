@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from llama2np.atomic import replacing, write_file
 from llama2np.config import Config
 from tools.training.copying import said_twice
 from tools.training.corpus import Corpus, batches
@@ -127,12 +128,11 @@ class Training:
         }
 
     def save(self) -> None:
-        """Write the checkpoint beside and rename it."""
-        part = self.path.with_suffix(".part")
-        torch.save(self.state(), part)
-        part.replace(self.path)
+        """Write the checkpoint, and the losses beside it."""
+        with replacing(self.path) as file:
+            torch.save(self.state(), file)
         text = "".join(json.dumps(loss) + "\n" for loss in self.losses)
-        self.path.with_suffix(".losses").write_text(text)
+        write_file(self.path.with_suffix(".losses"), text.encode())
 
     def _resume(self) -> None:
         state = torch.load(self.path, weights_only=True)

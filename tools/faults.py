@@ -1,0 +1,176 @@
+"""Failures of writing, and damaged files of compiled kernels: what is left must be whole.
+
+A file is written by calls to the system. `failing` makes the n-th of them fail, for every n in
+turn where a test has the time, for some n in the fuzzer.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from unittest.mock import patch
+
+from llama2np import atomic
+from llama2np.checkpoint import load
+from llama2np.convert import llama2c, tokenizer
+from llama2np.convert.write import write_bin, write_huggingface
+from llama2np.kernels import sealed
+from llama2np.transformer import State, Transformer
+
+WRITERS = ("export 0", "export 1", "export 2", "export -1", "tokenizer", "state")
+ERRORS = ("ENOSPC", "EIO", "EACCES", "interrupt", "interrupt after")
+_CALLS = ("open", "fsync", "replace", "link", "fchmod", "fchown", "unlink")
+
+
+@dataclass
+class Fault:
+    """The `at`-th call that writes, from 0 on, fails: with an errno, or by Ctrl-C before or after.
+
+    over: there is something at the target already.
+    """
+
+    writer: str
+    at: int = 10**9
+    error: str = "EIO"
+    over: bool = True
+
+
+class _Counter:
+    def __init__(self, fault: Fault) -> None:
+        self.fault, self.calls = fault, 0
+
+    def wrapped(self, call: Callable) -> Callable:
+        def counted(*arguments, **options):
+            self.calls += 1
+            if self.calls - 1 != self.fault.at:
+                return call(*arguments, **options)
+            if self.fault.error == "interrupt after":
+                call(*arguments, **options)
+            if self.fault.error.startswith("interrupt"):
+                raise KeyboardInterrupt
+            number = getattr(errno, self.fault.error)
+            raise OSError(number, os.strerror(number))
+
+        return counted
+
+
+@contextmanager
+def failing(fault: Fault) -> Iterator[_Counter]:
+    """Have a call fail in the block. The counter says how many there were."""
+    counter = _Counter(fault)
+
+    class Raw(io.FileIO):
+        def write(self, data):
+            return counter.wrapped(super().write)(data)
+
+    def opened(path, mode, opener=None):
+        return io.BufferedWriter(counter.wrapped(Raw)(path, mode, opener=opener))
+
+    class System:
+        """The module os, with calls that are counted."""
+
+        def __getattr__(self, name):
+            found = getattr(os, name)
+            return counter.wrapped(found) if name in _CALLS else found
+
+    with patch.object(atomic, "os", System()), patch.object(atomic, "open", opened, create=True):
+        yield counter
+
+
+def check_write(fault: Fault, folder: Path) -> bool:
+    """Write with a fault, from a folder with model.bin and tokenizer.model.
+
+    Return whether the fault was met. Raises AssertionError unless the target is then as it was, or
+    complete, and nothing is beside it.
+    """
+    write = _writer(fault.writer, folder)
+    whole, place = folder / "whole", folder / "target"
+    for each in (whole, place):
+        each.mkdir()
+    write(whole / "x")
+    if fault.over and fault.writer == "export -1":
+        (place / "x").mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (place / "x" / name).write_bytes(b"old")
+    elif fault.over:
+        (place / "x").write_bytes(b"old")
+    before, complete, failed = _content(place), _content(whole), None
+    with failing(fault) as counter:
+        try:
+            write(place / "x")
+        except (OSError, KeyboardInterrupt) as error:
+            failed = error
+    after = _content(place)
+    assert after == complete or (failed and after == before), f"{failed!r}, left: {sorted(after)}"
+    if isinstance(failed, OSError):
+        assert ".part" not in str(failed) and str(place) in str(failed), f"it says {failed}"
+    return fault.at < counter.calls
+
+
+def _writer(name: str, folder: Path) -> Callable[[Path], object]:
+    kind, _, version = name.partition(" ")
+    if kind == "tokenizer":
+        return lambda path: tokenizer.write_bin(folder / "tokenizer.model", path)
+    if kind == "state":
+        model = Transformer(*load(folder / "model.bin"))
+        state = State(model.config)
+        model.forward([1, 2, 3], state)
+        return lambda path: state.save(path)
+    source = llama2c.read_bin(folder / "model.bin")
+    if version == "-1":
+        return lambda path: write_huggingface(source, path)
+    return lambda path: write_bin(source, path, int(version))
+
+
+def _content(path: Path) -> dict[str, bytes | None]:
+    """What is at a path: files with their bytes, folders with None, by their names from there."""
+    return {
+        str(each.relative_to(path)): each.read_bytes() if each.is_file() else None
+        for each in (path, *path.rglob("*"))
+    }
+
+
+# For the fuzzer
+
+
+def write_fault(random: Random | None = None) -> bytes:
+    """The file fault.json of a case: any fault, or one that is never met."""
+    fault = Fault("export 1")
+    if random:
+        fault = Fault(
+            random.choice(WRITERS),
+            random.choice((random.randrange(10), random.randrange(60))),
+            random.choice(ERRORS),
+            random.random() < 0.5,
+        )
+    return json.dumps(asdict(fault)).encode()
+
+
+def exercise_write(folder: Path) -> None:
+    """Write with the fault of a case."""
+    check_write(Fault(**json.loads((folder / "fault.json").read_bytes())), folder)
+
+
+_KEY, _CODE = b"k" * 32, bytes(range(256)) * 8
+
+
+def sealed_file(folder: Path) -> bytes:
+    """What the cache of kernels writes."""
+    sealed.write(folder / "kernel.nbc", _KEY, _CODE)
+    return (folder / "kernel.nbc").read_bytes()
+
+
+def exercise_cache(folder: Path) -> None:
+    """Read a file of the cache: it is what was written, or else it is gone afterwards."""
+    path = folder / "kernel.nbc"
+    found = sealed.read(path, _KEY)
+    assert found == _CODE if path.exists() else found is None
+    sealed.write(path, _KEY, _CODE)
+    assert sealed.read(path, _KEY) == _CODE
