@@ -14,7 +14,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from secrets import token_hex
 from typing import BinaryIO
 
@@ -62,10 +62,11 @@ def replacing_all(
     """
     files = [_NewFile(os.fsdecode(path), size, mode) for path, size in sizes.items()]
     try:
-        with _naming(files[-1].name), ExitStack() as opened:
-            yield [opened.enter_context(file.open()) for file in files]
-            for file in files:
-                file.finish(sync)
+        with _naming(files[-1].name):
+            opened = [file.open() for file in files]
+            yield opened
+        for file, stream in zip(files, opened, strict=True):
+            file.finish(stream, sync)
         for file in files[:-1]:
             file.keep_old()
         for file in files:
@@ -116,22 +117,24 @@ class _NewFile:
         unique = os.path.join(folder, f"{last[:20]}.{token_hex(8)}")
         self.part, self.old = f"{unique}.part", f"{unique}.old"
         self.replaces = os.stat(self.path) if os.path.exists(self.path) else None
+        self.file: BinaryIO | None = None
 
     def open(self) -> BinaryIO:
         mode = stat.S_IMODE(self.replaces.st_mode) if self.replaces else self.mode
         with _naming(self.name, self.part, self.old):
-            self.file = open(self.part, "xb", opener=lambda name, how: os.open(name, how, mode))
+            file = open(self.part, "xb", opener=lambda name, how: os.open(name, how, mode))
+        self.file = file
         if self.replaces:
-            _give_permissions(self.file.fileno(), self.replaces)
-        self.made = os.fstat(self.file.fileno())
-        return self.file
+            _give_permissions(file.fileno(), self.replaces)
+        self.made = os.fstat(file.fileno())
+        return file
 
-    def finish(self, sync: bool) -> None:
-        """Have all bytes on the disk."""
-        with _naming(self.name, self.part, self.old):
-            self.file.flush()
+    def finish(self, stream: BinaryIO, sync: bool) -> None:
+        """Have all bytes on the disk, and close the file: Windows renames no open one."""
+        with _naming(self.name), stream:
+            stream.flush()
             if sync:
-                _sync(self.file.fileno())
+                _sync(stream.fileno())
 
     def keep_old(self) -> None:
         """Give the old file a second name, where the file system can."""
@@ -154,6 +157,9 @@ class _NewFile:
 
     def clean(self) -> None:
         """Remove the names that are not `path`."""
+        if self.file:
+            with suppress(OSError):  # what could not be written is of no use now
+                self.file.close()
         with _naming(self.name, self.part, self.old):
             _unlink(self.old)
             _unlink(self.part)

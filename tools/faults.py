@@ -52,7 +52,9 @@ class _Counter:
             if self.calls - 1 != self.fault.at:
                 return call(*arguments, **options)
             if self.fault.error == "interrupt after":
-                call(*arguments, **options)
+                made = call(*arguments, **options)
+                if isinstance(made, io.IOBase):
+                    made.close()
             if self.fault.error.startswith("interrupt"):
                 raise KeyboardInterrupt
             number = getattr(errno, self.fault.error)
