@@ -59,7 +59,7 @@ def test_a_fault_that_does_harm_is_noticed(tmp_path, monkeypatch):
     write_case(valid("write-failure")[0], tmp_path)
     monkeypatch.setattr(atomic._NewFile, "clean", lambda self: None)
     with pytest.raises(AssertionError, match="part"):
-        check_write(Fault("export 0", 3), tmp_path)
+        check_write(Fault("export 0", 4), tmp_path)
 
 
 @pytest.mark.parametrize("moment", ("before", "after"))

@@ -1,0 +1,258 @@
+"""The cache of compiled kernels: what is damaged is compiled again, silently."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from random import Random
+
+import numba
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from llama2np.kernels import cache_folder, sealed
+from llama2np.kernels.cache import Cache
+
+posix = pytest.mark.skipif(os.name == "nt", reason="owners and modes")
+KEY, CODE = b"a key", b"machine code" * 9
+
+ADDS = """
+import sys
+import numpy as np
+from llama2np import kernels
+x = np.ones((1, 2), np.float32)
+kernels.add(x, x)
+print(x[0, 0], kernels.counts()[0], kernels.CACHE_FOLDER)
+"""
+
+
+def adds(**env):
+    """What `ADDS` prints in a process: a value, how much was compiled, the folder."""
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", ADDS],
+        cwd=env.pop("cwd", ROOT),
+        env={**os.environ, **{name: str(value) for name, value in env.items()}},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    value, compiled, folder = done.stdout.split()
+    return float(value), int(compiled), Path(folder)
+
+
+# One file
+
+
+def test_any_damage_means_not_cached(tmp_path):
+    """Every length, and every bit."""
+    path = tmp_path / "x.nbc"
+    sealed.write(path, KEY, CODE)
+    whole = path.read_bytes()
+    assert sealed.read(path, KEY) == CODE
+    cut = [whole[:length] for length in range(len(whole))]
+    flipped = [
+        whole[: i // 8] + bytes([whole[i // 8] ^ 1 << i % 8]) + whole[i // 8 + 1 :]
+        for i in range(8 * len(whole))
+    ]
+    for damaged in (*cut, *flipped, whole + b"\0", bytes(len(whole)), whole[::-1]):
+        path.write_bytes(damaged)
+        assert sealed.read(path, KEY) is None
+        assert not path.exists()
+
+
+def test_a_file_under_the_name_of_another(tmp_path):
+    sealed.write(tmp_path / "x", b"another key", CODE)
+    assert sealed.read(tmp_path / "x", KEY) is None and not (tmp_path / "x").exists()
+
+
+@posix
+@pytest.mark.parametrize("how", ("pipe", "link", "open to others", "another's", "unreadable"))
+def test_what_is_no_file_of_ours(tmp_path, how, monkeypatch):
+    path = tmp_path / "x"
+    sealed.write(path, KEY, CODE)
+    assert path.stat().st_mode & 0o777 == 0o600
+    if how in ("pipe", "link"):
+        path.rename(tmp_path / "target")
+        os.mkfifo(path) if how == "pipe" else path.symlink_to("target")
+    elif how == "open to others":
+        path.chmod(0o620)
+    elif how == "unreadable":
+        monkeypatch.setattr(sealed.os, "open", lambda *_: (_ for _ in ()).throw(PermissionError))
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda real=os.geteuid: real() + 1)
+    assert sealed.read(path, KEY) is None
+    assert not os.path.lexists(path)
+
+
+def test_a_folder_there_is_no_harm(tmp_path):
+    (tmp_path / "x").mkdir()
+    assert sealed.read(tmp_path / "x", KEY) is None
+
+
+# A kernel
+
+
+def double(x):
+    return x * 2
+
+
+def compiled(folder):
+    """Have `double` compiled or loaded; return which."""
+    made = numba.njit(double)
+    made._cache = Cache(double, folder)
+    assert made(np.float32(3)) == 6
+    return "compiled" if made.stats.cache_misses else "loaded"
+
+
+@pytest.mark.compiled
+def test_a_damaged_kernel_is_compiled_again(tmp_path):
+    assert [compiled(tmp_path), compiled(tmp_path)] == ["compiled", "loaded"]
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("test_kernel_cache.double-") and path.suffix == ".nbc"
+    whole, random = path.read_bytes(), Random(0)
+    for place in (None, *random.sample(range(len(whole)), 6)):
+        damaged = bytearray(whole if place else b"")
+        if place:
+            damaged[place] ^= 1 << random.randrange(8)
+        path.write_bytes(damaged)
+        assert [compiled(tmp_path), compiled(tmp_path)] == ["compiled", "loaded"]
+
+
+@pytest.mark.compiled
+def test_what_cannot_be_loaded_is_compiled_again(tmp_path):
+    """Whole, and still of no use: another numba's, say."""
+    compiled(tmp_path)
+    (path,) = tmp_path.iterdir()
+    made = numba.njit(double)
+    cache = Cache(double, tmp_path)
+    made.compile((numba.float32,))
+    _, key = cache._file((numba.float32,), made.overloads[(numba.float32,)].codegen)
+    for data in (b"", b"no pickle", b"\x80\x04N."):
+        sealed.write(path, key, data)
+        assert [compiled(tmp_path), compiled(tmp_path)] == ["compiled", "loaded"]
+
+
+@pytest.mark.compiled
+def test_a_run_after_damage(tmp_path):
+    """In a process: no word, the same numbers, and the next run finds all."""
+    assert adds(NUMBA_CACHE_DIR=tmp_path)[:2] == (2.0, 1)
+    for path in tmp_path.rglob("*.nb?"):
+        os.truncate(path, 0)
+    assert adds(NUMBA_CACHE_DIR=tmp_path)[:2] == (2.0, 1)
+    assert adds(NUMBA_CACHE_DIR=tmp_path)[:2] == (2.0, 0)
+
+
+@pytest.mark.compiled
+def test_processes_that_fill_one_cache(tmp_path):
+    command, env = [sys.executable, "-B", "-c", ADDS], os.environ | {"NUMBA_CACHE_DIR": tmp_path}
+    both = [subprocess.Popen(command, cwd=ROOT, env=env, stdout=-1, stderr=-1) for _ in range(3)]
+    for child in both:
+        out, err = child.communicate(timeout=600)
+        assert out.startswith(b"2.0 ") and (child.returncode, err) == (0, b"")
+    assert adds(NUMBA_CACHE_DIR=tmp_path)[:2] == (2.0, 0)
+
+
+# The folder
+
+
+@pytest.fixture
+def homes(tmp_path, monkeypatch):
+    """A named folder, and a user's cache; the package is installed, not in a checkout."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "named"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setattr(cache_folder, "_package", lambda: tmp_path / "site-packages" / "llama2np")
+    return tmp_path
+
+
+def chosen():
+    """The home of the folder that is chosen."""
+    folder = cache_folder.cache_folder()
+    return folder and folder.parent
+
+
+@posix
+def test_it_is_ours_alone(homes):
+    before = os.umask(0)
+    try:
+        folder = cache_folder.cache_folder()
+    finally:
+        os.umask(before)
+    assert folder.parent == homes / "named" and folder.stat().st_mode & 0o777 == 0o700
+    assert cache_folder.cache_folder() == folder and not list(folder.iterdir())
+
+
+@posix
+@pytest.mark.parametrize("how", ("group", "others", "another's", "link", "file"))
+def test_one_that_is_not_is_not_used(homes, how):
+    folder = cache_folder.cache_folder()
+    if how in ("group", "others"):
+        folder.chmod(0o770 if how == "group" else 0o707)
+    elif how == "another's":
+        if os.geteuid():
+            pytest.skip("only root may give folders away")
+        os.chown(folder, 12345, -1)
+    else:
+        folder.rename(homes / "elsewhere")
+        folder.symlink_to(homes / "elsewhere") if how == "link" else folder.write_bytes(b"")
+    assert chosen() == homes / "user" / "llama2np"
+
+
+def test_where_nothing_can_be_written_another_is_chosen(homes, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", os.devnull + "/x")
+    assert chosen() == homes / "user" / "llama2np"
+    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull + "/x")
+    assert chosen() is None
+
+
+def test_relative_folders(homes, monkeypatch):
+    """NUMBA_CACHE_DIR is taken from where the process begins; XDG's rule is to ignore it."""
+    monkeypatch.chdir(homes)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "here")
+    assert chosen() == homes / "here"
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "there")
+    monkeypatch.setenv("HOME", str(homes / "home"))
+    monkeypatch.setenv("USERPROFILE", str(homes / "home"))
+    assert chosen() == homes / "home" / ".cache" / "llama2np"
+
+
+def test_only_a_checkout_keeps_it_beside_the_source(homes, monkeypatch):
+    """pip uninstall leaves files that it does not know, and their folders."""
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    assert chosen() == homes / "user" / "llama2np"
+    (homes / "site-packages").mkdir()
+    (homes / "site-packages" / "bootstrap.py").write_text("")
+    assert chosen() == homes / "site-packages" / "llama2np" / "kernels" / "__pycache__"
+
+
+def test_no_owners_on_windows(homes, monkeypatch):
+    monkeypatch.delattr(os, "geteuid", raising=False)
+    folder = cache_folder.cache_folder()
+    folder.chmod(0o777)
+    assert cache_folder.cache_folder() == folder
+
+
+def zipped(path, change=b""):
+    """The package as a wheel has it, with something added to the text of a kernel."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted((ROOT / "llama2np").rglob("*.py")):
+            text = file.read_bytes() + change * (file.name == "steps.py")
+            archive.writestr(str(file.relative_to(ROOT)), text)
+    return path
+
+
+@pytest.mark.compiled
+def test_a_package_in_an_archive(tmp_path):
+    """Its kernels are kept, too, and not mixed up with another version's."""
+    env = {"XDG_CACHE_HOME": tmp_path / "cache", "NUMBA_CACHE_DIR": "", "cwd": tmp_path}
+    first, second = zipped(tmp_path / "a.whl"), zipped(tmp_path / "b.pyz", b"\n# changed\n")
+    cold = adds(PYTHONPATH=first, **env)
+    assert cold[:2] == (2.0, 1) and cold[2].parent == tmp_path / "cache" / "llama2np"
+    assert adds(PYTHONPATH=first, **env) == (2.0, 0, cold[2])
+    other = adds(PYTHONPATH=second, **env)
+    assert other[:2] == (2.0, 1) and other[2] != cold[2]
+    env["XDG_CACHE_HOME"] = os.devnull + "/x"
+    assert adds(PYTHONPATH=first, **env) == (2.0, 1, Path("None"))  # nowhere to keep them
