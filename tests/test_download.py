@@ -1,6 +1,7 @@
 """tools/download.py against a server on this machine, with files of its own."""
 
 import io
+import os
 import random
 import re
 import socket
@@ -287,6 +288,46 @@ def test_two_downloads_at_once(server, folder, monkeypatch):
         "a.bin: needs 600,000 bytes, a.bin.part has 600,004: "
         "move or remove that, then run the same command again\n"
     )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="flock")
+def test_a_second_download_while_one_runs(server, folder):
+    import fcntl
+
+    folder.part.write_bytes(OLD)
+    with open(folder.part, "ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert folder.get(f"{server.url}/file") == 1
+    assert folder.has(part=OLD)
+    assert folder.err == (
+        "a.bin: another process writes a.bin.part: wait for it, then run this again\n"
+    )
+    assert folder.get(f"{server.url}/file") == 0 and folder.has(file=DATA)
+
+
+def test_a_part_that_grew_while_the_server_answered(server, folder, monkeypatch):
+    """Where there are no locks."""
+    folder.part.write_bytes(OLD)
+
+    def answers(url, start, real=download._open):
+        folder.part.write_bytes(OLD + b"more")
+        return real(url, start)
+
+    monkeypatch.setattr(download, "fcntl", None)
+    monkeypatch.setattr(download, "_open", answers)
+    assert folder.get(f"{server.url}/file") == 1
+    assert folder.has(part=OLD + b"more")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and pipes")
+@pytest.mark.parametrize("how", ("link", "pipe"))
+def test_a_part_that_is_no_file(server, folder, tmp_path, how):
+    target = tmp_path / "target"
+    target.write_bytes(b"precious")
+    folder.part.symlink_to(target) if how == "link" else os.mkfifo(folder.part)
+    assert folder.get(f"{server.url}/file") == 1
+    assert target.read_bytes() == b"precious"
+    assert folder.err == "a.bin: a.bin.part is not a regular file: move or remove that\n"
 
 
 def test_no_http(server, folder):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from llama2np import box
 from llama2np.kernels import cache_folder, sealed
 from llama2np.kernels.cache import Cache
 
@@ -256,3 +257,24 @@ def test_a_package_in_an_archive(tmp_path):
     assert other[:2] == (2.0, 1) and other[2] != cold[2]
     env["XDG_CACHE_HOME"] = os.devnull + "/x"
     assert adds(PYTHONPATH=first, **env) == (2.0, 1, Path("None"))  # nowhere to keep them
+
+
+def test_a_bundled_model_in_an_archive(tmp_path):
+    """It is unpacked for as long as the process lives: a file in an archive cannot be mapped."""
+    archive = zipped(tmp_path / "a.whl")
+    with zipfile.ZipFile(archive, "a") as more:
+        for file in box.FOLDER.glob("*.bin"):
+            more.write(file, file.relative_to(ROOT))
+    code = (
+        "from llama2np import Llama, box; print(Llama.load('stories-box').config.dim, box.FOLDER)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(archive)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    dim, folder = done.stdout.split()
+    assert int(dim) > 0 and folder != str(box.FOLDER) and not Path(folder).exists()
