@@ -57,8 +57,8 @@ def replacing_all(
 ) -> Iterator[list[BinaryIO]]:
     """`replacing` for several files: all of them take their places, or none does.
 
-    None is renamed before all are complete. A process that is killed between two renames leaves
-    the first of `sizes` new and the last one old.
+    They are renamed when all are complete, in the order of `sizes`. A process that is killed
+    between two renames leaves the first file new and the last one old.
     """
     files = [_NewFile(os.fsdecode(path), size, mode) for path, size in sizes.items()]
     try:
@@ -92,7 +92,7 @@ def is_stdout(path: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names of the files in a folder on the disk. Raises OSError."""
+    """Wait until the names of the files in a folder are on the disk. Raises OSError."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows, or a folder that may not be listed
@@ -130,7 +130,7 @@ class _NewFile:
         return file
 
     def finish(self, stream: BinaryIO, sync: bool) -> None:
-        """Have all bytes on the disk, and close the file: Windows renames no open one."""
+        """Wait until all bytes are on the disk, and close the file: Windows renames no open one."""
         with _naming(self.name), stream:
             stream.flush()
             if sync:
@@ -158,7 +158,7 @@ class _NewFile:
     def clean(self) -> None:
         """Remove the names that are not `path`."""
         if self.file:
-            with suppress(OSError):  # what could not be written is of no use now
+            with suppress(OSError):  # it is removed anyway
                 self.file.close()
         with _naming(self.name, self.part, self.old):
             _unlink(self.old)
@@ -181,7 +181,7 @@ def _unlink(path: str) -> None:
 
 @contextmanager
 def _naming(name: str, *ours: str) -> Iterator[None]:
-    """Have errors name the target: a failed write names nothing, other calls our own names."""
+    """Make errors name the target: a failed write names no file, other calls name our `part`."""
     try:
         yield
     except OSError as error:
@@ -215,7 +215,7 @@ def _give_permissions(descriptor: int, old: os.stat_result) -> None:
     """
     if not hasattr(os, "fchown"):  # Windows
         return
-    for owner in (old.st_uid, -1):  # who may not give files away may still choose the group
+    for owner in (old.st_uid, -1):  # a user who may not give files away may choose the group
         with suppress(OSError):
             os.fchown(descriptor, owner, old.st_gid)
             break

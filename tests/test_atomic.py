@@ -226,7 +226,7 @@ def test_the_owner_stays_where_the_system_lets_us(tmp_path):
 
 @posix
 def test_another_group_gets_nothing(tmp_path, monkeypatch):
-    """Where the group cannot be kept, its permissions go."""
+    """Where the group cannot be kept, the new group has no permissions."""
     path = tmp_path / "x"
     path.write_bytes(b"old")
     path.chmod(0o664)

@@ -111,10 +111,10 @@ def on_interrupt(handler: Callable[..., Any]) -> Iterator[None]:
 
 
 class Ending:
-    """Ends a block by an exception at Ctrl-C, SIGTERM or SIGHUP; the next second's do nothing.
+    """A signal handler that ends a block by an exception, and ignores signals for a second then.
 
-    So a second Ctrl-C does not interrupt the removal of an unfinished file. Later it counts again:
-    the first exception may have been lost in a callback of the compiler.
+    So a second Ctrl-C does not interrupt the removal of an unfinished file. After that second a
+    signal raises again, since a callback of the compiler may have lost the first exception.
     """
 
     def __init__(self) -> None:

@@ -13,15 +13,14 @@ _SIZE = 32  # bytes of the checksum, in front
 
 
 def write(path, key, data):
-    """Write a file that `read` finds with this key, at most 64 bytes. Raises OSError."""
-    # Not synced: what a power cut leaves of it is damaged, and is made again.
+    """Write a file that `read` finds with this key of at most 64 bytes. Raises OSError."""
+    # Not synced: after a power cut a damaged file is found to be damaged, and is made again.
     with replacing(path, mode=0o600, sync=False) as file:
         file.write(_checksum(key, data) + data)
 
 
 def read(path, key):
-    """The bytes that `write` was given with this key. None if there are none: what is there then
-    is removed."""
+    """The bytes that `write` was given with this key, or None: then what is there is removed."""
     try:
         data = _content(path)
     except FileNotFoundError:
