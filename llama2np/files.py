@@ -12,7 +12,7 @@ import zipfile
 from typing import Any, BinaryIO
 
 _KINDS = {
-    stat.S_IFIFO: "a FIFO",
+    stat.S_IFIFO: "a FIFO (named pipe)",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a character device",
     stat.S_IFBLK: "a block device",
@@ -38,17 +38,19 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 def read_at_most(file: BinaryIO, limit: int) -> bytes | None:
     """The bytes of an open file; None if they are more than `limit`. Raises OSError."""
-    if os.fstat(file.fileno()).st_size > limit:
-        return None
-    # Files of /proc claim to be empty, whatever they hold; those of events have None for now.
-    data = file.read(limit + 1) or b""
-    return data if len(data) <= limit else None
+    size, data = os.fstat(file.fileno()).st_size, b""
+    while max(size, len(data)) <= limit:  # files of /proc claim to be empty, whatever they hold
+        part = file.read(max(size + 1, 2**16))
+        if not part:
+            return data
+        data += part
+    return None
 
 
 def zip_file(file: Any) -> zipfile.ZipFile:
     """Open an archive whose directory is not out of proportion. Raises what zipfile raises."""
     reader = _ZipReader(file)
-    archive = zipfile.ZipFile(reader)  # type: ignore[call-overload]
+    archive = zipfile.ZipFile(reader)
     reader.limit = None
     return archive
 

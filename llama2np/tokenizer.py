@@ -23,7 +23,6 @@ _UNKNOWN = 0
 _FIRST_BYTE = 3  # <0x00> ... <0xFF> follow the three special pieces
 _LOWEST_SCORE = -1e10  # run.c merges pairs that score more than this
 _LARGEST = 2**26  # bytes of a file; that of 256 thousand pieces has a tenth
-_MOST_PIECES = 2**20  # the largest vocabularies have 256 thousand
 _LONGEST_PIECE = 2048  # bytes: sentencepiece trains pieces of up to 512 characters
 _BYTE_PIECE = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
 
@@ -70,13 +69,13 @@ class Tokenizer:
         data = _contents(path)
         read = _read_sentencepiece if path.suffix == ".model" else _read_bin
         pieces, scores = read(path, data)
-        if len(pieces) > _MOST_PIECES or max(map(len, pieces), default=0) > _LONGEST_PIECE:
-            raise TokenizerError(
-                f"{path}: holds {len(pieces):,} pieces of up to {max(map(len, pieces)):,} bytes, "
-                f"expected at most {_MOST_PIECES:,} of {_LONGEST_PIECE:,}"
-            )
         if len(pieces) < 3:
             raise TokenizerError(f"{path}: holds {len(pieces)} pieces, expected 3 at the least")
+        if len(pieces) > sentencepiece_model.MAX_PIECES or max(map(len, pieces)) > _LONGEST_PIECE:
+            raise TokenizerError(
+                f"{path}: holds {len(pieces):,} pieces of up to {max(map(len, pieces)):,} bytes, "
+                f"expected at most {sentencepiece_model.MAX_PIECES:,} of {_LONGEST_PIECE:,}"
+            )
         if vocab_size is not None and len(pieces) != vocab_size:
             raise TokenizerError(
                 f"{path}: holds {len(pieces):,} pieces, the model's vocabulary is {vocab_size:,}: "
@@ -208,7 +207,7 @@ def _read_bin(path: Path, data: bytes) -> tuple[list[bytes], list[float]]:
     pieces: list[bytes] = []
     scores: list[float] = []
     offset = 4
-    while offset < len(data):
+    while offset < len(data) and len(pieces) <= sentencepiece_model.MAX_PIECES:
         if offset + 8 > len(data):
             raise TokenizerError(f"{path}: ends in the middle of piece {len(pieces)}: truncated?")
         score, length = struct.unpack_from("<fi", data, offset)

@@ -25,7 +25,7 @@ from llama2np.convert.source import Stored
 from llama2np.output import brief
 
 _LARGEST_HEADER = 100_000_000  # the format's own limit
-_MOST_DIMENSIONS = 64  # NumPy's
+_MOST_DIMENSIONS = 64
 _NAMES = {  # ours, of those that can be read
     **{"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "BOOL": "bool"},
     **{"U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64"},
@@ -77,18 +77,17 @@ def read(path: str | os.PathLike[str]) -> dict[str, Stored]:
 def _stored(data: Any, path: str, name: str, entry: Entry, start: int) -> Stored:
     """The tensor of an entry. Raises ValueError for one that cannot be."""
     shape, size = entry.shape, entry.last - entry.first
-    if len(shape) > _MOST_DIMENSIONS:
-        raise ValueError(f"{name}: its shape has {len(shape):,} dimensions")
     bits = BITS[entry.dtype]
-    if bits * math.prod(shape) != 8 * size:
+    if len(shape) <= _MOST_DIMENSIONS and bits * math.prod(shape) != 8 * size:
         needed = -(-bits * math.prod(shape) // 8)
         raise ValueError(f"{name}: shape {brief(shape)} needs {needed:,} bytes, has {size:,}")
-    if bits * math.prod(n or 1 for n in shape) >= 8 * 2**63:
-        raise ValueError(f"{name}: no array can have the shape {brief(shape)}")
+    # NumPy's limits, which hold for arrays without values, too.
+    if len(shape) > _MOST_DIMENSIONS or -(-bits // 8) * math.prod(n or 1 for n in shape) >= 2**63:
+        raise ValueError(f"{name}: claims {len(shape):,} dimensions, shape {brief(shape)}")
     if entry.last > len(data) - start:
         raise ValueError(
-            f"{name}: ends at byte {entry.last:,} of the data, the file has {len(data) - start:,}: "
-            "truncated download?"
+            f"the tensors need at least {entry.last:,} bytes, the file has {len(data) - start:,} "
+            "for them: truncated download?"
         )
     dtype = _NAMES.get(entry.dtype, entry.dtype)
     return Stored(shape, dtype, size, _Rows(data, path, dtype, shape, start + entry.first))

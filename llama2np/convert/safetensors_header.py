@@ -3,7 +3,7 @@
 json.loads would take thirty times the size of the header, which may be 100 MB. It also accepts
 what the safetensors package (Rust's serde_json) refuses, and the other way round. What is accepted
 here is what the package accepts, its oddities among it: an entry may be a list of its three values,
-and of two entries with one name the last one counts. Only an entry of more than a million
+and of two entries with one name the last one counts. Only an entry of more than two million
 characters is refused here and accepted there.
 """
 
@@ -13,7 +13,7 @@ import codecs
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ BITS = {  # of a value of each of the format's types
 _METADATA = "__metadata__"
 _FIELDS = ("dtype", "shape", "data_offsets")
 _CHUNK = 2**16  # bytes that are decoded at a time
-_SIZES = (2**8, 2**12, 2**16, 2**20)  # characters in which the end of an entry is sought
+_SIZES = (2**8, 2**12, 2**16, 2**21)  # characters in which the end of an entry is sought
 _DEEPEST = 125  # lists and objects within each other, in what an entry has beside the fields
 _WHITE = " \t\n\r"
 _SPACE = re.compile(f"[{_WHITE}]*")
@@ -67,7 +67,7 @@ def entries(header: memoryview) -> Iterator[tuple[str, Entry]]:
             described = True
             text.metadata()
     if text.peek():
-        raise ValueError(f"its header is not valid JSON: more follows at character {text.at:,}")
+        raise _invalid(f"more follows at character {text.at:,}")
 
 
 class _Text:
@@ -90,14 +90,14 @@ class _Text:
         found = self.peek()
         if found not in expected or not found:
             what = " or ".join(expected)
-            raise ValueError(f"its header is not valid JSON: {found!r} at character {self.at:,}, expected {what}")
+            raise _invalid(f"{found!r} at character {self.at:,}, expected {what}")
         self.at += 1
         return found
 
     def members(self) -> Iterator[str]:
         """Yield the keys of an object; whoever asks for the next has taken the value."""
         if self.peek() != "{":
-            raise ValueError("its header is not valid JSON: expected a JSON object")
+            raise _invalid("expected a JSON object")
         self.at += 1
         if self.peek() == "}":
             self.at += 1
@@ -125,7 +125,7 @@ class _Text:
         try:
             text, self.at = scanstring(self.text, start, True)
         except ValueError as error:
-            raise ValueError(f"its header is not valid JSON: {error}") from None
+            raise _invalid(str(error)) from None
         _check_whole(text)
         return str(text)
 
@@ -138,7 +138,7 @@ class _Text:
             self.skip_string()
 
     def usual_entry(self) -> Entry | None:
-        """Take an entry as every program writes it: a third of the time. None if it is not."""
+        """Take an entry in the spelling of every program, quickly; None for another spelling."""
         match = _USUAL.match(self.text, self.at)
         if not match or match[1] not in BITS:
             return None
@@ -158,7 +158,9 @@ class _Text:
             else:
                 self.at += end
                 return value
-        raise ValueError(f"its header is not valid JSON after character {self.at:,}: {problem}")
+        if len(self.text) > self.at + size:
+            problem = ValueError(f"or an entry of more than {size:,} characters: {problem}")
+        raise _invalid(f"{problem} (in what begins at character {self.at:,})")
 
 
 class _Object(list[tuple[str, Any]]):
@@ -181,9 +183,10 @@ def _constant(text: str) -> None:
     raise ValueError(f"{text} is no JSON")
 
 
-_scan = json.JSONDecoder(
+_decoder = json.JSONDecoder(
     object_pairs_hook=_Object, parse_int=_integer, parse_float=_real, parse_constant=_constant
-).scan_once
+)
+_scan: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once  # type: ignore[attr-defined]
 
 
 def _entry(name: str, value: Any) -> Entry:
@@ -219,7 +222,7 @@ def _whole_numbers(value: Any) -> bool:
 
 
 def _check_ignored(key: str, value: Any) -> None:
-    """Raise ValueError for what an entry may not even have beside its fields."""
+    """Raise ValueError for what is refused even where an entry may have anything."""
     _check_whole(key)
     inside: list[tuple[Any, int]] = [(value, 1)]
     while inside:
@@ -228,7 +231,7 @@ def _check_ignored(key: str, value: Any) -> None:
             _check_whole(value)
         elif isinstance(value, list):
             if depth > _DEEPEST:
-                raise ValueError("its header is not valid JSON: lists or objects are too deep within each other")
+                raise _invalid("lists or objects are too deep within each other")
             if isinstance(value, _Object):
                 value = [part for pair in value for part in pair]
             inside += ((part, depth + 1) for part in value)
@@ -236,7 +239,7 @@ def _check_ignored(key: str, value: Any) -> None:
 
 def _check_whole(text: str) -> None:
     if not text.isascii() and _SURROGATE.search(text):
-        raise ValueError("its header is not valid JSON: a string has half a character, \\ud800 to \\udfff")
+        raise _invalid("a string has half a character, \\ud800 to \\udfff")
 
 
 def _check_utf8(header: memoryview) -> None:
@@ -246,4 +249,8 @@ def _check_utf8(header: memoryview) -> None:
             decoder.decode(bytes(header[start : start + _CHUNK]))
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        raise ValueError(f"its header is not valid JSON: {error.reason}, expected UTF-8") from None
+        raise _invalid(f"{error.reason}, expected UTF-8") from None
+
+
+def _invalid(problem: str) -> ValueError:
+    return ValueError(f"its header is not valid JSON: {problem}")
