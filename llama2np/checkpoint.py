@@ -21,6 +21,7 @@ import numpy as np
 from llama2np import box
 from llama2np.atomic import replacing
 from llama2np.config import Config
+from llama2np.files import open_regular
 from llama2np.output import printable
 from llama2np.weights import Dense, Int8, Layer, Linear, Weights
 
@@ -145,7 +146,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 def _opened(path: str | os.PathLike[str]) -> BinaryIO:
     try:
-        return open(box.located(path), "rb")
+        return open_regular(box.located(path))
     except FileNotFoundError as error:
         text = f"{error.strerror}; the models in the box are {' and '.join(box.NAMES)}"
         raise FileNotFoundError(error.errno, text, os.fspath(path)) from None
@@ -209,11 +210,18 @@ def save(
         for name, shape in header.tensors():
             tensor = tensors.get(name) if name == "rope_tables" else tensors[name]
             if tensor is None:
-                tensor = np.zeros(shape, np.float32)
+                tensor = _zeros(header.size(name, shape))
             parts = tensor if isinstance(tensor, Iterator) else _parts(header, name, shape, tensor)
             extra = sum(file.write(part) for part in parts) - header.size(name, shape)
             if extra:
                 raise ValueError(f"{name} has {extra:+,} bytes more than expected")
+
+
+def _zeros(size: int) -> Iterator[np.ndarray]:
+    """`size` bytes of zeros, some at a time."""
+    zeros = np.zeros(2**20, np.uint8)
+    for start in range(0, size, len(zeros)):
+        yield zeros[: size - start]
 
 
 def _parts(

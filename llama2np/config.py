@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass, fields
 
+# The deepest Llama has 126 layers. Each costs some kB of objects, however few its weights are: a
+# file of 100 MB could claim a million of them.
+MAX_LAYERS = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -25,6 +29,8 @@ class Config:
             value = getattr(self, field.name)
             if not 0 < value < float("inf"):  # also refuses nan
                 raise ValueError(f"{field.name} must be a positive number, not {value}")
+        if self.n_layers > MAX_LAYERS:
+            raise ValueError(f"n_layers must be at most {MAX_LAYERS:,}, not {self.n_layers:,}")
         if self.dim % self.n_heads:
             raise ValueError(f"n_heads={self.n_heads} does not divide dim={self.dim}")
         if self.n_heads % self.n_kv_heads:

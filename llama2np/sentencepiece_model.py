@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+MAX_PIECES = 2**20  # the largest vocabularies have 256 thousand
 _KINDS = {1: "Unigram", 2: "BPE", 3: "Word", 4: "Char"}  # sentencepiece_model.proto, ModelType
 _BPE = 2
 _TRAINER_SPEC, _MODEL_TYPE = 2, 3  # field numbers there, of ModelProto and of TrainerSpec
@@ -18,13 +19,14 @@ def read(data: bytes) -> tuple[list[bytes], list[float]]:
 
     if not data:
         raise ValueError("it is empty")  # sentencepiece would log to standard error
+    kind = _kind(data)  # before sentencepiece makes objects for millions of pieces
     try:
         model = SentencePieceProcessor(model_proto=data)
         count = model.vocab_size()
         pieces = [model.id_to_piece(i).replace("▁", " ").encode() for i in range(count)]
     except (RuntimeError, ValueError, TypeError) as error:  # UnicodeDecodeError is one of them
         raise ValueError(str(error)) from None
-    if (kind := _kind(data)) != _BPE:
+    if kind != _BPE:
         raise ValueError(f"its algorithm is {_KINDS.get(kind, kind)}, expected BPE")
     for special, spelling in ((model.bos_id(), b"\n<s>\n"), (model.eos_id(), b"\n</s>\n")):
         if special >= 0:
@@ -45,9 +47,11 @@ def _kind(data: bytes) -> int:
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Yield the fields of a protobuf message; values of fixed width as 0. Raises ValueError."""
-    at = 0
+    at = count = 0
     value: int | bytes
     while at < len(data):
+        if (count := count + 1) > MAX_PIECES + 100:  # pieces, and a few other fields
+            raise ValueError(f"it has more than {MAX_PIECES:,} pieces")
         key, at = _varint(data, at)
         field, wire = key >> 3, key & 7
         if wire == 0:

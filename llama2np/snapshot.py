@@ -16,9 +16,11 @@ import numpy as np
 
 from llama2np.atomic import replacing
 from llama2np.config import Config
+from llama2np.files import open_regular, zip_file
 from llama2np.output import printable
 
 _NAMES = ("config", "tokens", "keys", "values")
+_LARGEST_CONFIG = 2**16  # bytes of JSON, which takes many times as much memory when it is read
 _HEADERS = {  # by the version of the .npy format
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -43,9 +45,9 @@ def read(path: str | os.PathLike[str], config: Config) -> tuple[np.ndarray, np.n
 
     Raises ValueError for another network's and for what is no saved state, and OSError.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         try:
-            with zipfile.ZipFile(file) as archive:
+            with zip_file(file) as archive:
                 arrays = {name: _array(archive, name) for name in _NAMES}
             saved = json.loads(str(arrays["config"]))
             if saved == asdict(config):
@@ -65,6 +67,8 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         raise ValueError(f"it has no {name}")
     if archive.getinfo(f"{name}.npy").compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} is compressed, which a small file can do to any size")
+    if name == "config" and archive.getinfo("config.npy").file_size > _LARGEST_CONFIG:
+        raise ValueError(f"its config is larger than {_LARGEST_CONFIG:,} bytes")
     with archive.open(f"{name}.npy") as member:
         shape, by_columns, dtype = _HEADERS[np.lib.format.read_magic(member)](member)
         values = member.read()

@@ -15,6 +15,7 @@ from heapq import heapify, heappop, heappush
 from pathlib import Path
 
 from llama2np import sentencepiece_model
+from llama2np.files import open_regular, read_at_most
 from llama2np.output import printable
 
 BOS, EOS = 1, 2  # the ids of <s> and </s>, in every llama2.c model
@@ -22,6 +23,7 @@ _UNKNOWN = 0
 _FIRST_BYTE = 3  # <0x00> ... <0xFF> follow the three special pieces
 _LOWEST_SCORE = -1e10  # run.c merges pairs that score more than this
 _LARGEST = 2**26  # bytes of a file; that of 256 thousand pieces has a tenth
+_LONGEST_PIECE = 2048  # bytes: sentencepiece trains pieces of up to 512 characters
 _BYTE_PIECE = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -69,6 +71,11 @@ class Tokenizer:
         pieces, scores = read(path, data)
         if len(pieces) < 3:
             raise TokenizerError(f"{path}: holds {len(pieces)} pieces, expected 3 at the least")
+        if len(pieces) > sentencepiece_model.MAX_PIECES or max(map(len, pieces)) > _LONGEST_PIECE:
+            raise TokenizerError(
+                f"{path}: holds {len(pieces):,} pieces of up to {max(map(len, pieces)):,} bytes, "
+                f"expected at most {sentencepiece_model.MAX_PIECES:,} of {_LONGEST_PIECE:,}"
+            )
         if vocab_size is not None and len(pieces) != vocab_size:
             raise TokenizerError(
                 f"{path}: holds {len(pieces):,} pieces, the model's vocabulary is {vocab_size:,}: "
@@ -182,24 +189,25 @@ def _spelled(piece: bytes) -> bytes:
 
 
 def _contents(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > _LARGEST:  # a model given for a tokenizer would fill the memory
+    with open_regular(path) as file:
+        data = read_at_most(file, _LARGEST)
+        if data is None:  # a model given for a tokenizer would fill the memory
+            size = max(os.fstat(file.fileno()).st_size, _LARGEST + 1)
             raise TokenizerError(
                 f"{path}: no tokenizer: it has {size:,} bytes, expected at most {_LARGEST:,}"
             )
-        return file.read()
+    return data
 
 
 def _read_bin(path: Path, data: bytes) -> tuple[list[bytes], list[float]]:
     """llama2.c's format: uint32 longest piece; then for each float32 score, int32 length, bytes."""
     if len(data) < 4:
         raise TokenizerError(f"{path}: not a tokenizer.bin: {len(data)} bytes, expected 4 at least")
-    longest = struct.unpack_from("<I", data)[0]
+    longest = min(struct.unpack_from("<I", data)[0], _LONGEST_PIECE)
     pieces: list[bytes] = []
     scores: list[float] = []
     offset = 4
-    while offset < len(data):
+    while offset < len(data) and len(pieces) <= sentencepiece_model.MAX_PIECES:
         if offset + 8 > len(data):
             raise TokenizerError(f"{path}: ends in the middle of piece {len(pieces)}: truncated?")
         score, length = struct.unpack_from("<fi", data, offset)

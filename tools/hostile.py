@@ -162,7 +162,7 @@ def _convert(path: Path, read) -> None:
     out = path.parent / f"{path.name}.out"
     for version in (0, 1, 2):
         try:
-            if version or source.config.seq_len < 2**16:  # its tables are no part of the source
+            if version or source.config.seq_len < 2**16:  # larger tables take their time
                 write_bin(source, out, version)
         except OURS:
             continue

@@ -17,6 +17,10 @@ from llama2np.output import printable
 INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE: what a shell reports
 PIPE_CLOSED = 141
 
+# Bytes. A million tokens, the longest contexts, have about as many; cutting these into tokens takes
+# 700 MB.
+LONGEST_TEXT = 2**22
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are ValueErrors."""
@@ -60,8 +64,19 @@ def path_value(value: str) -> Path:
 
 
 def piped() -> str:
-    """Standard input as a text, without the end of its last line. Raises UnicodeDecodeError."""
-    return sys.stdin.buffer.read().decode().removesuffix("\n").removesuffix("\r")
+    """Standard input as a text, without the end of its last line.
+
+    Raises UnicodeDecodeError, and ValueError for more than LONGEST_TEXT.
+    """
+    data = sys.stdin.buffer.read(LONGEST_TEXT + 1)
+    check_length(len(data))
+    return data.decode().removesuffix("\n").removesuffix("\r")
+
+
+def check_length(size: int) -> None:
+    """Raise ValueError for a text of standard input that is too long: it may have no end."""
+    if size > LONGEST_TEXT:
+        raise ValueError(f"standard input: more than {LONGEST_TEXT:,} bytes, no context holds them")
 
 
 def number(kind: Callable[[str], float], low: float, high: float | None) -> Callable[[str], float]:

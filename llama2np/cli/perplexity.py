@@ -15,6 +15,7 @@ from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path
 from llama2np.cli.model import add_model, load_model
 from llama2np.cli.screen import Screen
 from llama2np.evaluation import Evaluation, compare, evaluate
+from llama2np.files import open_regular
 from llama2np.llama import Llama
 from llama2np.transformer import Transformer
 
@@ -28,7 +29,7 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def _perplexity(options: argparse.Namespace) -> None:
     screen = Screen()
-    with open(options.file, "rb"):
+    with open_regular(options.file):
         pass  # a mistaken name is told before anything is loaded
     model, names, against = load_model(options), _short([options.model]), None
     if options.against is not None:
@@ -77,7 +78,7 @@ def _table(names: list[str], results: list[Evaluation]) -> Iterator[str]:
 def _text(path: Path) -> Iterator[str]:
     """The text of a file, in pieces. Raises ValueError for what is not UTF-8."""
     decoder, at = codecs.getincrementaldecoder("utf-8")(), 0
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while True:
             data = file.read(_BYTES)
             try:

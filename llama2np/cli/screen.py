@@ -8,6 +8,8 @@ import signal
 import sys
 from types import FrameType
 
+from llama2np.cli.flags import LONGEST_TEXT, check_length
+
 # All control characters but white space: a model must not drive the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 
@@ -73,6 +75,13 @@ class Screen:
             except ImportError:
                 pass
         self._mid_line = True
-        line = input(question)
-        self._mid_line = not sys.stdin.isatty()
-        return line
+        if sys.stdin.isatty():
+            line = input(question)
+            self._mid_line = False
+            return line
+        self.write(question)
+        line = sys.stdin.readline(LONGEST_TEXT + 1)
+        if not line:
+            raise EOFError
+        check_length(len(line))
+        return line.removesuffix("\n")

@@ -14,7 +14,8 @@ from typing import Any
 from llama2np.checkpoint import CheckpointError
 from llama2np.config import Config
 from llama2np.convert import safetensors
-from llama2np.convert.json_file import JsonFile
+from llama2np.convert.dtypes import dtype_of
+from llama2np.convert.json_file import LARGEST_INDEX, JsonFile
 from llama2np.convert.source import Source, Stored, checked, halved, interleaved
 from llama2np.convert.torch_zip import TorchFile
 from llama2np.output import brief
@@ -54,16 +55,18 @@ def read(folder: str | os.PathLike[str]) -> Source:
     """Open a Llama in Hugging Face's form. Raises CheckpointError, and OSError."""
     folder = Path(folder)
     params = JsonFile(folder / "config.json")
-    config, tied = _config(params), params.get("tie_word_embeddings") is True
+    _refuse_the_unknown(params)
     found = {name: tensor for name, tensor in _tensors(folder).items() if _IGNORED not in name}
-    if config.n_layers > len(found):  # a number that would keep the loop below busy for long
+    layers, tied = params.whole("num_hidden_layers"), params.get("tie_word_embeddings") is True
+    if layers > len(found):
         raise CheckpointError(
-            f"{params.path}: num_hidden_layers={config.n_layers}, found {len(found)} tensors in all"
+            f"{params.path}: num_hidden_layers={layers}, found {len(found)} tensors in all"
         )
-    tensors = {}
+    config, tensors = _config(params), {}
     for ours, theirs in hf_names(config):
         if theirs in found:
             tensor = found.pop(theirs)
+            dtype_of(tensor.dtype, f"{folder}: {theirs}")
             rotary = ours.startswith(("wq.", "wk.")) and len(tensor.shape) == 2
             whole_heads = rotary and tensor.shape[0] % config.head_dim == 0  # else misshapen
             tensors[ours] = interleaved(tensor, config.head_dim) if whole_heads else tensor
@@ -117,7 +120,6 @@ def hf_config(source: Source, dtype: str) -> dict[str, Any]:
 
 
 def _config(params: JsonFile) -> Config:
-    _refuse_the_unknown(params)
     heads = params.whole("num_attention_heads")
     try:
         config = Config(
@@ -192,7 +194,7 @@ def _read_pytorch(path: Path) -> dict[str, Stored]:
 
 def _read_shards(index: Path, read_one: Callable[[Path], dict[str, Stored]]) -> dict[str, Stored]:
     """The tensors that an index.json finds in several files beside it."""
-    places = JsonFile(index).get("weight_map")
+    places = JsonFile(index, LARGEST_INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise CheckpointError(f"{index}: has no weight_map of tensor and file names")
     shards: dict[str, dict[str, Stored]] = {}

@@ -16,6 +16,7 @@ from llama2np.convert.dtypes import quiet
 from llama2np.convert.q80 import Error
 from llama2np.convert.source import Source, Stored
 from llama2np.convert.torch_zip import TorchFile
+from llama2np.files import open_regular
 from llama2np.output import printable
 
 
@@ -59,7 +60,7 @@ def open_any(path: str | os.PathLike[str]) -> tuple[str, Source | dict[str, Stor
         if (path / "config.json").exists():
             return "Hugging Face", huggingface.read(path)
         raise CheckpointError(f"{path}: a folder without params.json (Meta) or config.json (HF)")
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         is_zip = file.read(4) == b"PK\3\4"
     if is_zip or path.suffix in (".pt", ".pth"):
         torch_file = TorchFile(path)

@@ -7,9 +7,12 @@ import os
 from typing import Any
 
 from llama2np.checkpoint import CheckpointError
+from llama2np.files import open_regular, read_at_most
 from llama2np.output import brief
 
-_LARGEST = 2**26
+# bytes. Read, they take up to thirty times as much memory. A config has some kB; an index, which
+# names each tensor, has 9 MB for the 92,000 tensors of DeepSeek-V3, which are the most.
+LARGEST_CONFIG, LARGEST_INDEX = 2**20, 2**24
 _REQUIRED = object()
 
 
@@ -19,12 +22,12 @@ class JsonFile:
     Raises CheckpointError naming the file and the field, and OSError.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], limit: int = LARGEST_CONFIG):
         self.path = str(path)
-        with open(path, "rb") as file:
-            if (size := os.fstat(file.fileno()).st_size) > _LARGEST:
-                raise CheckpointError(f"{path}: has {size:,} bytes, expected at most {_LARGEST:,}")
-            data = file.read(size)
+        with open_regular(path) as file:
+            data = read_at_most(file, limit)
+        if data is None:
+            raise CheckpointError(f"{path}: is larger than {limit:,} bytes, the most expected")
         self._fields = parse_object(data, self.path)
 
     def inner(self, key: str) -> JsonFile:

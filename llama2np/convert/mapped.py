@@ -6,10 +6,12 @@ import mmap
 import os
 from contextlib import suppress
 
+from llama2np.files import open_regular
+
 
 def map_file(path: str | os.PathLike[str]) -> mmap.mmap | bytes:
     """The bytes of a file, mapped. Raises OSError."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         if not os.fstat(file.fileno()).st_size:
             return b""  # which cannot be mapped
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

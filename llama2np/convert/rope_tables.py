@@ -1,4 +1,5 @@
-"""The cos and sin tables that version 0 carries and nobody reads, to the bit.
+"""The cos and sin tables of version 0, to the bit. Early versions of run.c read them, and programs
+made after those; today's run.c and llama2np compute the angles.
 
 llama2.c's exporter takes them from torch, whose float32 sine is off the nearest value in one of
 twenty cases: a polynomial for half a period, in float64, rounded at the end. The polynomial and the
@@ -17,8 +18,7 @@ _PI = (3.1415926535846666, 5.126688303189038e-12)  # in two parts, so that n tim
 # sin x = x + x³ (a + x² (b + x² (c + x² d))), from d to a
 _SINE = (2.605780638722852e-06, -0.00019809602902257352, 0.00833306624608569, -0.1666665955042783)
 
-
-_BLOCK = 2**12  # positions at a time: a source may claim any number of them
+_BLOCK = 2**14  # values at a time: a source may claim any number of positions
 
 
 def rope_tables(config: Config) -> Iterator[np.ndarray]:
@@ -26,9 +26,10 @@ def rope_tables(config: Config) -> Iterator[np.ndarray]:
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     powers = np.power(10000.0, exponents.astype(np.float64)).astype(np.float32)
     frequencies = np.float32(1) / powers
+    step = max(_BLOCK // len(frequencies), 1)
     for shift in (0.5, 0.0):  # cos x = sin(x + π/2)
-        for start in range(0, config.seq_len, _BLOCK):
-            end = min(start + _BLOCK, config.seq_len)
+        for start in range(0, config.seq_len, step):
+            end = min(start + step, config.seq_len)
             positions = np.arange(start, end, dtype=np.float32)
             angles = np.outer(positions, frequencies).astype(np.float64)
             half_turns = np.rint(angles / np.pi + shift)

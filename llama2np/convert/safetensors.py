@@ -1,7 +1,8 @@
 """The safetensors format: uint64 length of a JSON header, the header, the tensors' bytes.
 
 Format: https://huggingface.co/docs/safetensors. Read and written here directly, so that both go
-block by block; the checks are those of the reference implementation.
+block by block. What is refused is what the safetensors package refuses; tests hold the two
+against each other.
 """
 
 from __future__ import annotations
@@ -10,20 +11,47 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from llama2np.checkpoint import CheckpointError
-from llama2np.convert.dtypes import dtype_of
-from llama2np.convert.json_file import parse_object
+from llama2np.convert.dtypes import bfloat16
 from llama2np.convert.mapped import map_file
-from llama2np.convert.source import Stored, check_shape
+from llama2np.convert.safetensors_header import BITS, Entry, entries
+from llama2np.convert.source import Stored
 from llama2np.output import brief
 
-_LARGEST_HEADER = 100_000_000
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_LARGEST_HEADER = 100_000_000  # the format's own limit
+_MOST_DIMENSIONS = 64
+_NAMES = {  # ours, of those that can be read
+    **{"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "BOOL": "bool"},
+    **{"U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64"},
+    **{"I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"},
+}
+_THEIRS = {ours: theirs for theirs, ours in _NAMES.items()}
+
+
+@dataclass(slots=True)
+class _Rows:
+    """What reads the rows of a tensor. Small: a header of 100 MB may have two million of them."""
+
+    data: Any  # the mapped file
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int  # byte of the file
+
+    def __call__(self, first: int, end: int) -> np.ndarray:
+        if self.dtype in BITS:
+            raise CheckpointError(f"{self.path}: tensors of type {self.dtype} cannot be read here")
+        dtype = bfloat16() if self.dtype == "bfloat16" else np.dtype(self.dtype)
+        width = math.prod(self.shape[1:])
+        start = self.start + first * width * dtype.itemsize
+        values = np.frombuffer(self.data, dtype, (end - first) * width, start)
+        return values.reshape(-1, width) if len(self.shape) > 1 else values
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Stored]:
@@ -35,54 +63,51 @@ def read(path: str | os.PathLike[str]) -> dict[str, Stored]:
             f"{path}: not a safetensors file: claims a header of {length:,} bytes, "
             f"the file has {size:,}"
         )
-    header = parse_object(data[8 : 8 + length], f"{path}: header")
-    header.pop("__metadata__", None)
-    start = 8 + length
-    spans = {name: _span(f"{path}: {name}", entry) for name, entry in header.items()}
-    _check_no_gaps(str(path), spans, size - start)
-    return {
-        name: Stored.view(
-            np.frombuffer(data, dtype, (last - first) // dtype.itemsize, start + first).reshape(
-                shape
-            )
-        )
-        for name, (first, last, dtype, shape) in spans.items()
-    }
-
-
-def _span(where: str, entry: Any) -> tuple[int, int, np.dtype, tuple[int, ...]]:
-    """Where a tensor begins and ends, its type and its shape."""
+    found: dict[str, Any] = {}
     try:
-        first, last = entry["data_offsets"]
-        shape, kind = tuple(entry["shape"]), entry["dtype"]
-    except (TypeError, KeyError, ValueError):
-        raise CheckpointError(f"{where}: expected dtype, shape and data_offsets") from None
-    if not all(type(number) is int and 0 <= number < 2**48 for number in (first, last, *shape)):
-        raise CheckpointError(
-            f"{where}: shape {brief(shape)}, bytes {brief(first)} to {brief(last)}"
-        )
-    check_shape(shape, where)
-    dtype = dtype_of(_DTYPES.get(kind, kind) if isinstance(kind, str) else brief(kind), where)
-    needed = dtype.itemsize * math.prod(shape)
-    if last - first != needed:
-        raise CheckpointError(
-            f"{where}: shape {shape} needs {needed:,} bytes, has {last - first:,}"
-        )
-    return first, last, dtype, shape
+        found.update(entries(memoryview(data)[8 : 8 + length]))
+        for name, entry in found.items():  # in the same dictionary: there may be millions
+            found[name] = _stored(data, str(path), name, entry, 8 + length)
+        _check_no_gaps(found, 8 + length, size)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return found
 
 
-def _check_no_gaps(path: str, spans: Mapping[str, tuple[Any, ...]], size: int) -> None:
+def _stored(data: Any, path: str, name: str, entry: Entry, start: int) -> Stored:
+    """The tensor of an entry. Raises ValueError for one that cannot be."""
+    shape, size = entry.shape, entry.last - entry.first
+    bits = BITS[entry.dtype]
+    if len(shape) <= _MOST_DIMENSIONS and bits * math.prod(shape) != 8 * size:
+        needed = -(-bits * math.prod(shape) // 8)
+        raise ValueError(f"{name}: shape {brief(shape)} needs {needed:,} bytes, has {size:,}")
+    # NumPy's limits, which hold for arrays without values, too.
+    if len(shape) > _MOST_DIMENSIONS or -(-bits // 8) * math.prod(n or 1 for n in shape) >= 2**63:
+        raise ValueError(f"{name}: claims {len(shape):,} dimensions, shape {brief(shape)}")
+    if entry.last > len(data) - start:
+        raise ValueError(
+            f"the tensors need at least {entry.last:,} bytes, the file has {len(data) - start:,} "
+            "for them: truncated download?"
+        )
+    dtype = _NAMES.get(entry.dtype, entry.dtype)
+    return Stored(shape, dtype, size, _Rows(data, path, dtype, shape, start + entry.first))
+
+
+def _check_no_gaps(found: Mapping[str, Stored], start: int, size: int) -> None:
     """Each byte of the data belongs to one tensor: nothing overlaps, is hidden or missing."""
-    end = 0
-    for name, (first, last, *_) in sorted(spans.items(), key=lambda item: item[1][:2]):
-        if first != end:
-            problem = "overlaps with another" if first < end else "leaves a gap before it"
-            raise CheckpointError(f"{path}: {name} {problem}: byte {first:,}, expected {end:,}")
-        end = last
-    if end != size:
-        raise CheckpointError(
-            f"{path}: the tensors need {end:,} bytes, the file has {size:,} for them: "
-            "truncated download?"
+    firsts = np.fromiter((tensor.read.start for tensor in found.values()), np.int64)  # type: ignore[attr-defined]
+    lasts = firsts + np.fromiter((tensor.nbytes for tensor in found.values()), np.int64)
+    order = np.lexsort((lasts, firsts))
+    firsts, ends = firsts[order], np.concatenate([[start], lasts[order]])
+    wrong = np.flatnonzero(firsts != ends[:-1])
+    if wrong.size:
+        first, end, at = firsts[wrong[0]] - start, ends[wrong[0]] - start, order[wrong[0]]
+        problem = "overlaps with another" if first < end else "leaves a gap before it"
+        name = next(islice(found, int(at), None))
+        raise ValueError(f"{name} {problem}: byte {first:,}, expected {end:,}")
+    if ends[-1] != size:
+        raise ValueError(
+            f"the tensors need {ends[-1] - start:,} bytes, the file has {size - start:,} for them"
         )
 
 
@@ -93,7 +118,7 @@ def header_for(shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype) -> bytes:
     for name, shape in shapes.items():
         first, end = end, end + dtype.itemsize * math.prod(shape)
         header[name] = {
-            "dtype": _NAMES[dtype.name],
+            "dtype": _THEIRS[dtype.name],
             "shape": list(shape),
             "data_offsets": [first, end],
         }

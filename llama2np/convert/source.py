@@ -61,6 +61,7 @@ class Source:
     config: Config
     tied: bool
     tensors: Mapping[str, Stored]
+    seq_len_chosen: bool = False  # by the user, not only claimed by a file
 
     @property
     def size(self) -> int:
@@ -74,8 +75,8 @@ class Source:
         return [self.tensors[f"{name}.{i}"] for i in range(self.config.n_layers)]
 
     def with_seq_len(self, seq_len: int) -> Source:
-        """The same network for another number of positions."""
-        return replace(self, config=replace(self.config, seq_len=seq_len))
+        """The same network for another number of positions, which the user chose."""
+        return replace(self, config=replace(self.config, seq_len=seq_len), seq_len_chosen=True)
 
 
 def check_shape(shape: tuple[int, ...], where: str) -> None:

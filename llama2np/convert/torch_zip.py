@@ -20,6 +20,7 @@ from llama2np.convert.dtypes import dtype_of
 from llama2np.convert.mapped import map_file
 from llama2np.convert.pickle_data import TensorRecord
 from llama2np.convert.source import Stored, check_shape
+from llama2np.files import zip_file
 
 _LARGEST_PICKLE = 2**23  # a 70B model's has some 100 kB
 _MOST_SHARED = 8  # tensors may share values: how often, on average
@@ -138,7 +139,7 @@ class TorchFile:
             hint = ": load it and save it again with a newer torch" if legacy else ""
             raise CheckpointError(f"{self.path}: {reason}, expected a zip archive{hint}")
         try:
-            with zipfile.ZipFile(self.path) as archive:
+            with zip_file(self._data) as archive:
                 return archive.infolist()
         except _ZIP_ERRORS as error:
             raise CheckpointError(f"{self.path}: {error}: truncated download?") from None

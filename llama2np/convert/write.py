@@ -20,6 +20,9 @@ from llama2np.convert.q80 import Error, group_size_for, quantize
 from llama2np.convert.rope_tables import rope_tables
 from llama2np.convert.source import Source
 
+# Bytes. Llama 3.1 has as many for its 131,072 positions; more than its weights no model needs.
+_LARGEST_TABLES = 2**26
+
 Progress = Callable[[int], object]  # is told of each number of values done
 
 
@@ -36,6 +39,7 @@ def write_bin(
     try:
         header = Header(version, source.config, source.tied, group_size)
         header.to_bytes()  # before anything is written
+        _check_tables(header, source)
     except ValueError as error:
         raise CheckpointError(f"{source.path}: {error}") from None
     errors: dict[str, Error] = {}
@@ -47,6 +51,19 @@ def write_bin(
     }
     save(path, header, tensors)
     return header, errors
+
+
+def _check_tables(header: Header, source: Source) -> None:
+    """Raise ValueError if it is the number of positions in a file that makes version 0 large."""
+    sizes = {name: header.size(name, shape) for name, shape in header.tensors()}
+    tables = sizes.pop("rope_tables", 0)
+    weights = sum(sizes.values())
+    if tables > max(weights, _LARGEST_TABLES) and not source.seq_len_chosen:
+        raise ValueError(
+            f"the tables that version 0 has for seq_len={source.config.seq_len:,} take {tables:,} "
+            f"bytes, the weights {weights:,}: choose a number of positions, --seq-len N, or "
+            "--version 1, which has no tables"
+        )
 
 
 def _floats(source: Source, name: str, progress: Progress) -> Iterator[np.ndarray]:

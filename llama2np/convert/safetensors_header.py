@@ -1,0 +1,256 @@
+"""The header of a safetensors file: JSON, read one tensor at a time.
+
+json.loads would take thirty times the size of the header, which may be 100 MB. It also accepts
+what the safetensors package (Rust's serde_json) refuses, and the other way round. What is accepted
+here is what the package accepts, its oddities among it: an entry may be a list of its three values,
+and of two entries with one name the last one counts. Only an entry of more than two million
+characters is refused here and accepted there.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from json.decoder import scanstring  # type: ignore[attr-defined]
+from typing import Any, NamedTuple
+
+from llama2np.output import brief
+
+BITS = {  # of a value of each of the format's types
+    **{"F32": 32, "F16": 16, "BF16": 16, "F64": 64, "C64": 64, "F4": 4, "BOOL": 8},
+    **{"U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64},
+    **{"F6_E2M3": 6, "F6_E3M2": 6, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8},
+    **{"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8},
+}
+_METADATA = "__metadata__"
+_FIELDS = ("dtype", "shape", "data_offsets")
+_CHUNK = 2**16  # bytes that are decoded at a time
+_SIZES = (2**8, 2**12, 2**16, 2**21)  # characters in which the end of an entry is sought
+_DEEPEST = 125  # lists and objects within each other, in what an entry has beside the fields
+_WHITE = " \t\n\r"
+_SPACE = re.compile(f"[{_WHITE}]*")
+_NUMBER = "(?:0|[1-9][0-9]{0,17})"
+_USUAL = re.compile(
+    rf'{{"dtype":"(\w+)","shape":\[((?:{_NUMBER}(?:,{_NUMBER}){{0,9}})?)\],'
+    rf'"data_offsets":\[({_NUMBER}),({_NUMBER})\]}}'
+)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Entry(NamedTuple):
+    """What the header says of a tensor: numbers from 0 to 2^64 - 1, which may not fit together."""
+
+    dtype: str  # a key of BITS
+    shape: tuple[int, ...]
+    first: int  # byte of the data
+    last: int  # the byte after its last one
+
+
+def entries(header: memoryview) -> Iterator[tuple[str, Entry]]:
+    """Yield the name and the entry of each tensor, in the order of the header.
+
+    Raises ValueError for what is no such header.
+    """
+    _check_utf8(header)
+    # A byte is a character here, in whatever alphabet the names are written.
+    text = _Text(str(header, "latin-1"))
+    described = False
+    for name in text.members():
+        if name != _METADATA:
+            yield name, text.usual_entry() or _entry(name, text.value())
+        elif described:
+            raise ValueError(f"{_METADATA} comes twice")
+        else:
+            described = True
+            text.metadata()
+    if text.peek():
+        raise _invalid(f"more follows at character {text.at:,}")
+
+
+class _Text:
+    """A JSON text, and the place in it."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self.at = 0
+
+    def peek(self) -> str:
+        """The character after white space, "" at the end."""
+        found = self.text[self.at : self.at + 1]
+        if found in _WHITE and (space := _SPACE.match(self.text, self.at)):
+            self.at = space.end()
+            found = self.text[self.at : self.at + 1]
+        return found
+
+    def take(self, expected: str) -> str:
+        """Take one of the expected characters."""
+        found = self.peek()
+        if found not in expected or not found:
+            what = " or ".join(expected)
+            raise _invalid(f"{found!r} at character {self.at:,}, expected {what}")
+        self.at += 1
+        return found
+
+    def members(self) -> Iterator[str]:
+        """Yield the keys of an object; whoever asks for the next has taken the value."""
+        if self.peek() != "{":
+            raise _invalid("expected a JSON object")
+        self.at += 1
+        if self.peek() == "}":
+            self.at += 1
+            return
+        end = ","
+        while end == ",":
+            name = self.string()
+            self.take(":")
+            yield name
+            end = self.take(",}")
+
+    def string(self) -> str:
+        """Take a string."""
+        start = self.at
+        text = self.skip_string()
+        if text.isascii():
+            return text
+        quoted = self.text[start : self.at].encode("latin-1").decode()
+        return str(json.loads(quoted))
+
+    def skip_string(self) -> str:
+        """Take a string; return it with a character for each byte that is not ASCII."""
+        self.take('"')
+        start = self.at
+        try:
+            text, self.at = scanstring(self.text, start, True)
+        except ValueError as error:
+            raise _invalid(str(error)) from None
+        _check_whole(text)
+        return str(text)
+
+    def metadata(self) -> None:
+        """Take what describes no tensor: null, or an object of strings. None of it is kept."""
+        if self.peek() == "n" and self.text.startswith("null", self.at):
+            self.at += len("null")
+            return
+        for _ in self.members():
+            self.skip_string()
+
+    def usual_entry(self) -> Entry | None:
+        """Take an entry in the spelling of every program, quickly; None for another spelling."""
+        match = _USUAL.match(self.text, self.at)
+        if not match or match[1] not in BITS:
+            return None
+        self.at = match.end()
+        shape = tuple(map(int, match[2].split(","))) if match[2] else ()
+        return Entry(match[1], shape, int(match[3]), int(match[4]))
+
+    def value(self) -> Any:
+        """Take an object or a list, as `_scan` gives it; anything else is None, and not taken."""
+        if self.peek() not in ("{", "["):
+            return None
+        for size in _SIZES:  # so that the longest is the most that objects are made for
+            try:
+                value, end = _scan(self.text[self.at : self.at + size], 0)
+            except (StopIteration, ValueError, RecursionError) as error:
+                problem = error
+            else:
+                self.at += end
+                return value
+        if len(self.text) > self.at + size:
+            problem = ValueError(f"or an entry of more than {size:,} characters: {problem}")
+        raise _invalid(f"{problem} (in what begins at character {self.at:,})")
+
+
+class _Object(list[tuple[str, Any]]):
+    """The keys and values of a JSON object: a key may come twice."""
+
+
+def _integer(text: str) -> float:
+    """Rust's rule: what is no uint64, -0 too, is a floating point number."""
+    return _real(text) if text[0] == "-" or len(text) > 20 or int(text) >= 2**64 else int(text)
+
+
+def _real(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("a number is out of range")
+    return number
+
+
+def _constant(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
+
+
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_Object, parse_int=_integer, parse_float=_real, parse_constant=_constant
+)
+_scan: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once  # type: ignore[attr-defined]
+
+
+def _entry(name: str, value: Any) -> Entry:
+    """The entry that a JSON object spells, or a list of the same values."""
+    if isinstance(value, _Object):
+        fields: dict[str, Any] = {}
+        for key, part in value:
+            if key not in _FIELDS:
+                _check_ignored(key, part)
+            elif key in fields:
+                raise ValueError(f"{name}: {key} comes twice")
+            else:
+                fields[key] = part
+        value = [fields.get(key) for key in _FIELDS]
+    if not isinstance(value, list) or len(value) != len(_FIELDS):
+        raise ValueError(f"{name}: expected dtype, shape and two data_offsets")
+    dtype, shape, offsets = value
+    if isinstance(dtype, _Object) and len(dtype) == 1 and dtype[0][1] is None:
+        dtype = dtype[0][0]  # {"F32": null}, another spelling of Rust's enumerations
+    numbers = _whole_numbers(shape) and _whole_numbers(offsets) and len(offsets) == 2
+    if type(dtype) is not str or not numbers:
+        raise ValueError(
+            f"{name}: expected dtype, shape and two data_offsets, found {brief(dtype)}, "
+            f"{brief(shape)}, {brief(offsets)}"
+        )
+    if dtype not in BITS:
+        raise ValueError(f"{name}: is {dtype}, expected {', '.join(BITS)}")
+    return Entry(dtype, tuple(shape), *offsets)
+
+
+def _whole_numbers(value: Any) -> bool:
+    return type(value) is list and {*map(type, value)} <= {int}
+
+
+def _check_ignored(key: str, value: Any) -> None:
+    """Raise ValueError for what is refused even where an entry may have anything."""
+    _check_whole(key)
+    inside: list[tuple[Any, int]] = [(value, 1)]
+    while inside:
+        value, depth = inside.pop()
+        if isinstance(value, str):
+            _check_whole(value)
+        elif isinstance(value, list):
+            if depth > _DEEPEST:
+                raise _invalid("lists or objects are too deep within each other")
+            if isinstance(value, _Object):
+                value = [part for pair in value for part in pair]
+            inside += ((part, depth + 1) for part in value)
+
+
+def _check_whole(text: str) -> None:
+    if not text.isascii() and _SURROGATE.search(text):
+        raise _invalid("a string has half a character, \\ud800 to \\udfff")
+
+
+def _check_utf8(header: memoryview) -> None:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(header), _CHUNK):
+            decoder.decode(bytes(header[start : start + _CHUNK]))
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise _invalid(f"{error.reason}, expected UTF-8") from None
+
+
+def _invalid(problem: str) -> ValueError:
+    return ValueError(f"its header is not valid JSON: {problem}")
