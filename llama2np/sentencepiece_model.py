@@ -88,6 +88,8 @@ class SentencePieceModel:
             if kind != expected:
                 found_type = _TYPES.get(kind, kind)
                 return f"its piece {i} is {found_type}, expected {_TYPES[expected]}"
+            if expected == _BYTE and self.texts[i] != bytes([i - 3]):
+                return f"its piece {i} is the byte {self.texts[i]!r}, expected {bytes([i - 3])!r}"
         for setting, value, difference in _OTHER_TEXTS:
             if self.settings[setting] != value:
                 return difference

@@ -44,7 +44,8 @@ class Tokenizer:
 
     A space is a space here, not sentencepiece's "▁". `bos_id` and `eos_id` are the tokens that
     begin and end a text, None where there is none. A piece is b"" where a model has a row, for
-    padding, and the tokenizer nothing: such a token is printed as nothing.
+    padding, and the tokenizer nothing: such a token is in `missing` (n,) int64, is printed as
+    nothing, and generation does not choose it.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Tokenizer:
         for special in self.ends:
             if special < len(self._texts):
                 self._texts[special] = b""
+        self.missing = _missing(self.pieces)
 
     @property
     def vocab_size(self) -> int:
@@ -80,14 +82,9 @@ class Tokenizer:
         return frozenset(i for i in (self.bos_id, self.eos_id) if i is not None)
 
     @property
-    def missing(self) -> np.ndarray:
-        """The tokens without a piece, (n,) int64. Generation does not choose them."""
-        return np.array([i for i, piece in enumerate(self.pieces) if not piece], np.int64)
-
-    @property
-    def unlike_llama2c(self) -> str:
-        """Why a tokenizer.bin of these pieces would give other tokens; "" if it would not."""
-        return (self._model.unlike_llama2c() if self._model else "") or _misplaced(self.pieces)
+    def like_llama2c(self) -> bool:
+        """Whether llama2.c's encoder gives the same tokens, with these pieces."""
+        return not self._model or not self._model.unlike_llama2c()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:
@@ -99,14 +96,13 @@ class Tokenizer:
         Raises TokenizerError, and OSError where the file cannot be read.
         """
         path = Path(path)
-        data = _contents(path)
         added: dict[int, bytes] = {}
         if path.suffix == ".model":
-            model = _read_sentencepiece(path, data)
+            model = read_model(path)
             tokenizer = cls(model.pieces, model.scores, model)
             added = _added_tokens(path.parent)
         else:
-            tokenizer = cls(*_read_bin(path, data))
+            tokenizer = cls(*_read_bin(path, _contents(path)))
             if problem := _misplaced(tokenizer.pieces):
                 raise TokenizerError(
                     f"{path}: not in llama2.c's layout: {problem}; "
@@ -141,6 +137,7 @@ class Tokenizer:
         twin = copy.copy(self)
         twin.pieces, twin._texts = self.pieces + more, self._texts + more
         twin.scores = self.scores + [_LOWEST_SCORE] * len(more)
+        twin.missing = _missing(twin.pieces)
         return twin
 
     def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
@@ -320,6 +317,10 @@ def _shown(piece: bytes) -> str:
     return brief(piece.decode("utf-8", "replace")) if piece else "missing"
 
 
+def _missing(pieces: list[bytes]) -> np.ndarray:
+    return np.array([i for i, piece in enumerate(pieces) if not piece], np.int64)
+
+
 def _added_tokens(folder: Path) -> dict[int, bytes]:
     try:
         return added_tokens.read(folder)
@@ -327,8 +328,11 @@ def _added_tokens(folder: Path) -> dict[int, bytes]:
         raise TokenizerError(str(error)) from None
 
 
-def _read_sentencepiece(path: Path, data: bytes) -> SentencePieceModel:
+def read_model(path: Path) -> SentencePieceModel:
+    """Read a tokenizer.model alone. Raises TokenizerError, and OSError."""
     try:
-        return sentencepiece_model.read(data)
+        return sentencepiece_model.read(_contents(path))
+    except TokenizerError:
+        raise
     except ValueError as error:
         raise TokenizerError(f"{path}: not a sentencepiece model of use here: {error}") from None

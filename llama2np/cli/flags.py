@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from llama2np.cli.text import plain
 from llama2np.output import printable
 
 INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE: what a shell reports
@@ -59,7 +60,7 @@ def path_value(value: str) -> Path:
 
 def piped() -> str:
     """Standard input as a text, without the end of its last line. Raises UnicodeDecodeError."""
-    return sys.stdin.buffer.read().decode().removesuffix("\n").removesuffix("\r")
+    return "".join(plain([sys.stdin.buffer.read().decode()])).removesuffix("\n")
 
 
 def number(kind: Callable[[str], float], low: float, high: float | None) -> Callable[[str], float]:

@@ -8,6 +8,8 @@ import signal
 import sys
 from types import FrameType
 
+from llama2np.cli.text import plain_line
+
 # All control characters but white space: a model must not drive the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 
@@ -75,4 +77,4 @@ class Screen:
         self._mid_line = True
         line = input(question)
         self._mid_line = not sys.stdin.isatty()
-        return line
+        return plain_line(line)
