@@ -18,6 +18,7 @@ _KINDS = {1: "Unigram", 2: "BPE", 3: "Word", 4: "Char"}  # TrainerSpec.ModelType
 _BPE = 2
 _TYPES = {1: "normal", 2: "unknown", 3: "control", 4: "user-defined", 5: "unused", 6: "a byte"}
 _NORMAL, _BYTE = 1, 6  # SentencePiece.Type
+_ERRORS = (RuntimeError, ValueError, TypeError, LookupError)  # what the package raises
 
 # Field numbers of sentencepiece_model.proto: of ModelProto, then (its field, the field in that).
 _PIECE, _PIECE_TYPE = 1, 3
@@ -44,7 +45,6 @@ _DEFAULTS: dict[tuple[int, int], int | bytes] = {
 _OTHER_TEXTS = (
     (_CHARSMAP, b"", "it normalizes texts (NFKC, or another charsmap)"),
     (_DUMMY_PREFIX, 1, "it puts no space before a text (add_dummy_prefix is false)"),
-    (_REMOVE_EXTRA_WHITESPACES, 0, "it removes spaces (remove_extra_whitespaces)"),
     (_ESCAPE_WHITESPACES, 1, "its spaces are not written as ▁ (escape_whitespaces is false)"),
     (_WHITESPACE_AS_SUFFIX, 0, "its spaces end a word (treat_whitespace_as_suffix)"),
 )
@@ -70,13 +70,14 @@ class SentencePieceModel:
         """The tokens of a text, without BOS. Raises ValueError where sentencepiece cannot."""
         try:
             return list(self.processor.encode(text))
-        except RuntimeError as error:
+        except _ERRORS as error:
             raise ValueError(f"sentencepiece cannot encode this text: {error}") from None
 
     def unlike_llama2c(self) -> str:
         """The first thing that llama2.c takes for granted and that is not so; "" if all is.
 
-        llama2.c's encoder, with these pieces in a tokenizer.bin, then gives other tokens.
+        llama2.c's encoder, with these pieces in a tokenizer.bin, then gives other tokens. It may
+        keep more spaces: those models do not count that llama2.c's own trainer makes.
         """
         if (self.bos_id, self.eos_id) != (1, 2):
             found = [("missing" if i is None else i) for i in (self.bos_id, self.eos_id)]
@@ -104,35 +105,40 @@ def read(data: bytes) -> SentencePieceModel:
         raise ValueError("it is empty")  # sentencepiece would log to standard error
     try:
         model = SentencePieceProcessor(model_proto=data)
-        ids = list(range(model.vocab_size()))
-        names = model.id_to_piece(ids)
-        surface = model.decode([model.unk_id()])  # of the unknown: " ⁇ " where it does not say
-    except (RuntimeError, ValueError, TypeError) as error:  # UnicodeDecodeError is one of them
+        names = model.id_to_piece(list(range(model.vocab_size())))
+        texts = _texts(model, names)
+    except _ERRORS as error:
         raise ValueError(str(error)) from None
     settings = _settings(data)
     if (kind := settings[_MODEL_TYPE]) != _BPE:
         raise ValueError(f"its algorithm is {_KINDS.get(int(kind), kind)}, expected BPE")
     if settings[_DENORMALIZER_CHARSMAP]:
         raise ValueError("it changes texts after decoding (denormalizer_spec): not supported")
-    bos_id, eos_id = (i if i >= 0 else None for i in (model.bos_id(), model.eos_id()))
     pieces = [name.replace(_SPACE, " ").encode() for name in names]
-    texts = list(pieces)
+    bos_id, eos_id = (i if i >= 0 else None for i in (model.bos_id(), model.eos_id()))
     for special, spelling in ((bos_id, b"\n<s>\n"), (eos_id, b"\n</s>\n")):
         if special is not None:
             pieces[special] = spelling
+    first_space = "dropped" if settings[_DUMMY_PREFIX] else "kept"
+    if settings[_REMOVE_EXTRA_WHITESPACES]:
+        first_space = "all dropped"
+    scores = model.get_score(list(range(len(names))))
+    return SentencePieceModel(pieces, scores, texts, bos_id, eos_id, first_space, settings, model)
+
+
+def _texts(model: SentencePieceProcessor, names: list[str]) -> list[bytes]:
+    """What sentencepiece decodes each token to."""
+    ids = list(range(len(names)))
+    texts = [name.replace(_SPACE, " ").encode() for name in names]
     kinds = zip(model.is_control(ids), model.is_unknown(ids), model.is_byte(ids), strict=True)
     for i, (control, unknown, byte) in enumerate(kinds):
         if control:
             texts[i] = b""
         elif unknown:
-            texts[i] = surface.encode()
+            texts[i] = model.decode([i]).encode()  # " ⁇ ", where the file does not say
         elif byte:
             texts[i] = bytes([int(names[i][1:-1], 16)])  # "<0x41>"
-    first_space = "dropped" if settings[_DUMMY_PREFIX] else "kept"
-    if settings[_REMOVE_EXTRA_WHITESPACES]:
-        first_space = "all dropped"
-    scores = model.get_score(ids)
-    return SentencePieceModel(pieces, scores, texts, bos_id, eos_id, first_space, settings, model)
+    return texts
 
 
 def _settings(data: bytes) -> dict[tuple[int, int], int | bytes]:

@@ -34,8 +34,10 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def _export(options: argparse.Namespace) -> None:
     if options.tokenizer is not None:
-        count = tokenizer.write_bin(options.tokenizer, options.filepath)
-        print(f"wrote {options.filepath}: {count:,} pieces")
+        model = tokenizer.write_bin(options.tokenizer, options.filepath)
+        spaces = "; the model removes extra spaces, llama2.c does not"
+        spaces = spaces if model.first_space == "all dropped" else ""
+        print(f"wrote {options.filepath}: {len(model.pieces):,} pieces{spaces}")
         return
     dtype = options.dtype or "fp32"  # argparse would take a default for a flag's value
     if dtype != "fp32" and options.version != -1:

@@ -7,11 +7,12 @@ import struct
 from pathlib import Path
 
 from llama2np.output import replacing
+from llama2np.sentencepiece_model import SentencePieceModel
 from llama2np.tokenizer import TokenizerError, read_model
 
 
-def write_bin(model: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
-    """Write a tokenizer.bin; return the number of pieces. Raises TokenizerError, and OSError.
+def write_bin(model: str | os.PathLike[str], path: str | os.PathLike[str]) -> SentencePieceModel:
+    """Write a tokenizer.bin; return the model it was made from. Raises TokenizerError, and OSError.
 
     Refused is a model for which llama2.c would give other tokens than sentencepiece. Added tokens
     are not written: a tokenizer.bin has the pieces of the model.
@@ -29,4 +30,4 @@ def write_bin(model: str | os.PathLike[str], path: str | os.PathLike[str]) -> in
         file.write(struct.pack("<I", max(len(piece) for piece, _ in pairs)))
         for piece, score in pairs:
             file.write(struct.pack("<fI", score, len(piece)) + piece)
-    return len(pairs)
+    return tokenizer
