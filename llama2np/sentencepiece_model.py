@@ -54,17 +54,23 @@ _OTHER_TEXTS = (
 class SentencePieceModel:
     """A tokenizer.model: its vocabulary, and sentencepiece's encoder.
 
-    `pieces` are spelled as llama2.c's tokenizer.py spells them, `texts` as they are printed.
+    `pieces` are spelled as llama2.c's tokenizer.py spells them, `texts` as they are printed, and
+    `first_texts` as they are at the beginning of a text.
     """
 
     pieces: list[bytes]
     scores: list[float]
     texts: list[bytes]
+    first_texts: list[bytes]
     bos_id: int | None
     eos_id: int | None
-    first_space: str  # of a text: "kept", "dropped", or "all dropped", however many pieces begin so
     settings: dict[tuple[int, int], int | bytes]
     processor: SentencePieceProcessor
+
+    @property
+    def removes_spaces(self) -> bool:
+        """Whether it drops all spaces before and after a text, and all but one within."""
+        return bool(self.settings[_REMOVE_EXTRA_WHITESPACES])
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, without BOS. Raises ValueError where sentencepiece cannot."""
@@ -119,11 +125,13 @@ def read(data: bytes) -> SentencePieceModel:
     for special, spelling in ((bos_id, b"\n<s>\n"), (eos_id, b"\n</s>\n")):
         if special is not None:
             pieces[special] = spelling
-    first_space = "dropped" if settings[_DUMMY_PREFIX] else "kept"
-    if settings[_REMOVE_EXTRA_WHITESPACES]:
-        first_space = "all dropped"
+    first_texts = list(texts)
+    if settings[_DUMMY_PREFIX] or settings[_REMOVE_EXTRA_WHITESPACES]:
+        for i, name in enumerate(names):
+            if name.startswith(_SPACE):
+                first_texts[i] = texts[i].removeprefix(b" ")
     scores = model.get_score(list(range(len(names))))
-    return SentencePieceModel(pieces, scores, texts, bos_id, eos_id, first_space, settings, model)
+    return SentencePieceModel(pieces, scores, texts, first_texts, bos_id, eos_id, settings, model)
 
 
 def _texts(model: SentencePieceProcessor, names: list[str]) -> list[bytes]:

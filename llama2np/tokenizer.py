@@ -65,10 +65,14 @@ class Tokenizer:
         self._ids: dict[bytes, int] = {}
         for i, piece in enumerate(self.pieces):
             self._ids.setdefault(piece, i)
+        # What the tokens are printed as, and as the first of a text.
         self._texts = list(model.texts) if model else [_spelled(piece) for piece in self.pieces]
         for special in self.ends:
             if special < len(self._texts):
                 self._texts[special] = b""
+        first = model.first_texts if model else [text.removeprefix(b" ") for text in self._texts]
+        self._first_texts = list(first)
+        self._drops_all = bool(model and model.removes_spaces)
         self.missing = _missing(self.pieces)
 
     @property
@@ -136,6 +140,7 @@ class Tokenizer:
             return self
         twin = copy.copy(self)
         twin.pieces, twin._texts = self.pieces + more, self._texts + more
+        twin._first_texts = self._first_texts + more
         twin.scores = self.scores + [_LOWEST_SCORE] * len(more)
         twin.missing = _missing(twin.pieces)
         return twin
@@ -229,7 +234,6 @@ class Decoder:
         self._tokenizer = tokenizer
         # Whether the next piece begins a text: a first space is not of the text then.
         self._first = previous == tokenizer.bos_id
-        self._first_space = tokenizer._model.first_space if tokenizer._model else "dropped"
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
@@ -240,15 +244,14 @@ class Decoder:
         if not 0 <= token < self._tokenizer.vocab_size:
             most = self._tokenizer.vocab_size - 1
             raise ValueError(f"token {token} is not in the vocabulary of 0 to {most}")
-        text = rest = self._tokenizer._texts[token]
+        text = shown = self._tokenizer._texts[token]
         if token == self._tokenizer.bos_id:
             self._first = True
         elif self._first:
-            if self._first_space != "kept":
-                rest = text.removeprefix(b" ")  # the space that encode put there
-            seen = rest if self._first_space == "all dropped" else text
+            shown = self._tokenizer._first_texts[token]  # without the space that encode put there
+            seen = shown if self._tokenizer._drops_all else text
             self._first = not seen and token != self._tokenizer.eos_id
-        return self._utf8.decode(rest)
+        return self._utf8.decode(shown)
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for an unfinished character."""

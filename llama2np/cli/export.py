@@ -36,8 +36,8 @@ def _export(options: argparse.Namespace) -> None:
     if options.tokenizer is not None:
         model = tokenizer.write_bin(options.tokenizer, options.filepath)
         spaces = "; the model removes extra spaces, llama2.c does not"
-        spaces = spaces if model.first_space == "all dropped" else ""
-        print(f"wrote {options.filepath}: {len(model.pieces):,} pieces{spaces}")
+        note = spaces if model.removes_spaces else ""
+        print(f"wrote {options.filepath}: {len(model.pieces):,} pieces{note}")
         return
     dtype = options.dtype or "fp32"  # argparse would take a default for a flag's value
     if dtype != "fp32" and options.version != -1:
