@@ -26,7 +26,7 @@ class Chat:
         positions: int | None = None,
     ):
         self._transformer = transformer
-        self._tokenizer = tokenizer
+        self._tokenizer = tokenizer.extended(transformer.config.vocab_size)
         self._sampler = sampler
         self._system = system
         self._state = State(transformer.config)

@@ -112,14 +112,14 @@ class Generation(Iterator[str]):
         # What each token took, the first one with the prompt. Of tokens that a small network read
         # in one go, the first took it all.
         self.seconds: list[float] = []
-        self._tokenizer, self._logprobs = tokenizer, logprobs
+        self._tokenizer, self._logprobs = tokenizer.extended(model.config.vocab_size), logprobs
         room = model.config.seq_len - len(self.prompt) + 1
         self._limit: StopReason = "context"
         if max_new_tokens is not None and max_new_tokens <= room:
             self._limit, room = "max_new_tokens", max_new_tokens
         unread = state.reuse(self.prompt)
         end = len(self.prompt) + room - 1
-        missing = tokenizer.missing
+        missing = self._tokenizer.missing
         source = continue_tokens(model, state, unread, sampler, end, draft, missing)
         pieces = self._decoded(source if room else iter(()))
         self._pieces = until(pieces, stop) if stop else pieces

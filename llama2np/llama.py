@@ -70,10 +70,12 @@ class Llama:
         return self.transformer.forward(tokens, state, all_logits)
 
     def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
-        """The tokens of a prompt, which is text, or its tokens. Raises ValueError if it has none,
-        and if the context does not hold them."""
+        """The tokens of a prompt, which is text, or its tokens.
+
+        Raises ValueError if there are none, or more than the context holds.
+        """
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if prompt == "" and not tokens:
+        if isinstance(prompt, str) and not tokens:
             raise ValueError("the prompt is empty, and this tokenizer has no BOS to begin with")
         if not 1 <= len(tokens) <= self.config.seq_len:
             raise ValueError(

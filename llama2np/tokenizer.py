@@ -112,23 +112,28 @@ class Tokenizer:
                     f"{path}: not in llama2.c's layout: {problem}; "
                     "use the tokenizer.model it was made from"
                 )
-        count = tokenizer.vocab_size
-        if count < 3:
-            raise TokenizerError(f"{path}: holds {count} pieces, expected 3 at the least")
+        if tokenizer.vocab_size < 3:
+            raise TokenizerError(
+                f"{path}: holds {tokenizer.vocab_size} pieces, expected 3 at the least"
+            )
+        return tokenizer._for_model(path, added, vocab_size)
+
+    def _for_model(self, path: Path, added: dict[int, bytes], vocab_size: int | None) -> Tokenizer:
+        """With added tokens, and with as many tokens as the model has. Raises TokenizerError."""
+        count = self.vocab_size
         # A model may lack the rows of added tokens: Llama 2's chat models have no row for "<pad>".
         limit = count + _MOST_MISSING if vocab_size is None else vocab_size
         added = {token: text for token, text in added.items() if count <= token < limit}
-        if added:
-            tokenizer = tokenizer.extended(max(added) + 1, added)
+        known = self.extended(max(added, default=-1) + 1, added)
         if vocab_size is None:
-            return tokenizer
-        if not count <= vocab_size <= tokenizer.vocab_size + _MOST_MISSING:
+            return known
+        if not count <= vocab_size <= known.vocab_size + _MOST_MISSING:
             raise TokenizerError(
                 f"{path}: holds {count:,} pieces, the model's vocabulary is {vocab_size:,}: "
                 "give the tokenizer the model was trained with (-z FILE); "
                 "`make tokenizer.bin` fetches Llama 2's, of 32,000"
             )
-        return tokenizer.extended(vocab_size)
+        return known.extended(vocab_size)
 
     def extended(self, vocab_size: int, added: Mapping[int, bytes] | None = None) -> Tokenizer:
         """The same with tokens up to `vocab_size`, printed as `added` says or as nothing.

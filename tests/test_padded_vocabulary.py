@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from llama2np import DraftModel, Llama, State, Tokenizer, TokenizerError, Transformer, beam_search
 from llama2np import checkpoint as checkpoints
 from llama2np.beam import Beam
+from llama2np.chat import Chat
 from llama2np.checkpoint import Header
 from llama2np.cli.lens import main as lens
 from llama2np.cli.run import main as run
 from llama2np.evaluation import compare, evaluate
+from llama2np.generation import Generation
 from llama2np.lens import labels
 from llama2np.logits import forbid
+from llama2np.sampler import Sampler
 from llama2np.tokenizer import Decoder
 
 PIECES = 290  # of the TINY's 300
@@ -106,6 +109,16 @@ def test_they_are_printed_as_nothing(padded):
     assert padded.generate([*tokens, 299], temperature=0, max_new_tokens=5).read()
     with pytest.raises(ValueError, match="token 300 is not in the vocabulary of 0 to 299"):
         padded.tokenizer.decode([300])
+
+
+def test_a_generation_and_a_chat_made_by_hand(padded, tmp_path):
+    bare = Tokenizer.load(tmp_path / "tokenizer.bin")
+    assert bare.vocab_size == PIECES
+    options = dict(state=padded.new_state(), max_new_tokens=20)
+    story = Generation(padded.transformer, bare, [1, 260], Sampler(0), **options)
+    chat = Chat(padded.transformer, bare, Sampler(0))
+    list(story), list(chat.send("A"))
+    assert not {*story.tokens, *chat._tokens} & set(MISSING)
 
 
 def test_chat(padded):
