@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from llama2np.generation import Model
-from llama2np.logits import likeliest, log_softmax
+from llama2np.logits import forbid, likeliest, log_softmax
 from llama2np.tokenizer import BOS, EOS
 from llama2np.transformer import State
 
@@ -20,11 +20,12 @@ class Beam:
 
     tokens: tuple[int, ...] = ()
     logprob: float = 0.0  # of all its tokens together, in nats
+    ends: Collection[int] = field(default=(BOS, EOS), repr=False, compare=False)
 
     @property
     def ended(self) -> bool:
-        """Whether its last token is BOS or EOS."""
-        return self.tokens[-1:] in ((BOS,), (EOS,))
+        """Whether its last token is one of `ends`: BOS or EOS."""
+        return bool(self.tokens) and self.tokens[-1] in self.ends
 
     def score(self, length_penalty: float = 1.0) -> float:
         """logprob / number of tokens ** length_penalty: at 0 the log-probability, at 1 its mean."""
@@ -43,17 +44,22 @@ def beam_search(
 
     prompt: tokens. In each step all that have not ended are continued by every token; of these
     and those that have, the `beams` with the best scores stay. It is over when all have ended,
-    after max_new_tokens, or where the context ends. Raises ValueError.
+    after max_new_tokens, or where the context ends. BOS and EOS, and the tokens without a piece,
+    which are not chosen, are those of the tokenizer of `model`, or llama2.c's where it has none.
+    Raises ValueError.
     """
     if beams < 1 or max_new_tokens < 0:
         raise ValueError(
             f"beams must be 1 or more, max_new_tokens 0 or more, not {beams} and {max_new_tokens}"
         )
+    tokenizer = getattr(model, "tokenizer", None)  # a Llama has one
+    first = Beam() if tokenizer is None else Beam(ends=tokenizer.ends)
+    missing = () if tokenizer is None else tokenizer.missing
     state = State(model.config)
-    found = [(Beam(), state, model.forward(prompt, state))]
+    found = [(first, state, model.forward(prompt, state))]
     last = min(max_new_tokens, model.config.seq_len - len(prompt) + 1)
     for step in range(1, last + 1):
-        longer = [item for beam in found for item in _continued(*beam, beams)]
+        longer = [item for beam in found for item in _continued(*beam, beams, missing)]
         longer.sort(key=lambda item: item[0].score(length_penalty), reverse=True)
         found = _read(model, longer[:beams]) if step < last else longer[:beams]
         if all(beam.ended for beam, _, _ in found):
@@ -64,15 +70,21 @@ def beam_search(
 _Found = tuple[Beam, State, np.ndarray]  # the State has read all but the last token
 
 
-def _continued(beam: Beam, state: State, logits: np.ndarray, count: int) -> Iterator[_Found]:
+def _continued(
+    beam: Beam,
+    state: State,
+    logits: np.ndarray,
+    count: int,
+    missing: Sequence[int] | np.ndarray,
+) -> Iterator[_Found]:
     """The `count` likeliest continuations of a beam by a token; itself if it has ended."""
     if beam.ended:
         yield beam, state, logits
         return
-    logprobs = log_softmax(logits)
-    for token in likeliest(logprobs, count):
+    logprobs = forbid(log_softmax(logits), missing)
+    for token in likeliest(logprobs, min(count, len(logprobs) - len(missing))):
         logprob = beam.logprob + float(logprobs[token])
-        yield Beam((*beam.tokens, int(token)), logprob), state, logits
+        yield Beam((*beam.tokens, int(token)), logprob, beam.ends), state, logits
 
 
 def _read(model: Model, found: list[_Found]) -> list[_Found]:

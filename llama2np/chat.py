@@ -6,14 +6,15 @@ from collections.abc import Iterator
 
 from llama2np.generation import continue_tokens
 from llama2np.sampler import Sampler
-from llama2np.tokenizer import EOS, Decoder, Tokenizer
+from llama2np.tokenizer import Decoder, Tokenizer
 from llama2np.transformer import State, Transformer
 
 
 class Chat:
     """Turns of user and assistant; the network remembers them all in its KV cache.
 
-    Template: Meta's llama, `generation.py`. Each turn begins with BOS, each answer ends with EOS.
+    Template: Meta's llama, `generation.py`. Each turn begins with BOS, each answer ends with EOS,
+    where the tokenizer has them.
     """
 
     def __init__(
@@ -25,7 +26,7 @@ class Chat:
         positions: int | None = None,
     ):
         self._transformer = transformer
-        self._tokenizer = tokenizer
+        self._tokenizer = tokenizer.extended(transformer.config.vocab_size)
         self._sampler = sampler
         self._system = system
         self._state = State(transformer.config)
@@ -57,8 +58,9 @@ class Chat:
         if not self._tokens and self._system:
             text = f"<<SYS>>\n{self._system}\n<</SYS>>\n\n{text}"
         said = self._tokenizer.encode(f"[INST] {text} [/INST]")
-        interrupted = self._tokens and self._tokens[-1] != EOS
-        return [EOS, *said] if interrupted else said
+        eos = self._tokenizer.eos_id
+        interrupted = self._tokens and self._tokens[-1] != eos
+        return [eos, *said] if interrupted and eos is not None else said
 
     def _answer(self) -> Iterator[str]:
         unread = self._tokens[self._state.pos :]
@@ -66,10 +68,15 @@ class Chat:
         self._sampler.skip(len(unread) - 1)
         decoder = Decoder(self._tokenizer, self._tokens[-1])
         for token, _ in continue_tokens(
-            self._transformer, self._state, unread, self._sampler, self.positions
+            self._transformer,
+            self._state,
+            unread,
+            self._sampler,
+            self.positions,
+            missing=self._tokenizer.missing,
         ):
             self._tokens.append(token)
-            if token == EOS:
+            if token == self._tokenizer.eos_id:
                 break
             yield decoder.feed(token)
         if rest := decoder.flush():

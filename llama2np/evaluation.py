@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama2np.llama import Llama
-from llama2np.tokenizer import BOS, Tokenizer
+from llama2np.tokenizer import Tokenizer
 
 _ROWS = 64  # tokens whose logits are in memory at a time
 _CHARACTERS = 8192  # text that is cut into tokens at a time
@@ -65,8 +65,10 @@ def evaluate(
     Windows of `context` tokens (default: the model's context) go through one by one, each begun
     with BOS, each `stride` tokens (default: half of `context`) behind the one before. A token
     counts once, in the first window that has it: but for the first window's, it has then
-    context - stride tokens before it, or more. `progress` is told of bytes of text that are read.
-    The memory needed does not grow with the text, as long as it has spaces.
+    context - stride tokens before it, or more. Where the tokenizer has no BOS, a token that would
+    be the first of all that is read does not count. `progress` is told of bytes of text that are
+    read. The memory needed does not grow with the text, as long as it has spaces and the tokenizer
+    is llama2.c's, or a sentencepiece model in its layout.
     Raises ValueError for numbers out of range, for no text, and for weights that are broken.
     """
     return _measure([model], text, context, stride, progress)[0][0]
@@ -106,6 +108,8 @@ def _measure(
     reader = _Reader(models[0].tokenizer, text, progress)
     nats, divergence, agreed, count = np.zeros(len(models)), 0.0, 0, 0
     for tokens, known in _windows(reader, context, stride):
+        if models[0].tokenizer.bos_id is None:
+            known = max(known, 1)
         targets = iter(tokens[known:])
         for rows in zip(*(_log_probabilities(m, tokens, known) for m in models), strict=True):
             wanted = [next(targets) for _ in rows[0]]
@@ -143,7 +147,9 @@ class _Reader:
         self._text = [text] if isinstance(text, str) else text
         self._progress = progress
         # Where no piece goes on after a space, none spans "a b" there: it can be cut in two.
-        self._cuts = not any(re.search(rb"[^ ] ", piece) for piece in tokenizer.pieces)
+        self._cuts = tokenizer.like_llama2c and not any(
+            re.search(rb"[^ ] ", piece) for piece in tokenizer.pieces
+        )
 
     def __iter__(self) -> Iterator[int]:
         held = ""
@@ -159,8 +165,11 @@ class _Reader:
             yield from self._encoded(held)
 
     def _last_cut(self, text: str) -> int:
-        """The last space that follows something else, and is followed by something; 0 if none."""
-        found = re.search(r"(?s)^.*[^ ]( )(?=.)", text)
+        """The last space that follows something else, and is followed by something; 0 if none.
+
+        Something else than "▁" too, which is a space to sentencepiece.
+        """
+        found = re.search(r"(?s)^.*[^ ▁]( )(?=.)", text)
         return found.start(1) if found else 0
 
     def _encoded(self, text: str) -> list[int]:
@@ -188,14 +197,16 @@ def _windows(tokens: Iterable[int], context: int, stride: int) -> Iterator[tuple
 
 
 def _log_probabilities(model: Llama, tokens: list[int], known: int) -> Iterator[np.ndarray]:
-    """Yield log p of what follows each of BOS, tokens[0], tokens[1] ... from tokens[known] on.
+    """Yield log p of each token from tokens[known] on, given BOS and those before it.
 
     Each is (rows, vocab_size) float64; the last row is about the last token.
     """
-    state, read = model.new_state(), [BOS, *tokens[:-1]]
-    if known:
-        model.forward(read[:known], state)
-    for start in range(known, len(read), _ROWS):
+    bos = model.tokenizer.bos_id
+    state, read = model.new_state(), tokens[:-1] if bos is None else [bos, *tokens[:-1]]
+    first = known - (bos is None)  # what is read just before tokens[known]
+    if first:
+        model.forward(read[:first], state)
+    for start in range(first, len(read), _ROWS):
         logits = model.forward(read[start : start + _ROWS], state, all_logits=True).astype(float)
         with np.errstate(invalid="ignore"):
             logits -= logits.max(1, keepdims=True)

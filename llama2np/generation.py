@@ -10,9 +10,9 @@ from typing import Literal, Protocol
 import numpy as np
 
 from llama2np.config import Config
-from llama2np.logits import likeliest, log_softmax
+from llama2np.logits import forbid, likeliest, log_softmax
 from llama2np.sampler import Sampler
-from llama2np.tokenizer import BOS, EOS, Decoder, Tokenizer
+from llama2np.tokenizer import Decoder, Tokenizer
 from llama2np.transformer import State, Transformer
 
 StopReason = Literal["end", "stop", "max_new_tokens", "context"]
@@ -39,6 +39,7 @@ def continue_tokens(
     sampler: Sampler,
     end: int,
     draft: Draft | None = None,
+    missing: Sequence[int] | np.ndarray = (),
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Read `tokens`, then yield sampled ones for ever, or until `end` positions are read.
 
@@ -50,7 +51,10 @@ def continue_tokens(
     are those without it. (Of guesses of kernels.FEW tokens and more, float32 logits may differ in
     their last bits: large matrix products add in another order.) Without one, a greedy sampler lets
     a small network go on by itself, for ever more tokens: see `Transformer.greedy`.
+
+    missing: tokens without a piece, which are not chosen unless the sampler's logit_bias has them.
     """
+    forbidden = np.array([token for token in missing if token not in sampler.logit_bias], np.int64)
     given = state.pos + len(tokens)
     guess: list[int] = []
     # A network that can go on by itself: its own likeliest tokens are a guess that is right.
@@ -65,7 +69,7 @@ def continue_tokens(
             logits = model.forward([*tokens, *guess], state, all_logits=bool(guess))
         for i, row in enumerate(logits if guess else [logits]):
             state.pos = known + i  # as if the guess were read token by token
-            token = sampler.sample(row, state.tokens, given)
+            token = sampler.sample(forbid(row, forbidden), state.tokens, given)
             yield token, row
             if state.pos != known + i:
                 raise ValueError("the state was used for another text in the meantime")
@@ -74,6 +78,8 @@ def continue_tokens(
         tokens, guess = [token], []
         if draft and (room := end - state.pos - 1) > 0:
             guess = list(draft(np.append(state.tokens, token))[:room])
+            size = model.config.vocab_size  # a guess outside cannot be right
+            guess = guess[: next((i for i, t in enumerate(guess) if not 0 <= t < size), room)]
 
 
 class Generation(Iterator[str]):
@@ -106,14 +112,15 @@ class Generation(Iterator[str]):
         # What each token took, the first one with the prompt. Of tokens that a small network read
         # in one go, the first took it all.
         self.seconds: list[float] = []
-        self._tokenizer, self._logprobs = tokenizer, logprobs
+        self._tokenizer, self._logprobs = tokenizer.extended(model.config.vocab_size), logprobs
         room = model.config.seq_len - len(self.prompt) + 1
         self._limit: StopReason = "context"
         if max_new_tokens is not None and max_new_tokens <= room:
             self._limit, room = "max_new_tokens", max_new_tokens
         unread = state.reuse(self.prompt)
         end = len(self.prompt) + room - 1
-        source = continue_tokens(model, state, unread, sampler, end, draft)
+        missing = self._tokenizer.missing
+        source = continue_tokens(model, state, unread, sampler, end, draft, missing)
         pieces = self._decoded(source if room else iter(()))
         self._pieces = until(pieces, stop) if stop else pieces
 
@@ -153,7 +160,7 @@ class Generation(Iterator[str]):
         for token, logits in source:
             self.seconds.append(time.perf_counter() - start)
             self._note(token, logits)
-            if token in (BOS, EOS):
+            if token in self._tokenizer.ends:
                 reason = "end"
                 break
             yield decoder.feed(token)

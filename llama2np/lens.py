@@ -8,7 +8,7 @@ import numpy as np
 
 from llama2np import kernels
 from llama2np.llama import Llama
-from llama2np.tokenizer import BOS, EOS, Tokenizer
+from llama2np.tokenizer import Tokenizer
 from llama2np.trace import Trace
 
 
@@ -37,12 +37,15 @@ def best(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def labels(tokenizer: Tokenizer, tokens: Sequence[int] | np.ndarray) -> list[str]:
-    """The pieces as they can be shown on a line: a space as "▁", control characters escaped."""
+    """The pieces as they can be shown on a line: a space as "▁", control characters escaped.
+
+    "" for a token without a piece.
+    """
     return [_label(tokenizer, int(token)) for token in tokens]
 
 
 def _label(tokenizer: Tokenizer, token: int) -> str:
-    if token in (BOS, EOS):
-        return "<s>" if token == BOS else "</s>"
+    if token in tokenizer.ends:
+        return "<s>" if token == tokenizer.bos_id else "</s>"
     text = tokenizer.pieces[token].decode("utf-8", "replace").replace(" ", "▁")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

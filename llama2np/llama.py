@@ -33,14 +33,15 @@ class Llama:
 
     def __init__(self, transformer: Transformer, tokenizer: Tokenizer):
         self.transformer = transformer
-        self.tokenizer = tokenizer
+        # A model may have more rows than its tokenizer pieces: for padding, for added tokens.
+        self.tokenizer = tokenizer.extended(transformer.config.vocab_size)
 
     @classmethod
     def load(
         cls, path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None
     ) -> Llama:
-        """Open a checkpoint and its tokenizer: `tokenizer`, else tokenizer.bin in the current
-        folder, else the one beside the checkpoint.
+        """Open a checkpoint and its tokenizer: `tokenizer`, else the tokenizer.bin or else
+        tokenizer.model beside the checkpoint, else those in the current folder.
 
         path: a .bin file, or the name of a model in the box, "stories-box" or "stories-box-q8",
         which stands for their tokenizer, too. Raises CheckpointError, TokenizerError and OSError.
@@ -67,6 +68,20 @@ class Llama:
         for a token outside the vocabulary, none at all, or more than the context has room for.
         """
         return self.transformer.forward(tokens, state, all_logits)
+
+    def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        """The tokens of a prompt, which is text, or its tokens.
+
+        Raises ValueError if there are none, or more than the context holds.
+        """
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if isinstance(prompt, str) and not tokens:
+            raise ValueError("the prompt is empty, and this tokenizer has no BOS to begin with")
+        if not 1 <= len(tokens) <= self.config.seq_len:
+            raise ValueError(
+                f"the prompt has {len(tokens):,} tokens, the context holds {self.config.seq_len:,}"
+            )
+        return tokens
 
     def generate(
         self,
@@ -96,11 +111,7 @@ class Llama:
             raise ValueError(
                 f"draft must be a function of the tokens, not {kind}: DraftModel(...)?"
             )
-        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if not 1 <= len(tokens) <= self.config.seq_len:
-            raise ValueError(
-                f"the prompt has {len(tokens):,} tokens, the context holds {self.config.seq_len:,}"
-            )
+        tokens = self.prompt_tokens(prompt)
         for name, value in (("max_new_tokens", max_new_tokens), ("logprobs", logprobs)):
             if value is not None and value < 0:
                 raise ValueError(f"{name} must be 0 or more, not {value}")
@@ -156,9 +167,10 @@ def _tokenizer_of(
     if named is not None:
         return named
     beside = Path(path).parent
-    for folder in (Path(), beside):
-        if (folder / "tokenizer.bin").is_file():
-            return folder / "tokenizer.bin"
+    for folder in (beside, Path()):
+        for name in ("tokenizer.bin", "tokenizer.model"):
+            if (folder / name).is_file():
+                return folder / name
     raise TokenizerError(
         f"tokenizer.bin: not in the current folder nor in {beside}: name it with -z FILE; "
         "`make tokenizer.bin` fetches Llama 2's"

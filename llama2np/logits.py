@@ -29,6 +29,15 @@ def add_bias(logits: np.ndarray, bias: Mapping[int, float]) -> np.ndarray:
     return biased
 
 
+def forbid(logits: np.ndarray, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Set the logits of `tokens` to -inf; the array itself, where there are none of them."""
+    if not len(tokens):
+        return logits
+    allowed = logits.copy()
+    allowed[tokens] = _NEVER
+    return allowed
+
+
 def penalize_repetition(
     logits: np.ndarray, tokens: Sequence[int] | np.ndarray, penalty: float
 ) -> np.ndarray:

@@ -1,48 +1,171 @@
-"""sentencepiece's tokenizer.model: the pieces and scores of one that encodes by byte pairs."""
+"""sentencepiece's tokenizer.model: sentencepiece itself reads it and encodes with it.
+
+Here stands what the package does not say: the settings in the file, by which tokens become text
+again, and which decide whether llama2.c can use its pieces.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 MAX_PIECES = 2**20  # the largest vocabularies have 256 thousand
-_KINDS = {1: "Unigram", 2: "BPE", 3: "Word", 4: "Char"}  # sentencepiece_model.proto, ModelType
+_SPACE = "▁"  # U+2581, which stands for a space in a piece
+_KINDS = {1: "Unigram", 2: "BPE", 3: "Word", 4: "Char"}  # TrainerSpec.ModelType
 _BPE = 2
-_TRAINER_SPEC, _MODEL_TYPE = 2, 3  # field numbers there, of ModelProto and of TrainerSpec
+_TYPES = {1: "normal", 2: "unknown", 3: "control", 4: "user-defined", 5: "unused", 6: "a byte"}
+_NORMAL, _BYTE = 1, 6  # SentencePiece.Type
+_ERRORS = (RuntimeError, ValueError, TypeError, LookupError)  # what the package raises
+
+# Field numbers of sentencepiece_model.proto: of ModelProto, then (its field, the field in that).
+_PIECE, _PIECE_TYPE = 1, 3
+_MODEL_TYPE = 2, 3  # in TrainerSpec
+_WHITESPACE_AS_SUFFIX = 2, 24
+_BYTE_FALLBACK = 2, 35
+_CHARSMAP = 3, 2  # in NormalizerSpec
+_DUMMY_PREFIX = 3, 3
+_REMOVE_EXTRA_WHITESPACES = 3, 4
+_ESCAPE_WHITESPACES = 3, 5
+_DENORMALIZER_CHARSMAP = 5, 2  # in a NormalizerSpec, too
+_DEFAULTS: dict[tuple[int, int], int | bytes] = {
+    _MODEL_TYPE: 1,
+    _WHITESPACE_AS_SUFFIX: 0,
+    _BYTE_FALLBACK: 0,
+    _CHARSMAP: b"",
+    _DUMMY_PREFIX: 1,
+    _REMOVE_EXTRA_WHITESPACES: 1,
+    _ESCAPE_WHITESPACES: 1,
+    _DENORMALIZER_CHARSMAP: b"",
+}
+
+# What llama2.c does with a text, and what the model does otherwise.
+_OTHER_TEXTS = (
+    (_CHARSMAP, b"", "it normalizes texts (NFKC, or another charsmap)"),
+    (_DUMMY_PREFIX, 1, "it puts no space before a text (add_dummy_prefix is false)"),
+    (_ESCAPE_WHITESPACES, 1, "its spaces are not written as ▁ (escape_whitespaces is false)"),
+    (_WHITESPACE_AS_SUFFIX, 0, "its spaces end a word (treat_whitespace_as_suffix)"),
+)
 
 
-def read(data: bytes) -> tuple[list[bytes], list[float]]:
-    """Return pieces and scores, spelled as llama2.c's tokenizer.py spells them.
+@dataclass(frozen=True)
+class SentencePieceModel:
+    """A tokenizer.model: its vocabulary, and sentencepiece's encoder.
 
-    Raises ValueError for what sentencepiece cannot read, and for another algorithm than BPE.
+    `pieces` are spelled as llama2.c's tokenizer.py spells them, `texts` as they are printed, and
+    `first_texts` as they are at the beginning of a text.
     """
+
+    pieces: list[bytes]
+    scores: list[float]
+    texts: list[bytes]
+    first_texts: list[bytes]
+    bos_id: int | None
+    eos_id: int | None
+    settings: dict[tuple[int, int], int | bytes]
+    processor: SentencePieceProcessor
+
+    @property
+    def removes_spaces(self) -> bool:
+        """Whether it drops all spaces before and after a text, and all but one within."""
+        return bool(self.settings[_REMOVE_EXTRA_WHITESPACES])
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without BOS. Raises ValueError where sentencepiece cannot."""
+        try:
+            return list(self.processor.encode(text))
+        except _ERRORS as error:
+            raise ValueError(f"sentencepiece cannot encode this text: {error}") from None
+
+    def unlike_llama2c(self) -> str:
+        """The first thing that llama2.c takes for granted and that is not so; "" if all is.
+
+        llama2.c's encoder, with these pieces in a tokenizer.bin, then gives other tokens. It may
+        keep more spaces: those models do not count that llama2.c's own trainer makes.
+        """
+        if (self.bos_id, self.eos_id) != (1, 2):
+            found = [("missing" if i is None else i) for i in (self.bos_id, self.eos_id)]
+            return f"its <s> is {found[0]} and its </s> {found[1]}, expected 1 and 2"
+        if not self.settings[_BYTE_FALLBACK]:
+            return "it has no byte_fallback: characters outside its vocabulary have no tokens"
+        for i, kind in enumerate(_types(self.processor.serialized_model_proto())):
+            expected = kind if i < 3 else _BYTE if i < 259 else _NORMAL
+            if kind != expected:
+                found_type = _TYPES.get(kind, kind)
+                return f"its piece {i} is {found_type}, expected {_TYPES[expected]}"
+            if expected == _BYTE and self.texts[i] != bytes([i - 3]):
+                return f"its piece {i} is the byte {self.texts[i]!r}, expected {bytes([i - 3])!r}"
+        for setting, value, difference in _OTHER_TEXTS:
+            if self.settings[setting] != value:
+                return difference
+        return ""
+
+
+def read(data: bytes) -> SentencePieceModel:
+    """Read a tokenizer.model. Raises ValueError for what cannot be used here."""
     from sentencepiece import SentencePieceProcessor  # only for those who have such a file
 
     if not data:
         raise ValueError("it is empty")  # sentencepiece would log to standard error
-    kind = _kind(data)  # before sentencepiece makes objects for millions of pieces
+    settings = _settings(data)  # before sentencepiece makes objects for millions of pieces
     try:
         model = SentencePieceProcessor(model_proto=data)
-        count = model.vocab_size()
-        pieces = [model.id_to_piece(i).replace("▁", " ").encode() for i in range(count)]
-    except (RuntimeError, ValueError, TypeError) as error:  # UnicodeDecodeError is one of them
+        names = model.id_to_piece(list(range(model.vocab_size())))
+        texts = _texts(model, names)
+    except _ERRORS as error:
         raise ValueError(str(error)) from None
-    if kind != _BPE:
-        raise ValueError(f"its algorithm is {_KINDS.get(kind, kind)}, expected BPE")
-    for special, spelling in ((model.bos_id(), b"\n<s>\n"), (model.eos_id(), b"\n</s>\n")):
-        if special >= 0:
+    if (kind := settings[_MODEL_TYPE]) != _BPE:
+        raise ValueError(f"its algorithm is {_KINDS.get(int(kind), kind)}, expected BPE")
+    if settings[_DENORMALIZER_CHARSMAP]:
+        raise ValueError("it changes texts after decoding (denormalizer_spec): not supported")
+    pieces = [name.replace(_SPACE, " ").encode() for name in names]
+    bos_id, eos_id = (i if i >= 0 else None for i in (model.bos_id(), model.eos_id()))
+    for special, spelling in ((bos_id, b"\n<s>\n"), (eos_id, b"\n</s>\n")):
+        if special is not None:
             pieces[special] = spelling
-    return pieces, [model.get_score(i) for i in range(count)]
+    first_texts = list(texts)
+    if settings[_DUMMY_PREFIX] or settings[_REMOVE_EXTRA_WHITESPACES]:
+        for i, name in enumerate(names):
+            if name.startswith(_SPACE):
+                first_texts[i] = texts[i].removeprefix(b" ")
+    scores = model.get_score(list(range(len(names))))
+    return SentencePieceModel(pieces, scores, texts, first_texts, bos_id, eos_id, settings, model)
 
 
-def _kind(data: bytes) -> int:
-    """The ModelType of a ModelProto, which sentencepiece does not tell."""
-    kind = 1  # where the file does not say
-    for field, value in _fields(data):
-        if field == _TRAINER_SPEC and isinstance(value, bytes):
-            for inner, number in _fields(value):
-                if inner == _MODEL_TYPE and isinstance(number, int):
-                    kind = number  # the last one counts
-    return kind
+def _texts(model: SentencePieceProcessor, names: list[str]) -> list[bytes]:
+    """What sentencepiece decodes each token to."""
+    ids = list(range(len(names)))
+    texts = [name.replace(_SPACE, " ").encode() for name in names]
+    kinds = zip(model.is_control(ids), model.is_unknown(ids), model.is_byte(ids), strict=True)
+    for i, (control, unknown, byte) in enumerate(kinds):
+        if control:
+            texts[i] = b""
+        elif unknown:
+            texts[i] = model.decode([i]).encode()  # " ⁇ ", where the file does not say
+        elif byte:
+            texts[i] = bytes([int(names[i][1:-1], 16)])  # "<0x41>"
+    return texts
+
+
+def _settings(data: bytes) -> dict[tuple[int, int], int | bytes]:
+    """The settings of a ModelProto, or what they are where it does not say. Raises ValueError."""
+    found = dict(_DEFAULTS)
+    for field, message in _fields(data):
+        if field != _PIECE and isinstance(message, bytes):
+            for name, value in _fields(message):
+                if isinstance(value, type(found.get((field, name)))):
+                    found[field, name] = value  # the last one counts
+    return found
+
+
+def _types(data: bytes) -> Iterator[int]:
+    """The Type of each piece of a ModelProto."""
+    for field, message in _fields(data):
+        if field == _PIECE and isinstance(message, bytes):
+            yield int(dict(_fields(message)).get(_PIECE_TYPE, _NORMAL))
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

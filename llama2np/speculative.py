@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from llama2np.generation import Model
+from llama2np.logits import forbid
 from llama2np.transformer import State
 
 
@@ -22,13 +23,18 @@ class DraftModel:
             raise ValueError(f"ahead must be 1 or more, not {ahead}")
         self._model, self._ahead = model, ahead
         self._state = State(model.config)
+        tokenizer = getattr(model, "tokenizer", None)  # a Llama has one
+        self._missing = () if tokenizer is None else tokenizer.missing
 
     def __call__(self, tokens: np.ndarray) -> list[int]:
-        """Guess what follows `tokens` (n,). Nothing where its context ends."""
+        """Guess what follows `tokens` (n,). Nothing where its context or its vocabulary ends."""
+        if tokens.max() >= self._model.config.vocab_size:
+            return []
         room = self._model.config.seq_len - len(tokens) + 1
         unread, guess = self._state.reuse(tokens.tolist()), []
         for _ in range(min(self._ahead, room)):
-            unread = [int(self._model.forward(unread, self._state).argmax())]
+            logits = forbid(self._model.forward(unread, self._state), self._missing)
+            unread = [int(logits.argmax())]
             guess += unread
         return guess
 

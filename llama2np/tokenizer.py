@@ -1,29 +1,36 @@
-"""Text to tokens and back: the byte-pair encoding of sentencepiece, as llama2.c runs it.
+"""Text to tokens and back.
 
-Reads llama2.c's tokenizer.bin, and sentencepiece's tokenizer.model. Special pieces in a text,
-such as "<s>", are text. Left out: normalisation beyond the leading space, and training.
+With a tokenizer.bin it is llama2.c's: the byte-pair encoding of sentencepiece, for Llama's layout
+of a vocabulary. With a tokenizer.model sentencepiece itself encodes, whatever the layout. Special
+pieces in a text, such as "<s>", are text, and so are added tokens.
 """
 
 from __future__ import annotations
 
 import codecs
+import copy
 import os
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 
-from llama2np import sentencepiece_model
-from llama2np.files import open_regular, read_at_most
-from llama2np.output import printable
+import numpy as np
 
-BOS, EOS = 1, 2  # the ids of <s> and </s>, in every llama2.c model
+from llama2np import added_tokens, sentencepiece_model
+from llama2np.files import open_regular, read_at_most
+from llama2np.output import brief, printable
+from llama2np.sentencepiece_model import SentencePieceModel
+
+BOS, EOS = 1, 2  # the ids of <s> and </s>, in every tokenizer.bin
 _UNKNOWN = 0
 _FIRST_BYTE = 3  # <0x00> ... <0xFF> follow the three special pieces
 _LOWEST_SCORE = -1e10  # run.c merges pairs that score more than this
 _LARGEST = 2**26  # bytes of a file; that of 256 thousand pieces has a tenth
 _LONGEST_PIECE = 2048  # bytes: sentencepiece trains pieces of up to 512 characters
+# Rows of a model for which there is no piece: vocabularies are padded to multiples of up to 8,192.
+_MOST_MISSING = 2**13
 _BYTE_PIECE = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -37,58 +44,126 @@ class TokenizerError(ValueError):
 class Tokenizer:
     """A vocabulary: pieces of text as bytes, and the score of merging into each.
 
-    A space is a space here, not sentencepiece's "▁".
+    A space is a space here, not sentencepiece's "▁". `bos_id` and `eos_id` are the tokens that
+    begin and end a text, None where there is none. A piece is b"" where a model has a row, for
+    padding, and the tokenizer nothing: such a token is in `missing` (n,) int64, is printed as
+    nothing, and generation does not choose it.
     """
 
-    def __init__(self, pieces: Iterable[bytes], scores: Iterable[float]):
+    def __init__(
+        self,
+        pieces: Iterable[bytes],
+        scores: Iterable[float],
+        model: SentencePieceModel | None = None,
+    ):
+        """Without a sentencepiece `model` it encodes as llama2.c does: BOS is 1, EOS 2."""
         self.pieces = list(pieces)
         self.scores = list(scores)
         if len(self.pieces) != len(self.scores):
             raise ValueError(f"{len(self.pieces)} pieces but {len(self.scores)} scores")
+        self._model = model
+        self.bos_id: int | None = model.bos_id if model else BOS
+        self.eos_id: int | None = model.eos_id if model else EOS
         self._ids: dict[bytes, int] = {}
         for i, piece in enumerate(self.pieces):
             self._ids.setdefault(piece, i)
-        self._texts = [_spelled(piece) for piece in self.pieces]
-        for special in (BOS, EOS):
+        # What the tokens are printed as, and as the first of a text.
+        self._texts = list(model.texts) if model else [_spelled(piece) for piece in self.pieces]
+        for special in self.ends:
             if special < len(self._texts):
                 self._texts[special] = b""
+        first = model.first_texts if model else [text.removeprefix(b" ") for text in self._texts]
+        self._first_texts = list(first)
+        self._drops_all = bool(model and model.removes_spaces)
+        self.missing = _missing(self.pieces)
 
     @property
     def vocab_size(self) -> int:
         """The number of pieces."""
         return len(self.pieces)
 
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens at which a text ends: BOS and EOS, those that there are."""
+        return frozenset(i for i in (self.bos_id, self.eos_id) if i is not None)
+
+    @property
+    def like_llama2c(self) -> bool:
+        """Whether llama2.c's encoder gives the same tokens, with these pieces."""
+        return not self._model or not self._model.unlike_llama2c()
+
     @classmethod
     def load(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:
         """Read a tokenizer.bin, or a sentencepiece model if the name ends in ".model".
 
-        With `vocab_size`, that of the model it will serve, any other number of pieces is refused.
+        The added tokens that Hugging Face's files beside a sentencepiece model name are read, too.
+        `vocab_size` is that of the model it will serve: it may have a few thousand rows more than
+        there are pieces, any other number is refused.
         Raises TokenizerError, and OSError where the file cannot be read.
         """
         path = Path(path)
-        data = _contents(path)
-        read = _read_sentencepiece if path.suffix == ".model" else _read_bin
-        pieces, scores = read(path, data)
-        if len(pieces) < 3:
-            raise TokenizerError(f"{path}: holds {len(pieces)} pieces, expected 3 at the least")
-        if len(pieces) > sentencepiece_model.MAX_PIECES or max(map(len, pieces)) > _LONGEST_PIECE:
+        added: dict[int, bytes] = {}
+        if path.suffix == ".model":
+            model = read_model(path)
+            tokenizer = cls(model.pieces, model.scores, model)
+            added = _added_tokens(path.parent)
+        else:
+            tokenizer = cls(*_read_bin(path, _contents(path)))
+            if problem := _misplaced(tokenizer.pieces):
+                raise TokenizerError(
+                    f"{path}: not in llama2.c's layout: {problem}; "
+                    "use the tokenizer.model it was made from"
+                )
+        longest = max(map(len, tokenizer.pieces), default=0)
+        if tokenizer.vocab_size > sentencepiece_model.MAX_PIECES or longest > _LONGEST_PIECE:
             raise TokenizerError(
-                f"{path}: holds {len(pieces):,} pieces of up to {max(map(len, pieces)):,} bytes, "
+                f"{path}: holds {tokenizer.vocab_size:,} pieces of up to {longest:,} bytes, "
                 f"expected at most {sentencepiece_model.MAX_PIECES:,} of {_LONGEST_PIECE:,}"
             )
-        if vocab_size is not None and len(pieces) != vocab_size:
+        if tokenizer.vocab_size < 3:
             raise TokenizerError(
-                f"{path}: holds {len(pieces):,} pieces, the model's vocabulary is {vocab_size:,}: "
+                f"{path}: holds {tokenizer.vocab_size} pieces, expected 3 at the least"
+            )
+        return tokenizer._for_model(path, added, vocab_size)
+
+    def _for_model(self, path: Path, added: dict[int, bytes], vocab_size: int | None) -> Tokenizer:
+        """With added tokens, and with as many tokens as the model has. Raises TokenizerError."""
+        count = self.vocab_size
+        # A model may lack the rows of added tokens: Llama 2's chat models have no row for "<pad>".
+        limit = count + _MOST_MISSING if vocab_size is None else vocab_size
+        added = {token: text for token, text in added.items() if count <= token < limit}
+        known = self.extended(max(added, default=-1) + 1, added)
+        if vocab_size is None:
+            return known
+        if not count <= vocab_size <= known.vocab_size + _MOST_MISSING:
+            raise TokenizerError(
+                f"{path}: holds {count:,} pieces, the model's vocabulary is {vocab_size:,}: "
                 "give the tokenizer the model was trained with (-z FILE); "
                 "`make tokenizer.bin` fetches Llama 2's, of 32,000"
             )
-        return cls(pieces, scores)
+        return known.extended(vocab_size)
+
+    def extended(self, vocab_size: int, added: Mapping[int, bytes] | None = None) -> Tokenizer:
+        """The same with tokens up to `vocab_size`, printed as `added` says or as nothing.
+
+        They do not come out of `encode`. Itself, where it has as many pieces or more.
+        """
+        more = [(added or {}).get(i, b"") for i in range(self.vocab_size, vocab_size)]
+        if not more:
+            return self
+        twin = copy.copy(self)
+        twin.pieces, twin._texts = self.pieces + more, self._texts + more
+        twin._first_texts = self._first_texts + more
+        twin.scores = self.scores + [_LOWEST_SCORE] * len(more)
+        twin.missing = _missing(twin.pieces)
+        return twin
 
     def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
-        """Return the tokens of `text`, run.c's ones, in O(n log n).
+        """Return the tokens of `text`: run.c's, or sentencepiece's, in O(n log n).
 
-        A space is put before any text but "". A character that is not in the vocabulary becomes
-        the tokens of its UTF-8 bytes. Raises ValueError for text that UTF-8 cannot hold.
+        As run.c does it: a space is put before any text but "", and a character that is not in the
+        vocabulary becomes the tokens of its UTF-8 bytes. bos, eos: begin with BOS, end with EOS,
+        where the tokenizer has them. Raises ValueError for text that UTF-8 cannot hold.
         """
         try:
             text.encode()
@@ -96,20 +171,30 @@ class Tokenizer:
             raise ValueError(
                 f"not valid UTF-8 at character {error.start}: {text[error.start]!a}"
             ) from None
-        tokens = [BOS] if bos else []
-        if text:
-            for character in " " + text:
-                tokens += self._character(character.encode())
-        tokens = self._merge(tokens)
-        return tokens + [EOS] if eos else tokens
+        tokens = self._model.encode(text) if self._model else self._encode(text)
+        if bos and self.bos_id is not None:
+            tokens.insert(0, self.bos_id)
+        if eos and self.eos_id is not None:
+            tokens.append(self.eos_id)
+        return tokens
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of `tokens`. The space that follows BOS is dropped, as is BOS itself.
 
+        So is the first space where the tokenizer has no BOS. It is kept where the settings of a
+        sentencepiece model say that none is put there.
         Raises ValueError for a token that the vocabulary does not have.
         """
         decoder = Decoder(self)
         return "".join([decoder.feed(token) for token in tokens]) + decoder.flush()
+
+    def _encode(self, text: str) -> list[int]:
+        """run.c's tokens, without BOS."""
+        tokens = []
+        if text:
+            for character in " " + text:
+                tokens += self._character(character.encode())
+        return self._merge(tokens)
 
     def _character(self, character: bytes) -> list[int]:
         token = self._ids.get(character)
@@ -160,7 +245,8 @@ class Decoder:
 
     def __init__(self, tokenizer: Tokenizer, previous: int | None = None):
         self._tokenizer = tokenizer
-        self._previous = previous
+        # Whether the next piece begins a text: a first space is not of the text then.
+        self._first = previous == tokenizer.bos_id
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
@@ -171,11 +257,14 @@ class Decoder:
         if not 0 <= token < self._tokenizer.vocab_size:
             most = self._tokenizer.vocab_size - 1
             raise ValueError(f"token {token} is not in the vocabulary of 0 to {most}")
-        text = self._tokenizer._texts[token]
-        if self._previous == BOS and text.startswith(b" "):
-            text = text[1:]  # the space that encode put there
-        self._previous = token
-        return self._utf8.decode(text)
+        text = shown = self._tokenizer._texts[token]
+        if token == self._tokenizer.bos_id:
+            self._first = True
+        elif self._first:
+            shown = self._tokenizer._first_texts[token]  # without the space that encode put there
+            seen = shown if self._tokenizer._drops_all else text
+            self._first = not seen and token != self._tokenizer.eos_id
+        return self._utf8.decode(shown)
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for an unfinished character."""
@@ -224,8 +313,43 @@ def _read_bin(path: Path, data: bytes) -> tuple[list[bytes], list[float]]:
     return pieces, scores
 
 
-def _read_sentencepiece(path: Path, data: bytes) -> tuple[list[bytes], list[float]]:
+def _misplaced(pieces: list[bytes]) -> str:
+    """The first piece that is not where llama2.c takes it to be; "" if all are.
+
+    A vocabulary too small for them may have no byte pieces at all.
+    """
+    for special, piece in ((BOS, b"\n<s>\n"), (EOS, b"\n</s>\n")):
+        if piece in pieces and pieces[special] != piece:
+            return f"{_shown(piece)} is piece {pieces.index(piece)}, expected {special}"
+    if len(pieces) < _FIRST_BYTE + 256 and not any(map(_BYTE_PIECE.fullmatch, pieces)):
+        return ""
+    for byte in range(256):
+        piece = b"".join(pieces[_FIRST_BYTE + byte :][:1])
+        if not _BYTE_PIECE.fullmatch(piece) or _spelled(piece) != bytes([byte]):
+            return f"piece {_FIRST_BYTE + byte} is {_shown(piece)}, expected <0x{byte:02X}>"
+    return ""
+
+
+def _shown(piece: bytes) -> str:
+    return brief(piece.decode("utf-8", "replace")) if piece else "missing"
+
+
+def _missing(pieces: list[bytes]) -> np.ndarray:
+    return np.array([i for i, piece in enumerate(pieces) if not piece], np.int64)
+
+
+def _added_tokens(folder: Path) -> dict[int, bytes]:
     try:
-        return sentencepiece_model.read(data)
+        return added_tokens.read(folder)
+    except ValueError as error:
+        raise TokenizerError(str(error)) from None
+
+
+def read_model(path: Path) -> SentencePieceModel:
+    """Read a tokenizer.model alone. Raises TokenizerError, and OSError."""
+    try:
+        return sentencepiece_model.read(_contents(path))
+    except TokenizerError:
+        raise
     except ValueError as error:
         raise TokenizerError(f"{path}: not a sentencepiece model of use here: {error}") from None

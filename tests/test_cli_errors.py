@@ -139,7 +139,7 @@ def test_a_bad_checkpoint(refused, tmp_path, data, words):
         ("bad.bin", b"", "4 0"),
         ("bad.bin", GOOD, "not a tokenizer.bin"),
         ("bad.bin", TOKENIZER[:-1], "piece 299 truncated"),
-        ("bad.bin", tokenizer_bytes(299), "299 300 -z"),
+        ("bad.bin", tokenizer_bytes(301), "301 300 -z"),
         ("bad.model", TOKENIZER, "not a sentencepiece model"),
     ],
     ids=["empty", "model", "truncated", "other vocabulary", "not sentencepiece"],

@@ -10,6 +10,7 @@ from llama2np import CheckpointError, Llama, Tokenizer, TokenizerError, export
 from llama2np.checkpoint import Header
 from llama2np.generation import until
 from llama2np.tokenizer import BOS, EOS
+from tools.hostile import valid
 
 
 def test_same_seed_same_text(model):
@@ -105,11 +106,24 @@ def test_where_the_tokenizer_is_found(write, tmp_path, monkeypatch):
     monkeypatch.chdir(current)
     with pytest.raises(TokenizerError, match=re.escape(f"nor in {beside}")):
         Llama.load(path)
-    write_tokenizer(beside / "tokenizer.bin")
-    assert Llama.load(path).tokenizer.vocab_size == 300
-    write_tokenizer(current / "tokenizer.bin", 299)  # the current folder comes first
-    with pytest.raises(TokenizerError, match="holds 299 pieces, the model's vocabulary is 300"):
+
+    def is_found(tokenizer, *named):
+        pieces = Tokenizer.load(tokenizer).pieces
+        return [piece for piece in Llama.load(path, *named).tokenizer.pieces if piece] == pieces
+
+    here = write_tokenizer(current / "tokenizer.bin", 290)
+    assert is_found(here)  # run.c's rule, where there is none beside the model
+    (beside / "tokenizer.model").write_bytes(valid("tokenizer.model")[0]["tokenizer.model"])
+    assert is_found(beside / "tokenizer.model")
+    there = write_tokenizer(beside / "tokenizer.bin")
+    assert is_found(there)
+    assert is_found(here, here) and is_found(here, "tokenizer.bin")  # what is named is taken
+    write_tokenizer(there, 301)  # and not passed over for one that would fit
+    with pytest.raises(TokenizerError, match="holds 301 pieces, the model's vocabulary is 300"):
         Llama.load(path)
+    there.unlink(), (beside / "tokenizer.model").unlink()
+    there.mkdir()
+    assert is_found(here)
 
 
 def test_model_and_tokenizer_taken_for_each_other(write, tmp_path):

@@ -229,20 +229,24 @@ def _sentencepiece_models() -> list[Case]:
     import sentencepiece
 
     cases = []
-    for rule in ("identity", "nmt_nfkc"):
+    other_ids = dict(pad_id=0, unk_id=1, bos_id=2, eos_id=-1, byte_fallback=False)
+    for rule, options in (("identity", {}), ("nmt_nfkc", {}), ("nmt_nfkc_cf", other_ids)):
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(["the cat sat on the mat, and the other cat ate it"]),
             model_writer=model,
             model_type="bpe",
             vocab_size=300,
-            byte_fallback=True,
             normalization_rule_name=rule,
             hard_vocab_limit=False,
             minloglevel=2,
+            **{"byte_fallback": True} | options,
         )
         cases.append({"tokenizer.model": model.getvalue()})
-    return cases
+    config = {"added_tokens_decoder": {"300": {"content": "<pad>", "special": True}}}
+    files = {"added_tokens.json": {"<a>": 301, "<b>": 305}, "tokenizer_config.json": config}
+    encoded = {name: json.dumps(fields).encode() for name, fields in files.items()}
+    return [*cases, cases[0] | encoded]
 
 
 def _named(names) -> dict[str, np.ndarray]:

@@ -35,8 +35,10 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def _export(options: argparse.Namespace) -> None:
     if options.tokenizer is not None:
-        count = tokenizer.write_bin(options.tokenizer, options.filepath)
-        _tell(options.filepath, f"{count:,} pieces")
+        model = tokenizer.write_bin(options.tokenizer, options.filepath)
+        spaces = "; the model removes extra spaces, llama2.c does not"
+        note = spaces if model.removes_spaces else ""
+        _tell(options.filepath, f"{len(model.pieces):,} pieces{note}")
         return
     dtype = options.dtype or "fp32"  # argparse would take a default for a flag's value
     if dtype != "fp32" and options.version != -1:

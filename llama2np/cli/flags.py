@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from llama2np.cli.text import plain
 from llama2np.output import printable
 
 INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE: what a shell reports
@@ -70,7 +71,7 @@ def piped() -> str:
     """
     data = sys.stdin.buffer.read(LONGEST_TEXT + 1)
     check_length(len(data))
-    return data.decode().removesuffix("\n").removesuffix("\r")
+    return "".join(plain([data.decode()])).removesuffix("\n")
 
 
 def check_length(size: int) -> None:

@@ -14,7 +14,7 @@ MODEL_HELP = f"the checkpoint, a .bin file, or a model in the box: {' or '.join(
 
 TOKENIZER_HELP = (
     "tokenizer.bin or a sentencepiece tokenizer.model (default: that of the box for a model in it, "
-    "else tokenizer.bin in the current folder, else beside the model)"
+    "else the one beside the model, else tokenizer.bin in the current folder)"
 )
 
 
@@ -51,15 +51,7 @@ def load_model(options: argparse.Namespace) -> Llama:
 
 def read_tokens(model: Llama, options: argparse.Namespace) -> list[int]:
     """The tokens of the prompt."""
-    text = options.prompt
-    if text == "-":
-        text = piped()
-    tokens = model.tokenizer.encode(text)
-    if len(tokens) > model.config.seq_len:
-        raise ValueError(
-            f"the prompt has {len(tokens):,} tokens, the context holds {model.config.seq_len:,}"
-        )
-    return tokens
+    return model.prompt_tokens(piped() if options.prompt == "-" else options.prompt)
 
 
 def plotting() -> ModuleType:

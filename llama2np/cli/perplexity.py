@@ -14,6 +14,7 @@ from llama2np import checkpoint
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
 from llama2np.cli.model import add_model, load_model
 from llama2np.cli.screen import Screen
+from llama2np.cli.text import plain
 from llama2np.evaluation import Evaluation, compare, evaluate
 from llama2np.files import open_regular
 from llama2np.llama import Llama
@@ -37,7 +38,7 @@ def _perplexity(options: argparse.Namespace) -> None:
         against = Llama(network, model.tokenizer)
         names = _short([options.model, options.against])
     with _progress(os.path.getsize(options.file)) as progress:
-        text = _text(options.file)
+        text = plain(_text(options.file))
         how = dict(context=options.context, stride=options.stride, progress=progress)
         if against is None:
             found, results = None, [evaluate(model, text, **how)]

@@ -9,6 +9,7 @@ import sys
 from types import FrameType
 
 from llama2np.cli.flags import LONGEST_TEXT, check_length
+from llama2np.cli.text import plain_line
 
 # All control characters but white space: a model must not drive the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
@@ -78,10 +79,10 @@ class Screen:
         if sys.stdin.isatty():
             line = input(question)
             self._mid_line = False
-            return line
+            return plain_line(line)
         self.write(question)
         line = sys.stdin.readline(LONGEST_TEXT + 1)
         if not line:
             raise EOFError
         check_length(len(line))
-        return line.removesuffix("\n")
+        return plain_line(line.removesuffix("\n"))

@@ -7,17 +7,27 @@ import struct
 from pathlib import Path
 
 from llama2np.atomic import replacing
-from llama2np.tokenizer import Tokenizer, TokenizerError
+from llama2np.sentencepiece_model import SentencePieceModel
+from llama2np.tokenizer import TokenizerError, read_model
 
 
-def write_bin(model: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
-    """Write a tokenizer.bin; return the number of pieces. Raises TokenizerError, and OSError."""
+def write_bin(model: str | os.PathLike[str], path: str | os.PathLike[str]) -> SentencePieceModel:
+    """Write a tokenizer.bin; return the model it was made from. Raises TokenizerError, and OSError.
+
+    Refused is a model for which llama2.c would give other tokens than sentencepiece. Added tokens
+    are not written: a tokenizer.bin has the pieces of the model.
+    """
     if Path(model).suffix != ".model":
         raise TokenizerError(f"{model}: expected a sentencepiece model, named *.model")
-    tokenizer = Tokenizer.load(model)
+    tokenizer = read_model(Path(model))
+    if problem := tokenizer.unlike_llama2c():
+        raise TokenizerError(
+            f"{model}: {problem}: llama2.c would read it wrongly as a tokenizer.bin; "
+            "run.py takes the tokenizer.model itself (-z FILE)"
+        )
     pairs = list(zip(tokenizer.pieces, tokenizer.scores, strict=True))
     with replacing(path) as file:
         file.write(struct.pack("<I", max(len(piece) for piece, _ in pairs)))
         for piece, score in pairs:
             file.write(struct.pack("<fI", score, len(piece)) + piece)
-    return len(pairs)
+    return tokenizer
