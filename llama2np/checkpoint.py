@@ -55,6 +55,13 @@ class CheckpointError(ValueError):
         super().__init__(printable(text))
 
 
+class CheckpointWarning(UserWarning):
+    """What a model file says twice, and not the same: says which of the two is taken."""
+
+    def __init__(self, text: str):
+        super().__init__(printable(text))
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """What the first bytes of a .bin say. Raises ValueError for a group size that does not fit."""

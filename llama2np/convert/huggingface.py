@@ -15,6 +15,7 @@ from llama2np.checkpoint import CheckpointError
 from llama2np.config import Config
 from llama2np.convert import safetensors
 from llama2np.convert.json_file import JsonFile
+from llama2np.convert.names import bare, unwrapped
 from llama2np.convert.source import Source, Stored, checked, halved, interleaved
 from llama2np.convert.torch_zip import TorchFile
 from llama2np.output import brief
@@ -35,7 +36,7 @@ _LAYER_NAMES = {
     "w_up": "mlp.up_proj",
     "w_down": "mlp.down_proj",
 }
-_IGNORED = ".rotary_emb.inv_freq"  # a table that old versions saved
+_IGNORED = "rotary_emb.inv_freq"  # a table that old versions saved
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # Fields that change the computation: the values under which it is the one that we compute.
 _NEUTRAL = {
@@ -56,14 +57,15 @@ def read(folder: str | os.PathLike[str]) -> Source:
     params = JsonFile(folder / "config.json")
     config, tied = _config(params), params.get("tie_word_embeddings") is True
     found = {name: tensor for name, tensor in _tensors(folder).items() if _IGNORED not in name}
+    places = unwrapped({name: name for name in found}, str(folder))  # by their bare names
     if config.n_layers > len(found):  # a number that would keep the loop below busy for long
         raise CheckpointError(
             f"{params.path}: num_hidden_layers={config.n_layers}, found {len(found)} tensors in all"
         )
     tensors = {}
     for ours, theirs in hf_names(config):
-        if theirs in found:
-            tensor = found.pop(theirs)
+        if name := places.get(bare(theirs)):
+            tensor = found.pop(name)
             rotary = ours.startswith(("wq.", "wk.")) and len(tensor.shape) == 2
             whole_heads = rotary and tensor.shape[0] % config.head_dim == 0  # else misshapen
             tensors[ours] = interleaved(tensor, config.head_dim) if whole_heads else tensor
@@ -71,7 +73,7 @@ def read(folder: str | os.PathLike[str]) -> Source:
         raise CheckpointError(
             f"{folder}: has no lm_head.weight, and config.json does not say tie_word_embeddings"
         )
-    return checked(str(folder), config, tensors | found, tied or None)
+    return checked(str(folder), config, tensors | found, tied)
 
 
 def hf_names(config: Config) -> Iterator[tuple[str, str]]:
@@ -196,7 +198,7 @@ def _read_shards(index: Path, read_one: Callable[[Path], dict[str, Stored]]) -> 
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise CheckpointError(f"{index}: has no weight_map of tensor and file names")
     shards: dict[str, dict[str, Stored]] = {}
-    tensors = {}
+    tensors: dict[str, Stored] = {}
     for name, file in places.items():
         if file not in shards:
             no_name = file in ("", ".", "..") or len(file) > _LONGEST_NAME
@@ -208,4 +210,6 @@ def _read_shards(index: Path, read_one: Callable[[Path], dict[str, Stored]]) -> 
         if name not in shards[file]:
             raise CheckpointError(f"{index.parent / file}: has no {name}, {index.name} says it has")
         tensors[name] = shards[file][name]
+    for shard in shards.values():  # what the index does not list is part of the network, too
+        tensors = shard | tensors
     return tensors
