@@ -9,8 +9,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from llama2np.arguments import none_means_default, texts, token_list, whole, wrong
 from llama2np.config import Config
 from llama2np.logits import likeliest, log_softmax
+from llama2np.owner import Owned, Owner
 from llama2np.sampler import Sampler
 from llama2np.tokenizer import BOS, EOS, Decoder, Tokenizer
 from llama2np.transformer import State, Transformer
@@ -76,12 +78,20 @@ def continue_tokens(
             guess = list(draft(np.append(state.tokens, token))[:room])
 
 
+_IN_USE = (
+    "the Generation is being read by another thread, or by the call that this one comes from: "
+    "read it in one place, and begin one for each thread with generate()"
+)
+
+
 class Generation(Iterator[str]):
     """A text on its way: iterate for its pieces, a str for each token ("" inside a character).
 
-    The attributes say what has happened so far; `read` gives all that is still to come.
+    The attributes say what has happened so far; `read` gives all that is still to come. None is as
+    good as leaving an argument out. Raises ValueError for arguments of another type.
     """
 
+    @none_means_default
     def __init__(
         self,
         model: Model,
@@ -91,11 +101,21 @@ class Generation(Iterator[str]):
         *,
         state: State,
         max_new_tokens: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         logprobs: int | None = None,
         draft: Draft | None = None,
     ):
-        self.prompt = list(prompt)  # its tokens
+        if not isinstance(state, State):
+            raise wrong("state", "a State", state)
+        if draft is not None and not callable(draft):
+            kind = type(draft).__name__
+            raise ValueError(
+                f"draft must be a function of the tokens, not {kind}: DraftModel(...)?"
+            )
+        if max_new_tokens is not None:
+            max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
+        words = [word for word in texts("stop", stop) if word]
+        self.prompt = token_list("prompt", prompt)
         self.state = state  # has read the prompt and all tokens but the last
         self.tokens: list[int] = []  # all that were chosen, also those that ended it
         self.text = ""  # all that was yielded
@@ -106,7 +126,8 @@ class Generation(Iterator[str]):
         # What each token took, the first one with the prompt. Of tokens that a small network read
         # in one go, the first took it all.
         self.seconds: list[float] = []
-        self._tokenizer, self._logprobs = tokenizer, logprobs
+        self._tokenizer = tokenizer
+        self._logprobs = None if logprobs is None else whole("logprobs", logprobs, 0)
         room = model.config.seq_len - len(self.prompt) + 1
         self._limit: StopReason = "context"
         if max_new_tokens is not None and max_new_tokens <= room:
@@ -115,7 +136,7 @@ class Generation(Iterator[str]):
         end = len(self.prompt) + room - 1
         source = continue_tokens(model, state, unread, sampler, end, draft)
         pieces = self._decoded(source if room else iter(()))
-        self._pieces = until(pieces, stop) if stop else pieces
+        self._pieces = Owned(until(pieces, words) if words else pieces, Owner(_IN_USE))
 
     def __next__(self) -> str:
         try:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 
-from llama2np import sentencepiece_model
+from llama2np import arguments, sentencepiece_model
 from llama2np.output import printable
 
 BOS, EOS = 1, 2  # the ids of <s> and </s>, in every llama2.c model
@@ -63,7 +63,9 @@ class Tokenizer:
         With `vocab_size`, that of the model it will serve, any other number of pieces is refused.
         Raises TokenizerError, and OSError where the file cannot be read.
         """
-        path = Path(path)
+        path = Path(arguments.path_like("path", path))
+        if vocab_size is not None:
+            vocab_size = arguments.whole("vocab_size", vocab_size)
         data = _contents(path)
         read = _read_sentencepiece if path.suffix == ".model" else _read_bin
         pieces, scores = read(path, data)
@@ -77,14 +79,15 @@ class Tokenizer:
             )
         return cls(pieces, scores)
 
-    def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
+    @arguments.none_means_default
+    def encode(self, text: str, bos: bool | None = True, eos: bool | None = False) -> list[int]:
         """Return the tokens of `text`, run.c's ones, in O(n log n).
 
         A space is put before any text but "". A character that is not in the vocabulary becomes
         the tokens of its UTF-8 bytes. Raises ValueError for text that UTF-8 cannot hold.
         """
         try:
-            text.encode()
+            arguments.text("text", text).encode()
         except UnicodeEncodeError as error:
             raise ValueError(
                 f"not valid UTF-8 at character {error.start}: {text[error.start]!a}"
@@ -101,6 +104,7 @@ class Tokenizer:
 
         Raises ValueError for a token that the vocabulary does not have.
         """
+        tokens = arguments.token_list("tokens", tokens)
         decoder = Decoder(self)
         return "".join([decoder.feed(token) for token in tokens]) + decoder.flush()
 
