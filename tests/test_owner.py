@@ -278,9 +278,10 @@ def at_once(*works, repeat=60):
         thread.join()
 """
 END = """
-expected = model.generate("Once", temperature=0, max_new_tokens=9).read()
-assert expected == Llama.load("stories-box").generate("Once", temperature=0, max_new_tokens=9).read()
-words = "in use", "another thread", "another text", "do not fit", "ended with", "is full", "pos must"
+def told(model):
+    return model.generate("Once", temperature=0, max_new_tokens=9).read()
+assert told(model) == told(Llama.load("stories-box"))
+words = "another thread", "another text", "do not fit", "ended with", "is full"
 assert all(any(word in text for word in words) for text in refused), set(refused)
 assert done
 print("fine")
