@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from llama2np import box
+from llama2np.arguments import whole
 from llama2np.config import Config
 from llama2np.output import printable, replacing
 from llama2np.weights import Dense, Int8, Layer, Linear, Weights
@@ -72,6 +73,8 @@ class Header:
     group_size: int = 0  # values that share a scale; version 2 alone
 
     def __post_init__(self) -> None:
+        for name in ("version", "group_size"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
         dim, hidden_dim, group = self.config.dim, self.config.hidden_dim, self.group_size
         if self.version == 2 and (group < 1 or dim % group or hidden_dim % group):
             # runq.c computes such files wrongly (llama2.c #532)
