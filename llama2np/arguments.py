@@ -32,18 +32,22 @@ def wrong(name: str, expected: str, value: object) -> ValueError:
 
 def whole(name: str, value: object, low: int | None = None) -> int:
     """`value` as an int of `low` or more. 2.0 is a whole number, 2.5, True and "2" are not."""
-    number: Any = _plain(value)
-    if isinstance(number, float) and number.is_integer():
-        number = int(number)
-    if isinstance(number, bool) or not hasattr(number, "__index__"):
+    found = value if type(value) is int else _integer(_plain(value))  # the usual case costs nothing
+    if found is None:
         raise wrong(name, "a whole number", value)
+    if low is not None and found < low:
+        raise wrong(name, f"{low} or more", found)
+    return found
+
+
+def _integer(value: Any) -> int | None:
+    """The int that a Python object stands for, None if it stands for none."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     try:
-        number = operator.index(number)
-    except TypeError:  # an array of several numbers, which has the method
-        raise wrong(name, "a whole number", value) from None
-    if low is not None and number < low:
-        raise wrong(name, f"{low} or more", number)
-    return int(number)
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def number(name: str, value: object) -> float:
