@@ -20,10 +20,11 @@ def use_venv():
     here = Path(__file__).resolve().parent
     folder = ("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")
     python = here.joinpath(".venv", *folder)
-    script = Path(sys.argv[0]).name
+    script = Path(sys.argv[0])  # perhaps a link, of another name than the file beside this one
     if not python.exists() or Path(sys.prefix).resolve() == here / ".venv":
-        sys.exit(f"{script}: numpy and numba are not installed: run `make setup` in {here} first")
-    arguments = [str(python), str(here / script), *sys.argv[1:]]
+        told = f"{script.name}: numpy and numba are not installed"
+        sys.exit(f"{told}: run `make setup` in {here} first")
+    arguments = [str(python), str(script.resolve()), *sys.argv[1:]]
     if os.name == "nt":  # where execv returns to the shell before the program ends
         import subprocess
 

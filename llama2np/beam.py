@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from llama2np.arguments import none_means_default, number, token_list, whole
 from llama2np.generation import Model
 from llama2np.logits import forbid, likeliest, log_softmax
 from llama2np.tokenizer import BOS, EOS
@@ -27,18 +29,21 @@ class Beam:
         """Whether its last token is one of `ends`: BOS or EOS."""
         return bool(self.tokens) and self.tokens[-1] in self.ends
 
-    def score(self, length_penalty: float = 1.0) -> float:
+    @none_means_default
+    def score(self, length_penalty: float | None = 1.0) -> float:
         """logprob / number of tokens ** length_penalty: at 0 the log-probability, at 1 its mean."""
-        return float(self.logprob / max(len(self.tokens), 1) ** length_penalty)
+        power = number("length_penalty", length_penalty)
+        return float(self.logprob / max(len(self.tokens), 1) ** power)
 
 
+@none_means_default
 def beam_search(
     model: Model,
-    prompt: Sequence[int],
+    prompt: Sequence[int] | np.ndarray,
     *,
-    beams: int = 4,
-    max_new_tokens: int = 64,
-    length_penalty: float = 1.0,
+    beams: int | None = 4,
+    max_new_tokens: int | None = 64,
+    length_penalty: float | None = 1.0,
 ) -> list[Beam]:
     """Return the `beams` continuations with the best scores that were found, the best first.
 
@@ -48,6 +53,11 @@ def beam_search(
     which are not chosen, are those of the tokenizer of `model`, or llama2.c's where it has none.
     Raises ValueError.
     """
+    prompt = token_list("prompt", prompt, model.config.vocab_size)
+    beams, max_new_tokens = whole("beams", beams), whole("max_new_tokens", max_new_tokens)
+    length_penalty = number("length_penalty", length_penalty)
+    if not math.isfinite(length_penalty):
+        raise ValueError(f"length_penalty must be a finite number, not {length_penalty}")
     if beams < 1 or max_new_tokens < 0:
         raise ValueError(
             f"beams must be 1 or more, max_new_tokens 0 or more, not {beams} and {max_new_tokens}"

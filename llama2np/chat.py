@@ -4,34 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from llama2np import arguments
 from llama2np.generation import continue_tokens
+from llama2np.owner import Owned, Owner
 from llama2np.sampler import Sampler
 from llama2np.tokenizer import Decoder, Tokenizer
 from llama2np.transformer import State, Transformer
+
+_IN_USE = (
+    "the Chat is answering in another thread, or in the call that this one comes from: "
+    "read that answer first, or begin a Chat for each thread with model.chat()"
+)
 
 
 class Chat:
     """Turns of user and assistant; the network remembers them all in its KV cache.
 
     Template: Meta's llama, `generation.py`. Each turn begins with BOS, each answer ends with EOS,
-    where the tokenizer has them.
+    where the tokenizer has them. One thread uses a Chat at a time; another one gets a ValueError.
     """
 
+    @arguments.none_means_default
     def __init__(
         self,
         transformer: Transformer,
         tokenizer: Tokenizer,
         sampler: Sampler,
-        system: str = "",
+        system: str | None = "",
         positions: int | None = None,
     ):
         self._transformer = transformer
         self._tokenizer = tokenizer.extended(transformer.config.vocab_size)
         self._sampler = sampler
-        self._system = system
+        self._system = arguments.text("system", system)
+        self._owner = Owner(_IN_USE)
         self._state = State(transformer.config)
         self._tokens: list[int] = []  # all that was said; those from state.pos on are unread
-        self.positions = min(positions or transformer.config.seq_len, transformer.config.seq_len)
+        self._turns = 0
+        most = transformer.config.seq_len
+        self.positions = min(arguments.whole("positions", positions or most, 1), most)
 
     @property
     def full(self) -> bool:
@@ -41,9 +52,16 @@ class Chat:
     def send(self, text: str) -> Iterator[str]:
         """Say `text`; yield the answer, a str for each token.
 
-        Raises ValueError, and forgets the text, if the context has no room left for it. An answer
-        that is abandoned midway counts as ended there.
+        Raises ValueError, and forgets the text, if the context has no room left for it, and if
+        another thread uses this Chat. An answer that is abandoned midway counts as ended there: to
+        go on with it after the next `send` is a ValueError.
         """
+        with self._owner:
+            self._say(arguments.text("text", text))
+            self._turns += 1
+            return Owned(self._answer(self._turns), self._owner)
+
+    def _say(self, text: str) -> None:
         said = self._render(text)
         unread = len(self._tokens) - self._state.pos + len(said)
         if self._state.pos + unread > self.positions:
@@ -52,7 +70,6 @@ class Chat:
                 f"{self.positions - self._state.pos} are left"
             )
         self._tokens += said
-        return self._answer()
 
     def _render(self, text: str) -> list[int]:
         if not self._tokens and self._system:
@@ -62,7 +79,8 @@ class Chat:
         interrupted = self._tokens and self._tokens[-1] != eos
         return [eos, *said] if interrupted and eos is not None else said
 
-    def _answer(self) -> Iterator[str]:
+    def _answer(self, turn: int) -> Iterator[str]:
+        self._check(turn)
         unread = self._tokens[self._state.pos :]
         # run.c draws a random number at every position, those of the prompt included.
         self._sampler.skip(len(unread) - 1)
@@ -79,5 +97,10 @@ class Chat:
             if token == self._tokenizer.eos_id:
                 break
             yield decoder.feed(token)
+            self._check(turn)
         if rest := decoder.flush():
             yield rest
+
+    def _check(self, turn: int) -> None:
+        if turn != self._turns:
+            raise ValueError("this answer ended with the next send(): read it to its end before")

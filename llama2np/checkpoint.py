@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from llama2np import box
+from llama2np.arguments import whole
 from llama2np.atomic import replacing
 from llama2np.config import Config
 from llama2np.files import open_regular
@@ -57,6 +58,13 @@ class CheckpointError(ValueError):
         super().__init__(printable(text))
 
 
+class CheckpointWarning(UserWarning):
+    """What a model file says twice, and not the same: says which of the two is taken."""
+
+    def __init__(self, text: str):
+        super().__init__(printable(text))
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """What the first bytes of a .bin say. Raises ValueError for a group size that does not fit."""
@@ -67,6 +75,8 @@ class Header:
     group_size: int = 0  # values that share a scale; version 2 alone
 
     def __post_init__(self) -> None:
+        for name in ("version", "group_size"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
         dim, hidden_dim, group = self.config.dim, self.config.hidden_dim, self.group_size
         if self.version == 2 and (group < 1 or dim % group or hidden_dim % group):
             # runq.c computes such files wrongly (llama2.c #532)

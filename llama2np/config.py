@@ -1,6 +1,8 @@
 """The shape of a network. Knows no file format and no arithmetic."""
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
+
+from llama2np.arguments import number, whole
 
 # The deepest Llama has 126 layers. Each costs some kB of objects, however few its weights are: a
 # file of 100 MB could claim a million of them.
@@ -11,7 +13,8 @@ MAX_LAYERS = 1024
 class Config:
     """The shape of a Llama network, as a checkpoint's header states it.
 
-    Raises ValueError naming the field when the numbers do not make a network.
+    NumPy's numbers become Python's, and None the default, where there is one. Raises ValueError
+    naming the field when the numbers do not make a network.
     """
 
     dim: int  # width of the residual stream
@@ -27,6 +30,10 @@ class Config:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if value is None and field.default is not MISSING:
+                value = field.default
+            value = (whole if field.type is int else number)(field.name, value)
+            object.__setattr__(self, field.name, value)
             if not 0 < value < float("inf"):  # also refuses nan
                 raise ValueError(f"{field.name} must be a positive number, not {value}")
         if self.n_layers > MAX_LAYERS:

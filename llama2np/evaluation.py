@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llama2np.arguments import function, none_means_default, whole, wrong
 from llama2np.llama import Llama
 from llama2np.tokenizer import Tokenizer
 
@@ -52,13 +53,14 @@ class Comparison:
     agreement: float  # the share of tokens at which both hold the same one likeliest
 
 
+@none_means_default
 def evaluate(
     model: Llama,
     text: str | Iterable[str],
     *,
     context: int | None = None,
     stride: int | None = None,
-    progress: Callable[[int], object] = int,
+    progress: Callable[[int], object] | None = int,
 ) -> Evaluation:
     """Measure how well `model` foretells `text`, which is given whole or in pieces.
 
@@ -74,6 +76,7 @@ def evaluate(
     return _measure([model], text, context, stride, progress)[0][0]
 
 
+@none_means_default
 def compare(
     model: Llama,
     against: Llama,
@@ -81,7 +84,7 @@ def compare(
     *,
     context: int | None = None,
     stride: int | None = None,
-    progress: Callable[[int], object] = int,
+    progress: Callable[[int], object] | None = int,
 ) -> Comparison:
     """Measure two models on the same windows; the arguments are those of `evaluate`.
 
@@ -101,9 +104,10 @@ def _measure(
     text: str | Iterable[str],
     context: int | None,
     stride: int | None,
-    progress: Callable[[int], object],
+    progress: Callable[[int], object] | None,
 ) -> tuple[list[Evaluation], float, int]:
     """What the text cost each model; the sum of KL(last || first), and where both agree."""
+    progress = function("progress", progress, "a number of bytes")
     context, stride = _checked(models, context, stride)
     reader = _Reader(models[0].tokenizer, text, progress)
     nats, divergence, agreed, count = np.zeros(len(models)), 0.0, 0, 0
@@ -127,10 +131,10 @@ def _measure(
 
 def _checked(models: list[Llama], context: int | None, stride: int | None) -> tuple[int, int]:
     most = min(model.config.seq_len for model in models)
-    context = most if context is None else context
+    context = most if context is None else whole("context", context)
     if not 1 <= context <= most:
         raise ValueError(f"context must be 1 to {most}, which the model has, not {context}")
-    stride = (context + 1) // 2 if stride is None else stride
+    stride = (context + 1) // 2 if stride is None else whole("stride", stride)
     if not 1 <= stride <= context:
         raise ValueError(f"stride must be 1 to {context}, the context, not {stride}")
     return context, stride
@@ -144,7 +148,7 @@ class _Reader:
     ):
         self.bytes = 0
         self._tokenizer = tokenizer
-        self._text = [text] if isinstance(text, str) else text
+        self._text = _pieces(text)
         self._progress = progress
         # Where no piece goes on after a space, none spans "a b" there: it can be cut in two.
         self._cuts = tokenizer.like_llama2c and not any(
@@ -180,6 +184,16 @@ class _Reader:
         size = len(text.encode("utf-8", "surrogatepass"))
         self.bytes += size
         self._progress(size)
+
+
+def _pieces(text: str | Iterable[str]) -> Iterator[str]:
+    """The text in pieces, each checked when it is needed: there may be many."""
+    if isinstance(text, bytes) or not isinstance(text, Iterable):
+        raise wrong("text", "a str or an iterable of them", text)
+    for piece in [text] if isinstance(text, str) else text:
+        if not isinstance(piece, str):
+            raise wrong("a piece of the text", "a str", piece)
+        yield piece
 
 
 def _windows(tokens: Iterable[int], context: int, stride: int) -> Iterator[tuple[list[int], int]]:

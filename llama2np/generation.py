@@ -9,8 +9,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from llama2np.arguments import none_means_default, texts, token_list, whole, wrong
 from llama2np.config import Config
 from llama2np.logits import forbid, likeliest, log_softmax
+from llama2np.owner import Owned, Owner
 from llama2np.sampler import Sampler
 from llama2np.tokenizer import Decoder, Tokenizer
 from llama2np.transformer import State, Transformer
@@ -82,12 +84,20 @@ def continue_tokens(
             guess = guess[: next((i for i, t in enumerate(guess) if not 0 <= t < size), room)]
 
 
+_IN_USE = (
+    "the Generation is being read by another thread, or by the call that this one comes from: "
+    "read it in one place, and begin one for each thread with generate()"
+)
+
+
 class Generation(Iterator[str]):
     """A text on its way: iterate for its pieces, a str for each token ("" inside a character).
 
-    The attributes say what has happened so far; `read` gives all that is still to come.
+    The attributes say what has happened so far; `read` gives all that is still to come. None is as
+    good as leaving an argument out. Raises ValueError for arguments of another type.
     """
 
+    @none_means_default
     def __init__(
         self,
         model: Model,
@@ -97,11 +107,21 @@ class Generation(Iterator[str]):
         *,
         state: State,
         max_new_tokens: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         logprobs: int | None = None,
         draft: Draft | None = None,
     ):
-        self.prompt = list(prompt)  # its tokens
+        if not isinstance(state, State):
+            raise wrong("state", "a State", state)
+        if draft is not None and not callable(draft):
+            kind = type(draft).__name__
+            raise ValueError(
+                f"draft must be a function of the tokens, not {kind}: DraftModel(...)?"
+            )
+        if max_new_tokens is not None:
+            max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
+        words = [word for word in texts("stop", stop) if word]
+        self.prompt = token_list("prompt", prompt)
         self.state = state  # has read the prompt and all tokens but the last
         self.tokens: list[int] = []  # all that were chosen, also those that ended it
         self.text = ""  # all that was yielded
@@ -112,7 +132,8 @@ class Generation(Iterator[str]):
         # What each token took, the first one with the prompt. Of tokens that a small network read
         # in one go, the first took it all.
         self.seconds: list[float] = []
-        self._tokenizer, self._logprobs = tokenizer.extended(model.config.vocab_size), logprobs
+        self._tokenizer = tokenizer.extended(model.config.vocab_size)
+        self._logprobs = None if logprobs is None else whole("logprobs", logprobs, 0)
         room = model.config.seq_len - len(self.prompt) + 1
         self._limit: StopReason = "context"
         if max_new_tokens is not None and max_new_tokens <= room:
@@ -122,7 +143,7 @@ class Generation(Iterator[str]):
         missing = self._tokenizer.missing
         source = continue_tokens(model, state, unread, sampler, end, draft, missing)
         pieces = self._decoded(source if room else iter(()))
-        self._pieces = until(pieces, stop) if stop else pieces
+        self._pieces = Owned(until(pieces, words) if words else pieces, Owner(_IN_USE))
 
     def __next__(self) -> str:
         try:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llama2np import box, checkpoint
+from llama2np.arguments import none_means_default, path_like, text, token_list, whole
 from llama2np.chat import Chat
 from llama2np.config import Config
 from llama2np.generation import Draft, Generation
+from llama2np.logits import check_bias
 from llama2np.sampler import Sampler, SamplingOptions
 from llama2np.tokenizer import Tokenizer, TokenizerError
 from llama2np.transformer import State, Transformer
@@ -46,6 +48,9 @@ class Llama:
         path: a .bin file, or the name of a model in the box, "stories-box" or "stories-box-q8",
         which stands for their tokenizer, too. Raises CheckpointError, TokenizerError and OSError.
         """
+        path_like("path", path)
+        if tokenizer is not None:
+            path_like("tokenizer", tokenizer)
         config, weights = checkpoint.load(path)
         found = _tokenizer_of(path, tokenizer)
         return cls(Transformer(config, weights), Tokenizer.load(found, config.vocab_size))
@@ -69,26 +74,30 @@ class Llama:
         """
         return self.transformer.forward(tokens, state, all_logits)
 
-    def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+    def prompt_tokens(self, prompt: str | Sequence[int] | np.ndarray) -> list[int]:
         """The tokens of a prompt, which is text, or its tokens.
 
         Raises ValueError if there are none, or more than the context holds.
         """
-        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if isinstance(prompt, str) and not tokens:
-            raise ValueError("the prompt is empty, and this tokenizer has no BOS to begin with")
+        if isinstance(prompt, str):
+            tokens = self.tokenizer.encode(prompt)
+            if not tokens:
+                raise ValueError("the prompt is empty, and this tokenizer has no BOS to begin with")
+        else:
+            tokens = token_list("prompt", prompt, self.config.vocab_size, "a str or ")
         if not 1 <= len(tokens) <= self.config.seq_len:
             raise ValueError(
                 f"the prompt has {len(tokens):,} tokens, the context holds {self.config.seq_len:,}"
             )
         return tokens
 
+    @none_means_default
     def generate(
         self,
-        prompt: str | Sequence[int] = "",
+        prompt: str | Sequence[int] | np.ndarray | None = "",
         *,
         max_new_tokens: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         logprobs: int | None = None,
         state: State | None = None,
         draft: Draft | None = None,
@@ -102,20 +111,12 @@ class Llama:
         model's own distribution and those of the `logprobs` likeliest.
         state: what it has read of `prompt` before is not read again, the rest is forgotten; it has
         read all but the last token afterwards. draft: see `continue_tokens`. sampling: the fields
-        of `Sampler`, such as temperature=0.8.
-        Raises ValueError for arguments out of range and a prompt longer than the context.
+        of `Sampler`, such as temperature=0.8. None is as good as leaving an argument out.
+        Raises ValueError, at once, for arguments of another type or out of range, and for a prompt
+        longer than the context.
         """
-        sampler = _sampler("generate", sampling)
-        if draft is not None and not callable(draft):
-            kind = type(draft).__name__
-            raise ValueError(
-                f"draft must be a function of the tokens, not {kind}: DraftModel(...)?"
-            )
+        sampler = _sampler("generate", sampling, self.config.vocab_size)
         tokens = self.prompt_tokens(prompt)
-        for name, value in (("max_new_tokens", max_new_tokens), ("logprobs", logprobs)):
-            if value is not None and value < 0:
-                raise ValueError(f"{name} must be 0 or more, not {value}")
-        words = [stop] if isinstance(stop, str) else stop
         return Generation(
             self.transformer,
             self.tokenizer,
@@ -123,21 +124,28 @@ class Llama:
             sampler,
             state=self.new_state() if state is None else state,
             max_new_tokens=max_new_tokens,
-            stop=[word for word in words if word],
+            stop=stop,
             logprobs=logprobs,
             draft=draft,
         )
 
+    @none_means_default
     def chat(
-        self, system: str = "", *, positions: int | None = None, **sampling: Unpack[SamplingOptions]
+        self,
+        system: str | None = "",
+        *,
+        positions: int | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Chat:
         """Begin a conversation of at most `positions` tokens in all, by default the context.
 
-        sampling: the fields of `Sampler`. Raises ValueError for values out of range.
+        sampling: the fields of `Sampler`. None is as good as leaving an argument out. Raises
+        ValueError for arguments of another type or out of range.
         """
-        if positions is not None and positions < 0:
+        if positions is not None and (positions := whole("positions", positions)) < 0:
             raise ValueError(f"positions must be 0 (the context) or more, not {positions}")
-        return Chat(self.transformer, self.tokenizer, _sampler("chat", sampling), system, positions)
+        sampler = _sampler("chat", sampling, self.config.vocab_size)
+        return Chat(self.transformer, self.tokenizer, sampler, text("system", system), positions)
 
     def with_hooks(self, *hooks: Hook) -> Llama:
         """The same model, whose arrays are shown to `hooks`: see `Trace` and `Edit`.
@@ -151,12 +159,14 @@ class Llama:
         return Llama(Watched(self.transformer, hooks), self.tokenizer)
 
 
-def _sampler(caller: str, options: SamplingOptions) -> Sampler:
-    """Raises TypeError in the caller's name for an option that neither has."""
+def _sampler(caller: str, options: SamplingOptions, vocab_size: int) -> Sampler:
+    """Raises ValueError, and TypeError in the caller's name for an option that neither has."""
     if unknown := options.keys() - SamplingOptions.__annotations__.keys():
         known = ", ".join(SamplingOptions.__annotations__)
         raise TypeError(f"{caller}() has no option {min(unknown)!r}; those of sampling are {known}")
-    return Sampler(**options)
+    sampler = Sampler(**options)  # type: ignore[arg-type]  # None is for its defaults
+    check_bias(sampler.logit_bias, vocab_size)
+    return sampler
 
 
 def _tokenizer_of(

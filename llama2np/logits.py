@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from llama2np.arguments import none_means_default, number, whole
+
 _NEVER = np.float32(-np.inf)
 
 
@@ -19,10 +21,7 @@ def add_bias(logits: np.ndarray, bias: Mapping[int, float]) -> np.ndarray:
 
     Raises ValueError for a token outside the vocabulary.
     """
-    if max(bias, default=0) >= len(logits):
-        raise ValueError(
-            f"logit_bias has token {max(bias)}, the vocabulary ends at {len(logits) - 1}"
-        )
+    check_bias(bias, len(logits))
     biased = logits.copy()
     for token, value in bias.items():
         biased[token] += np.float32(value)
@@ -36,6 +35,14 @@ def forbid(logits: np.ndarray, tokens: Sequence[int] | np.ndarray) -> np.ndarray
     allowed = logits.copy()
     allowed[tokens] = _NEVER
     return allowed
+
+
+def check_bias(bias: Mapping[int, float], vocab_size: int) -> None:
+    """Raise ValueError for a token outside the vocabulary."""
+    if max(bias, default=0) >= vocab_size:
+        raise ValueError(
+            f"logit_bias has token {max(bias)}, the vocabulary ends at {vocab_size - 1}"
+        )
 
 
 def penalize_repetition(
@@ -52,31 +59,36 @@ def penalize_repetition(
     return penalized
 
 
+@none_means_default
 def penalize_frequency(
     logits: np.ndarray,
     tokens: Sequence[int] | np.ndarray,
-    presence: float = 0.0,
-    frequency: float = 0.0,
+    presence: float | None = 0.0,
+    frequency: float | None = 0.0,
 ) -> np.ndarray:
     """Subtract `presence` from the logits of `tokens`, and `frequency` each time one is there.
 
     OpenAI's presence_penalty and frequency_penalty.
     """
+    presence, frequency = number("presence", presence), number("frequency", frequency)
     counts = np.bincount(np.asarray(tokens, np.int64), minlength=len(logits))
     return logits - (presence * (counts > 0) + frequency * counts).astype(np.float32)
 
 
-def keep_min_p(logits: np.ndarray, min_p: float, temperature: float = 1.0) -> np.ndarray:
+@none_means_default
+def keep_min_p(logits: np.ndarray, min_p: float, temperature: float | None = 1.0) -> np.ndarray:
     """Forbid tokens less than `min_p` times as likely as the likeliest (Nguyen et al. 2024).
 
     min_p: more than 0, up to 1. The probabilities are those after division by `temperature`.
     """
+    temperature = number("temperature", temperature)
     least = logits.max() + np.float32(temperature * math.log(min_p))
     return np.where(logits < least, _NEVER, logits)
 
 
 def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
     """Forbid all but the `k` largest (Fan et al. 2018), and those equal to the last of them."""
+    k = whole("k", k, 1)
     if k >= len(logits):
         return logits.copy()
     return np.where(logits < np.partition(logits, -k)[-k], _NEVER, logits)
@@ -84,7 +96,7 @@ def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
 
 def likeliest(logits: np.ndarray, count: int) -> np.ndarray:
     """The tokens of the `count` largest logits, the largest first, lower tokens before equals."""
-    count = min(count, len(logits))
+    count = min(whole("count", count, 0), len(logits))
     if count == 0:
         return np.zeros(0, np.int64)
     tokens = np.flatnonzero(logits >= np.partition(logits, -count)[-count])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
+from llama2np.arguments import none_means_default, whole
 from llama2np.atomic import replacing
 
 if TYPE_CHECKING:
@@ -21,18 +22,19 @@ _COLOURS = "Blues"  # white is 0, dark is 1
 _FEW_MAPS, _FEW_TOKENS = 4, 64  # up to which tokens are written beside each map
 
 
+@none_means_default
 def attention_maps(
     maps: Sequence[np.ndarray],
     labels: Sequence[str],
     titles: Sequence[str],
-    columns: int = 4,
+    columns: int | None = 4,
     figure: Figure | None = None,
 ) -> Figure:
     """Draw maps (T, T), `columns` of them side by side: in each row what a token takes from others.
 
     labels: T pieces; titles: one for each map; figure: an empty one, such as pyplot's.
     """
-    columns = min(len(maps), columns)
+    columns = min(len(maps), whole("columns", columns, 1))
     rows, few = -(-len(maps) // columns), len(maps) <= _FEW_MAPS
     labelled = few and len(labels) <= _FEW_TOKENS
     side = 1.2 + 0.22 * len(labels) if labelled else 5 if few else 1.6

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, MISSING, dataclass, field, fields
 from typing import TypedDict
 
 import numpy as np
 
 from llama2np import kernels
+from llama2np.arguments import function, number, whole, wrong
 from llama2np.logits import (
     add_bias,
     keep_min_p,
@@ -30,15 +31,15 @@ LogitsProcessor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 class SamplingOptions(TypedDict, total=False):
     """The fields of `Sampler` as keyword arguments, for those who pass them on."""
 
-    temperature: float
-    top_p: float
+    temperature: float | None
+    top_p: float | None
     seed: int | None
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: Mapping[int, float]
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
     logits_processor: LogitsProcessor | None
 
 
@@ -47,7 +48,7 @@ _LEGAL: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     # beyond these temperatures float32 overflows
     ("temperature", "0, or 1e-30 to 1e30", lambda t: t == 0 or 1e-30 <= t <= 1e30),
     ("top_p", "0 to 1", lambda p: 0 <= p <= 1),
-    ("top_k", "a whole number of 0 or more", lambda k: k >= 0 and k % 1 == 0),
+    ("top_k", "a whole number of 0 or more", lambda k: k >= 0),
     ("min_p", "0 to 1", lambda p: 0 <= p <= 1),
     ("repetition_penalty", "more than 0 and finite", lambda p: 0 < p < math.inf),
     ("presence_penalty", "a finite number", math.isfinite),
@@ -62,7 +63,7 @@ class Sampler:
     In this order, vLLM's: logit_bias; repetition, frequency and presence penalty;
     logits_processor; temperature; min_p; top_k; top_p. Those after the temperature do nothing at
     temperature 0. With the defaults of all but the first three, tokens are run.c's for the same
-    seed. Raises ValueError for values out of range.
+    seed. None stands for the default of any. Raises ValueError for values out of range.
     """
 
     temperature: float = 1.0  # 0, or 1e-30 to 1e30
@@ -78,32 +79,45 @@ class Sampler:
     logits_processor: LogitsProcessor | None = None  # (tokens so far, logits) -> logits
 
     def __post_init__(self) -> None:
+        for part in fields(self):
+            if getattr(self, part.name) is None:
+                default = part.default if part.default is not MISSING else {}
+                setattr(self, part.name, default)
         for name, legal, ok in _LEGAL:
-            if not ok(value := getattr(self, name)):
+            value = (whole if name == "top_k" else number)(name, getattr(self, name))
+            if not ok(value):
                 raise ValueError(f"{name} must be {legal}, not {value}")
-        for token, bias in self.logit_bias.items():
-            if not isinstance(token, (int, np.integer)) or token < 0:
-                raise ValueError(f"logit_bias: tokens must be integers of 0 or more, not {token!r}")
-            if not bias < math.inf:
-                raise ValueError(
-                    f"logit_bias of token {token} must be a number or -inf, not {bias}"
-                )
-        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
-            raise ValueError(f"seed must fit into 64 bits, not {self.seed}")
+            setattr(self, name, value)
+        self.logit_bias = _checked_bias(self.logit_bias)
+        if self.logits_processor is not None:
+            function("logits_processor", self.logits_processor, "the tokens so far and the logits")
+        if self.seed is not None:
+            self.seed = whole("seed", self.seed)
+            if not -(2**63) <= self.seed < 2**64:
+                raise ValueError(f"seed must fit into 64 bits, not {self.seed}")
         self._random = (self.seed or int.from_bytes(os.urandom(8), "little") | 1) & _MASK
-        self._probabilities, self._heap = np.zeros(0, np.float32), np.zeros(0, np.int64)
+        self._scratch = np.zeros(0, np.float32), np.zeros(0, np.int64)
         if self.temperature != 0:
             kernels.expect(kernels.sample)
 
-    def sample(self, logits: np.ndarray, tokens: np.ndarray = _NO_TOKENS, given: int = 0) -> int:
+    def sample(
+        self,
+        logits: np.ndarray,
+        tokens: Sequence[int] | np.ndarray | None = None,
+        given: int | None = None,
+    ) -> int:
         """Return a token. logits: (vocab_size,) float32, left as they are; -inf is never chosen.
 
         tokens: (n,) int, all that the sequence has so far, for the penalties and the processor;
         the first `given` of them are its prompt. Raises ValueError for nan and inf, and if there is
         nothing to choose: broken weights, or everything is forbidden.
         """
+        if not isinstance(logits, np.ndarray) or logits.ndim != 1 or not logits.size:
+            raise wrong("logits", "an array (vocab_size,)", logits)
+        logits = np.ascontiguousarray(logits, np.float32)
         if self._adjusts:
-            logits = self._adjusted(logits, tokens, given)
+            tokens = _NO_TOKENS if tokens is None else np.asarray(tokens, np.int64)
+            logits = self._adjusted(logits, tokens, 0 if given is None else whole("given", given))
         if self.temperature == 0:
             best = int(logits.argmax())  # the first nan, where there is one
             if not math.isfinite(logits[best]):
@@ -114,17 +128,19 @@ class Sampler:
             logits = keep_min_p(logits, self.min_p, self.temperature)
         if self.top_k > 0:
             logits = keep_top_k(logits, int(self.top_k))
-        if len(self._probabilities) != len(logits):
-            self._probabilities = np.zeros(len(logits), np.float32)
-            self._heap = np.zeros(len(logits), np.int64)
+        probabilities, heap = self._scratch  # read once: another thread may put another pair there
+        if len(probabilities) != len(logits):
+            probabilities, heap = np.zeros(len(logits), np.float32), np.zeros(len(logits), np.int64)
+            self._scratch = probabilities, heap
         options = np.float32(self.temperature), np.float32(self.top_p), coin
-        token = kernels.sample(logits, *options, self._probabilities, self._heap)
+        token = kernels.sample(logits, *options, probabilities, heap)
         if token < 0:
             raise ValueError(_NOT_FINITE)
         return int(token)
 
     def skip(self, count: int) -> None:
         """Let `count` draws pass, as run.c's chat does for the tokens of a prompt."""
+        count = whole("count", count)
         if self.temperature != 0:
             for _ in range(count):
                 self._draw()
@@ -177,3 +193,21 @@ class Sampler:
                 f"nothing to choose from: the sampling options leave {logits.max()} as best logit"
             )
         return logits
+
+
+def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
+    """A copy of a logit_bias, of Python's numbers. Raises ValueError."""
+    if not isinstance(bias, Mapping):
+        raise wrong("logit_bias", "a dict of tokens and what to add to their logits", bias)
+    checked = {}
+    for token, value in bias.items():
+        try:
+            known = whole("token", token, 0)
+        except ValueError:
+            raise ValueError(
+                f"logit_bias: tokens must be integers of 0 or more, not {token!r}"
+            ) from None
+        checked[known] = number(f"logit_bias of token {known}", value)
+        if not checked[known] < math.inf:
+            raise ValueError(f"logit_bias of token {known} must be a number or -inf, not {value}")
+    return checked

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from llama2np.arguments import none_means_default, whole
 from llama2np.generation import Model
 from llama2np.logits import forbid
 from llama2np.transformer import State
@@ -18,7 +19,9 @@ class DraftModel:
     It guesses `ahead` tokens, greedily. It keeps a State: one thread at a time.
     """
 
-    def __init__(self, model: Model, ahead: int = 4):
+    @none_means_default
+    def __init__(self, model: Model, ahead: int | None = 4):
+        ahead = whole("ahead", ahead)
         if ahead < 1:
             raise ValueError(f"ahead must be 1 or more, not {ahead}")
         self._model, self._ahead = model, ahead
@@ -49,7 +52,9 @@ class PromptLookup:
     the same. It remembers its last guess: one sequence at a time.
     """
 
-    def __init__(self, ngram: int = 3, ahead: int = 8):
+    @none_means_default
+    def __init__(self, ngram: int | None = 3, ahead: int | None = 8):
+        ngram, ahead = whole("ngram", ngram), whole("ahead", ahead)
         if ngram < 1 or ahead < 1:
             raise ValueError(f"ngram and ahead must be 1 or more, not {ngram} and {ahead}")
         self._ngram, self._ahead = ngram, ahead

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llama2np import added_tokens, sentencepiece_model
+from llama2np import added_tokens, arguments, sentencepiece_model
 from llama2np.files import open_regular, read_at_most
 from llama2np.output import brief, printable
 from llama2np.sentencepiece_model import SentencePieceModel
@@ -101,7 +101,9 @@ class Tokenizer:
         there are pieces, any other number is refused.
         Raises TokenizerError, and OSError where the file cannot be read.
         """
-        path = Path(path)
+        path = Path(arguments.path_like("path", path))
+        if vocab_size is not None:
+            vocab_size = arguments.whole("vocab_size", vocab_size)
         added: dict[int, bytes] = {}
         if path.suffix == ".model":
             model = read_model(path)
@@ -158,7 +160,8 @@ class Tokenizer:
         twin.missing = _missing(twin.pieces)
         return twin
 
-    def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
+    @arguments.none_means_default
+    def encode(self, text: str, bos: bool | None = True, eos: bool | None = False) -> list[int]:
         """Return the tokens of `text`: run.c's, or sentencepiece's, in O(n log n).
 
         As run.c does it: a space is put before any text but "", and a character that is not in the
@@ -166,7 +169,7 @@ class Tokenizer:
         where the tokenizer has them. Raises ValueError for text that UTF-8 cannot hold.
         """
         try:
-            text.encode()
+            arguments.text("text", text).encode()
         except UnicodeEncodeError as error:
             raise ValueError(
                 f"not valid UTF-8 at character {error.start}: {text[error.start]!a}"
@@ -185,6 +188,7 @@ class Tokenizer:
         sentencepiece model say that none is put there.
         Raises ValueError for a token that the vocabulary does not have.
         """
+        tokens = arguments.token_list("tokens", tokens)
         decoder = Decoder(self)
         return "".join([decoder.feed(token) for token in tokens]) + decoder.flush()
 

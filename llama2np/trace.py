@@ -30,6 +30,8 @@ from typing import Protocol
 
 import numpy as np
 
+from llama2np.arguments import function, whole
+
 ENDS = ("embedding", "logits")  # there is one of these, not one in each block
 POINTS = (
     *("embedding", "attn_norm", "q", "k", "v", "attention", "mixed", "attn_out", "resid_mid"),
@@ -77,7 +79,8 @@ class Edit:
         layers: int | Iterable[int] | None = None,
     ):
         self.names = _checked([name])
-        self.layers = _integers(layers)
+        self.layers = _integers("layers", layers)
+        function("change", change, "an array and its place")
         self._change = change
 
     def visit(self, array: np.ndarray, place: Place) -> None:
@@ -111,8 +114,8 @@ class Trace:
         positions: int | Iterable[int] | None = None,
     ):
         self.names = _checked(names or POINTS)
-        self.layers = _integers(layers)
-        self._wanted = _integers(positions)
+        self.layers = _integers("layers", layers)
+        self._wanted = _integers("positions", positions)
         if min(self._wanted or (0,)) < 0:
             raise ValueError("positions count from 0, the end of a sequence is not known ahead")
         self._seen: dict[tuple[str, int | None], list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -189,7 +192,14 @@ def _checked(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _integers(values: int | Iterable[int] | None) -> tuple[int, ...] | None:
+def _integers(name: str, values: int | Iterable[int] | None) -> tuple[int, ...] | None:
     if values is None:
         return None
-    return tuple(values) if isinstance(values, Iterable) else (values,)
+    # Text is no row of numbers, nor is an array without dimensions, though both claim to be.
+    if (
+        isinstance(values, Iterable)
+        and not isinstance(values, str)
+        and getattr(values, "ndim", True)
+    ):
+        return tuple(whole(name, value) for value in values)
+    return (whole(name, values),)

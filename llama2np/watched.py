@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from llama2np import kernels
+from llama2np.arguments import wrong
 from llama2np.config import Config
 from llama2np.trace import ENDS, Hook, Place
-from llama2np.transformer import Scratch, State, Transformer
+from llama2np.transformer import Cache, Scratch, Transformer
 from llama2np.weights import Layer
 
 Show = Callable[[str, np.ndarray], None]  # show(name, array)
@@ -28,6 +29,9 @@ class Watched(Transformer):
     """
 
     def __init__(self, transformer: Transformer, hooks: Sequence[Hook]):
+        for hook in hooks:
+            if not all(hasattr(hook, name) for name in ("names", "layers", "visit")):
+                raise wrong("a hook", "a Trace, an Edit or what has names, layers and visit", hook)
         if type(transformer) not in (Transformer, Watched):
             raise ValueError(f"hooks are for a Transformer, not for {type(transformer).__name__}")
         super().__init__(transformer.config, transformer.weights)
@@ -43,50 +47,44 @@ class Watched(Transformer):
     def __reduce__(self) -> tuple[object, ...]:
         return Watched, (Transformer(self.config, self.weights), self.hooks)
 
-    def forward(
-        self, tokens: Sequence[int] | np.ndarray, state: State, all_logits: bool = False
-    ) -> np.ndarray:
-        """As `Transformer.forward`."""
-        logits = super().forward(tokens, state, all_logits)
-        rows = logits.reshape(-1, self.config.vocab_size)
-        self._show("logits", None, rows, np.arange(state.pos - len(rows), state.pos))
-        return logits
-
-    def _read(self, tokens: np.ndarray, state: State, s: Scratch, logits: np.ndarray) -> None:
-        positions = np.arange(state.pos, state.pos + len(tokens))
-        self.weights.embedding.rows(tokens, s.x)
+    def _read(self, tokens: np.ndarray, cache: Cache, s: Scratch, logits: np.ndarray) -> None:
+        positions = np.arange(cache.pos, cache.pos + len(tokens))
+        self._own.embedding.rows(tokens, s.x)
         self._show("embedding", None, s.x, positions)
-        kernels.rope_angles(self._frequencies, state.pos, s.cos, s.sin)
-        for i, layer in enumerate(self.weights.layers):
+        kernels.rope_angles(self._frequencies, cache.pos, s.cos, s.sin)
+        for i, layer in enumerate(self._own.layers):
 
             def show(name: str, array: np.ndarray, i: int = i) -> None:
                 self._show(name, i, array, positions)
 
-            self._attend(layer, state, s, i, show)
+            self._attend(layer, cache, s, i, show)
             self._feed_forward(layer, s, show)
         self._classify(s, logits)
-        state.pos += len(tokens)
+        if rows := len(logits):
+            self._show("logits", None, logits, positions[-rows:])
 
     def _show(self, name: str, layer: int | None, array: np.ndarray, positions: np.ndarray) -> None:
+        # A view for each: its shape is the hook's to change, that of `array` is not.
         for visit in self._visits.get((name, layer), ()):
-            visit(array, Place(name, layer, positions))
+            visit(array.view(), Place(name, layer, positions.copy()))
 
-    def _attend(self, layer: Layer, state: State, s: Scratch, i: int, show: Show) -> None:
+    def _attend(self, layer: Layer, cache: Cache, s: Scratch, i: int, show: Show) -> None:
         """`Transformer.attend`, step by step."""
-        keys, values, by_head = state.keys[i], state.values[i], (len(s.x), -1, self.config.head_dim)
+        keys, values, pos = cache.keys[i], cache.values[i], cache.pos
+        by_head = len(s.x), -1, self.config.head_dim
         kernels.rmsnorm(s.x, layer.attn_norm, self._eps, s.h)
         show("attn_norm", s.h)
         layer.wq(s.h, s.q)
         layer.wk(s.h, s.k)
         layer.wv(s.h, s.v)
-        kernels.rope(s.q, s.k, s.v, s.cos, s.sin, state.pos, keys, values)
+        kernels.rope(s.q, s.k, s.v, s.cos, s.sin, pos, keys, values)
         show("q", s.q.reshape(by_head))
         if ("k", i) in self._visits:
-            _show_keys(keys, state.pos, len(s.x), show)
-        show("v", values[:, state.pos : state.pos + len(s.x)].swapaxes(0, 1))
-        kernels.attention(s.q, keys, values, state.pos, state.scores, s.mixed)
+            _show_keys(keys, pos, len(s.x), show)
+        show("v", values[:, pos : pos + len(s.x)].swapaxes(0, 1))
+        kernels.attention(s.q, keys, values, pos, cache.scores, s.mixed)
         if ("attention", i) in self._visits:
-            _show_attention(s.q.reshape(by_head), keys, values, state.pos, show, s.mixed)
+            _show_attention(s.q.reshape(by_head), keys, values, pos, show, s.mixed)
         show("mixed", s.mixed.reshape(by_head))
         layer.wo(s.mixed, s.h)
         show("attn_out", s.h)

@@ -6,7 +6,8 @@ Arrays are views of the mapped file: nothing is copied, and any number of sequen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -145,6 +146,15 @@ class Weights:
     final_norm: np.ndarray  # (dim,)
     classifier: Linear  # dim -> vocab_size
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))  # not a list, which can change
+
+    def views(self) -> Weights:
+        """The same values in arrays of its own: giving one of these another shape or type does
+        not reach those."""
+        own: Weights = _views(replace(self, layers=tuple(map(_views, self.layers))))
+        return own
+
     @property
     def kind(self) -> type[Linear] | None:
         """Dense or Int8, if all matrices are that; of one group size, and aligned in memory.
@@ -194,6 +204,18 @@ class Weights:
                 check_matrix(f"{name} of layer {i}", getattr(layer, name), shape)
             check_norm(f"attn_norm of layer {i}", layer.attn_norm, dim)
             check_norm(f"ffn_norm of layer {i}", layer.ffn_norm, dim)
+
+
+def _views(record: Any) -> Any:
+    """A copy of a Weights, a Layer, a Dense or an Int8, with a view of each array in it."""
+    found = {}
+    for part in fields(record):
+        value = getattr(record, part.name)
+        if isinstance(value, np.ndarray):
+            found[part.name] = value.view()
+        elif isinstance(value, Dense | Int8):
+            found[part.name] = _views(value)
+    return replace(record, **found)
 
 
 def _addresses(owner: Layer | Weights, names: Sequence[str]) -> np.ndarray:

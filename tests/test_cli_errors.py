@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -455,3 +456,31 @@ def test_ctrl_c_while_a_kernel_is_loaded_is_kept_for_the_next_piece(folder, monk
     assert capsys.readouterr().out == "then"
     with pytest.raises(KeyboardInterrupt):
         in_numba()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "model.bin", "-n", "5", *GREEDY[:2]),
+        ("inspect", "model.bin"),
+        ("export", "x.bin", "--bin", "model.bin"),
+        ("perplexity", "model.bin", "--file", "text.txt"),
+        ("run", "no.bin"),
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_a_command_off_the_main_thread(folder, tmp_path, monkeypatch, capfd, words):
+    """Of a program with a window, or a server; Python has signals for the main thread alone."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("model.bin", "tokenizer.bin"):
+        (tmp_path / name).symlink_to(folder / name)
+    (tmp_path / "text.txt").write_text("ABC")
+    before = signal.getsignal(signal.SIGINT)
+    expected = main(words), capfd.readouterr()[0]
+    found = []
+    thread = threading.Thread(target=lambda: found.append(main(words)))
+    thread.start()
+    thread.join()
+    assert (found[0], capfd.readouterr()[0]) == expected
+    assert expected[0] == (words[1] == "no.bin")
+    assert signal.getsignal(signal.SIGINT) is before

@@ -18,7 +18,7 @@ from llama2np.cli import main
 from llama2np.config import Config
 from llama2np.convert import huggingface, llama2c, meta, pickle_data, safetensors
 from llama2np.convert.inspection import describe
-from llama2np.convert.pickle_data import PickleError
+from llama2np.convert.pickle_data import PickleError, Placeholder
 from llama2np.convert.source import Source
 from llama2np.convert.torch_zip import TorchFile
 from llama2np.convert.write import write_bin, write_huggingface
@@ -41,19 +41,32 @@ def archive(folder, pickle, files=FLOATS):
 # Pickles that are bombs
 
 
+DEEP = b")" + b"\x85" * 200_000
+
+
 @pytest.mark.parametrize(
-    "data, match",
+    "data",
     (
         # Python hashes tuples in C without looking at the depth: the process would be gone.
-        (b"})" + b"\x85" * 200_000 + b"K\1s.", "a tuple for a key"),
-        (b"}()" + b"\x85" * 200_000 + b"K\1u.", "a tuple for a key"),
-        (b")" + b"\x85" * 200_000 + b"X\1\0\0\0x\x93.", "name that is no string"),
+        b"}" + DEEP + b"K\1s.",
+        b"}(" + DEEP + b"K\1u.",
+        b"(" + DEEP + b"K\1d.",
+        b"\x8f(" + DEEP + b"\x90.",
+        b"(" + DEEP + b"\x91.",
+        b"cnumpy\ndtype\n" + DEEP + b"\x85R.",
+        b"c_codecs\nencode\n" + DEEP + b"\x85R.",
     ),
-    ids=("setitem", "setitems", "stack global"),
+    ids="setitem setitems dict additems frozenset dtype encode".split(),
 )
-def test_deep_tuples_are_never_hashed(data, match):
-    with pytest.raises(PickleError, match=match):
-        pickle_data.load(START + data)
+def test_deep_tuples_are_never_hashed(data):
+    """What has such a key is left out."""
+    found = pickle_data.load(START + data)
+    assert found == {} or isinstance(found, Placeholder)
+
+
+def test_a_name_is_a_string():
+    with pytest.raises(PickleError, match="name that is no string"):
+        pickle_data.load(START + DEEP + b"X\1\0\0\0x\x93.")
 
 
 def test_keys_of_one_hash(tmp_path):
@@ -61,8 +74,8 @@ def test_keys_of_one_hash(tmp_path):
     same = [i * (2**61 - 1) for i in range(1, 40)]
     assert {*map(hash, same)} == {0}
     for keys in (same, [float(i) for i in same], [-1], [2**32], [b"x"], [None]):
-        with pytest.raises(PickleError, match="for a key is refused"):
-            pickle_data.load(pickle.dumps(dict.fromkeys(keys)))
+        assert pickle_data.load(pickle.dumps(dict.fromkeys(keys))) == {}  # left out
+    assert pickle_data.load(pickle.dumps({(1, 2): 3, "a": 4, 0.5: 6})) == {"a": 4}
     with pytest.raises(PickleError, match="remembers more than"):
         pickle_data.load(START + b"p%d\n." % (2**61 - 1))
     optimizer = {"state": {0: 1, 1: 2}, "groups": [0, 1]}

@@ -6,12 +6,15 @@ import argparse
 import math
 import signal
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
+from llama2np.checkpoint import CheckpointWarning
 from llama2np.cli.text import plain
 from llama2np.output import printable
 
@@ -113,10 +116,30 @@ def one_line(error: Exception) -> str:
 
 
 @contextmanager
+def told_warnings(prog: str) -> Iterator[None]:
+    """Have each CheckpointWarning in the block be one line to standard error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CheckpointWarning)
+        show = warnings.showwarning
+
+        def tell(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, CheckpointWarning):
+                print(f"{prog}: {message}", file=sys.stderr)
+            else:
+                show(message, category, *rest, **more)
+
+        warnings.showwarning = cast(Any, tell)
+        yield
+
+
+@contextmanager
 def on_interrupt(handler: Callable[..., Any]) -> Iterator[None]:
-    """Have Ctrl-C call `handler` in the block, unless whoever started us wants it ignored."""
+    """Have Ctrl-C call `handler` in the block, unless whoever started us wants it ignored.
+
+    In another thread than the main one nothing happens: Python's signals are the main thread's.
+    """
     before = signal.getsignal(signal.SIGINT)
-    if before not in (signal.SIG_DFL, signal.default_int_handler):
+    if before not in (signal.SIG_DFL, signal.default_int_handler) or not _has_signals():
         yield
         return
     signal.signal(signal.SIGINT, handler)
@@ -141,6 +164,8 @@ class Ending:
             return
         self._last = time.monotonic()
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+def _has_signals() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
@@ -149,6 +174,7 @@ def on_termination(end: Ending) -> Iterator[None]:
     names = (name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))  # Windows has one
     numbers = [getattr(signal, name) for name in names]
     numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    numbers = numbers if _has_signals() else []
     for number in numbers:
         signal.signal(number, end)
     try:
@@ -162,7 +188,7 @@ def guarded(prog: str, command: Callable[[], None]) -> int:
     """Run a command; return its exit status, an error being one line to standard error."""
     end = Ending()
     try:
-        with on_interrupt(end), on_termination(end):
+        with on_interrupt(end), on_termination(end), told_warnings(prog):
             command()
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, where a full disk can be told in a line

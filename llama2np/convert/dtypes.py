@@ -30,7 +30,7 @@ def bfloat16() -> np.dtype[Any]:
     return dtype
 
 
-_DTYPES: dict[str, Callable[[], np.dtype[Any]]] = {
+DTYPES: dict[str, Callable[[], np.dtype[Any]]] = {
     "float32": lambda: np.dtype("<f4"),
     "float16": lambda: np.dtype("<f2"),
     "bfloat16": bfloat16,
@@ -39,6 +39,6 @@ _DTYPES: dict[str, Callable[[], np.dtype[Any]]] = {
 
 def dtype_of(name: str, where: str) -> np.dtype[Any]:
     """The type of that name. Raises CheckpointError for one that no weights come in."""
-    if name not in _DTYPES:
-        raise CheckpointError(f"{where}: is {name}, expected {', '.join(_DTYPES)}")
-    return _DTYPES[name]()
+    if name not in DTYPES:
+        raise CheckpointError(f"{where}: is {name}, expected {', '.join(DTYPES)}")
+    return DTYPES[name]()

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 
+from llama2np.arguments import function, none_means_default, path_like, whole, wrong
 from llama2np.checkpoint import CheckpointError
+from llama2np.convert.dtypes import DTYPES
 from llama2np.convert.inspection import open_any
 from llama2np.convert.source import Source
 from llama2np.convert.write import Progress, write_bin, write_huggingface
 
 
+@none_means_default
 def export(
     checkpoint: str | os.PathLike[str],
     path: str | os.PathLike[str],
-    version: int = 0,
+    version: int | None = 0,
     *,
-    dtype: str = "float32",
+    dtype: str | None = "float32",
     seq_len: int | None = None,
-    progress: Progress = int,
+    progress: Progress | None = int,
 ) -> None:
     """Convert `checkpoint` to `path`: the command `export` as a function.
 
@@ -28,15 +31,21 @@ def export(
     progress: is told of each number of values done. Raises CheckpointError, ValueError and
     OSError; `path` is then as it was.
     """
+    path_like("checkpoint", checkpoint)
+    path_like("path", path)
+    progress = function("progress", progress, "a number of values")
+    version = whole("version", version)
     if version not in (-1, 0, 1, 2):
         raise ValueError(f"version must be -1, 0, 1 or 2, not {version!r}")
+    if dtype not in DTYPES:
+        raise wrong("dtype", " or ".join(DTYPES), dtype)
     if dtype != "float32" and version != -1:
         raise ValueError(f"dtype {dtype} needs version -1: .bin files are float32 or int8")
     kind, source = open_any(checkpoint)
     if not isinstance(source, Source):
         raise CheckpointError(f"{checkpoint}: {kind}, without the config of a network")
     if seq_len is not None:
-        source = source.with_seq_len(seq_len)
+        source = source.with_seq_len(whole("seq_len", seq_len))
     if version == -1:
         write_huggingface(source, path, dtype, progress)
     else:

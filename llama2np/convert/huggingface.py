@@ -16,6 +16,7 @@ from llama2np.config import Config
 from llama2np.convert import safetensors
 from llama2np.convert.dtypes import dtype_of
 from llama2np.convert.json_file import LARGEST_INDEX, JsonFile
+from llama2np.convert.names import bare, unwrapped
 from llama2np.convert.source import Source, Stored, checked, halved, interleaved
 from llama2np.convert.torch_zip import TorchFile
 from llama2np.output import brief
@@ -36,7 +37,7 @@ _LAYER_NAMES = {
     "w_up": "mlp.up_proj",
     "w_down": "mlp.down_proj",
 }
-_IGNORED = ".rotary_emb.inv_freq"  # a table that old versions saved
+_IGNORED = "rotary_emb.inv_freq"  # a table that old versions saved
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # Fields that change the computation: the values under which it is the one that we compute.
 _NEUTRAL = {
@@ -57,16 +58,17 @@ def read(folder: str | os.PathLike[str]) -> Source:
     params = JsonFile(folder / "config.json")
     _refuse_the_unknown(params)
     found = {name: tensor for name, tensor in _tensors(folder).items() if _IGNORED not in name}
-    layers, tied = params.whole("num_hidden_layers"), params.get("tie_word_embeddings") is True
+    places = unwrapped({name: name for name in found}, str(folder))  # by their bare names
+    layers = params.whole("num_hidden_layers")
     if layers > len(found):
         raise CheckpointError(
             f"{params.path}: num_hidden_layers={layers}, found {len(found)} tensors in all"
         )
     config, tensors = _config(params), {}
     for ours, theirs in hf_names(config):
-        if theirs in found:
-            tensor = found.pop(theirs)
-            dtype_of(tensor.dtype, f"{folder}: {theirs}")
+        if name := places.get(bare(theirs)):
+            tensor = found.pop(name)
+            dtype_of(tensor.dtype, f"{folder}: {name}")
             rotary = ours.startswith(("wq.", "wk.")) and len(tensor.shape) == 2
             whole_heads = rotary and tensor.shape[0] % config.head_dim == 0  # else misshapen
             tensors[ours] = interleaved(tensor, config.head_dim) if whole_heads else tensor
@@ -74,7 +76,7 @@ def read(folder: str | os.PathLike[str]) -> Source:
         raise CheckpointError(
             f"{folder}: has no lm_head.weight, and config.json does not say tie_word_embeddings"
         )
-    return checked(str(folder), config, tensors | found, tied or None)
+    return checked(str(folder), config, tensors | found, tied)
 
 
 def hf_names(config: Config) -> Iterator[tuple[str, str]]:
@@ -198,7 +200,7 @@ def _read_shards(index: Path, read_one: Callable[[Path], dict[str, Stored]]) -> 
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise CheckpointError(f"{index}: has no weight_map of tensor and file names")
     shards: dict[str, dict[str, Stored]] = {}
-    tensors = {}
+    tensors: dict[str, Stored] = {}
     for name, file in places.items():
         if file not in shards:
             no_name = file in ("", ".", "..") or len(file) > _LONGEST_NAME
@@ -210,4 +212,6 @@ def _read_shards(index: Path, read_one: Callable[[Path], dict[str, Stored]]) -> 
         if name not in shards[file]:
             raise CheckpointError(f"{index.parent / file}: has no {name}, {index.name} says it has")
         tensors[name] = shards[file][name]
+    for shard in shards.values():  # what the index does not list is part of the network, too
+        tensors = shard | tensors
     return tensors

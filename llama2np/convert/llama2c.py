@@ -10,11 +10,11 @@ import numpy as np
 
 from llama2np.checkpoint import LAYER_TENSORS, CheckpointError, Tensor, open_tensors
 from llama2np.convert.meta import config_of, our_names
+from llama2np.convert.names import unwrapped
+from llama2np.convert.pickle_data import Placeholder
 from llama2np.convert.source import Source, Stored, checked
 from llama2np.convert.torch_zip import TorchFile
 from llama2np.output import brief
-
-_COMPILED = "_orig_mod."  # what torch.compile puts before each name
 
 
 def read_pt(path: str | os.PathLike[str]) -> Source:
@@ -22,15 +22,13 @@ def read_pt(path: str | os.PathLike[str]) -> Source:
     file = TorchFile(path)
     content = file.content if isinstance(file.content, dict) else {}
     arguments = content.get("model_args")
+    if isinstance(arguments, Placeholder):
+        raise CheckpointError(f"{path}: model_args is {arguments!r}, expected a dictionary")
     if not isinstance(arguments, dict) or "model" not in content:
         raise CheckpointError(
             f"{path}: has no model and model_args, expected a checkpoint of llama2.c's train.py"
         )
-    tensors = {
-        name.removeprefix(_COMPILED): tensor
-        for name, tensor in file.tensors(content["model"]).items()
-    }
-    tensors = our_names(tensors)
+    tensors = our_names(unwrapped(file.tensors(content["model"]), str(path)))
     heads = _number(path, arguments, "n_heads")
     config = config_of(
         str(path),
@@ -58,7 +56,7 @@ def read_bin(path: str | os.PathLike[str]) -> Source:
         for i in range(header.config.n_layers):
             one = tuple(t[i] for t in tensor) if isinstance(tensor, tuple) else tensor[i]
             stored[f"{name}.{i}"] = _stored(one)
-    return checked(str(path), header.config, stored, header.tied or None)
+    return checked(str(path), header.config, stored)
 
 
 def _stored(tensor: Tensor) -> Stored:

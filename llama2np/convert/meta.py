@@ -15,6 +15,7 @@ from typing import Any
 from llama2np.checkpoint import CheckpointError
 from llama2np.config import Config
 from llama2np.convert.json_file import JsonFile
+from llama2np.convert.names import unwrapped
 from llama2np.convert.source import Source, Stored, checked, concatenated
 from llama2np.convert.torch_zip import TorchFile
 from llama2np.output import brief
@@ -55,7 +56,8 @@ def read(folder: str | os.PathLike[str]) -> Source:
                 f"{params.path}: {name}={brief(value)}: {what} is not supported yet"
             )
     dim = params.whole("dim")
-    tensors = _joined([TorchFile(path).tensors() for path in _shards(folder)], dim, folder)
+    shards = [unwrapped(TorchFile(path).tensors(), str(path)) for path in _shards(folder)]
+    tensors = _joined(shards, dim, folder)
     tensors = our_names(tensors)
     heads = params.whole("n_heads")
     config = config_of(

@@ -1,17 +1,21 @@
 """Pickles as data: dictionaries, numbers, strings and where tensors are. Nothing in one is run.
 
 A pickle is a program for a small stack machine. This machine has the instructions that
-torch.save writes, and knows the five kinds of names that weights need; it calls no function and
-makes no object of any other class, so there is nothing for a malicious file to call.
+torch.save writes. It imports nothing and calls nothing that a pickle names: of the names that
+weights need it knows what they mean, and of any other object only a Placeholder is made, without
+its contents. A name of Python's own that is no data (inert.py) is refused all the same: whoever
+wrote it meant no good.
 """
 
 from __future__ import annotations
 
 import pickletools
+import struct
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
+from llama2np.convert.inert import Name, is_data
 from llama2np.output import brief
 
 _STORAGES = {
@@ -31,15 +35,22 @@ _STORAGES = {
 }
 _REBUILD = ("torch._utils", "_rebuild_tensor_v2")
 _PARAMETER = ("torch._utils", "_rebuild_parameter")
+_WITH_STATE = ("torch._utils", "_rebuild_parameter_with_state")
 _ORDERED = ("collections", "OrderedDict")
-_NAMES = {_REBUILD, _PARAMETER, _ORDERED, *_STORAGES}
+_DICTIONARIES = (_ORDERED, ("collections", "defaultdict"))
+_ENCODE = ("_codecs", "encode")  # how Python 3 writes bytes that Python 2 could read
+_DTYPE = ("numpy", "dtype")
+_SCALARS = [(f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")]
+_NUMBERS = dict(zip("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8".split(), "?bhiqBHIQefd", strict=True))
+_LONGEST_NUMBER = 16  # bytes: more are no number, and may be shared any number of times
 _MARK = object()
 _MOST_REMEMBERED = 2**20  # a network has some thousands of tensors
 _MOST_DIMENSIONS = 32  # older NumPy's limit; weights have one or two
 
 _PUSHED_AS_THEY_ARE = set(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
-    "UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8".split()
+    "UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8 "
+    "BYTEARRAY8 STRING BINSTRING SHORT_BINSTRING".split()
 )
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -50,11 +61,21 @@ class PickleError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
-    """A name that the pickle refers to; never what it stands for."""
+class Placeholder:
+    """An object that weights do not need. What it was made of is left out."""
 
-    module: str
-    name: str
+    kind: Name  # of which class, or what function would have made it
+
+    def __repr__(self) -> str:
+        return f"a {self.kind.module}.{self.kind.name}"
+
+
+@dataclass(slots=True)
+class _Dtype:
+    """NumPy's type of a number, as a letter of the module struct."""
+
+    letter: str
+    order: str = "<"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +97,12 @@ class TensorRecord:
     strides: tuple[int, ...]
 
 
+_ERRORS = (
+    *(ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, struct.error),
+)
+_SET = Placeholder(Name("builtins", "set"))
+
+
 def load(data: bytes) -> Any:
     """Return what a pickle holds. Raises PickleError naming what is refused."""
     machine = _Machine()
@@ -88,7 +115,7 @@ def load(data: bytes) -> Any:
                 machine.step(instruction.name, argument)
     except PickleError:
         raise
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError) as error:
+    except _ERRORS as error:
         raise PickleError(f"damaged pickle: {error}") from None
     raise PickleError("damaged pickle: no end")
 
@@ -121,6 +148,8 @@ class _Machine:
             push({})
         elif instruction == "EMPTY_LIST":
             push([])
+        elif instruction == "EMPTY_SET":
+            push(_SET)
         elif instruction in ("BINPUT", "LONG_BINPUT", "PUT"):
             self._remember(argument)
         elif instruction == "MEMOIZE":
@@ -144,22 +173,35 @@ class _Machine:
             self.stack[-count:] = [tuple(self.stack[-count:])]
         elif instruction == "TUPLE":
             self.stack.append(tuple(self._from_mark()))
+        elif instruction in ("LIST", "DICT", "FROZENSET"):
+            values = self._from_mark()
+            self.stack.append({"LIST": [], "DICT": {}, "FROZENSET": _SET}[instruction])
+            self._fill({"LIST": list, "DICT": dict}.get(instruction, Placeholder), values)
         elif instruction == "APPEND":
-            self._target(list, 2).append(pop())
+            value = pop()
+            self._fill(list, [value])
         elif instruction == "APPENDS":
-            values = self._from_mark()
-            self._target(list).extend(values)
+            self._fill(list, self._from_mark())
         elif instruction == "SETITEM":
-            key, value = self.stack[-2:]
-            self._target(dict, 3)[_key(key)] = value
-            del self.stack[-2:]
+            value, key = pop(), pop()
+            self._fill(dict, [key, value])
         elif instruction == "SETITEMS":
-            values = self._from_mark()
-            keys = map(_key, values[::2])
-            self._target(dict).update(zip(keys, values[1::2], strict=True))
+            self._fill(dict, self._from_mark())
+        elif instruction == "ADDITEMS":
+            self._from_mark()
+            self._target(Placeholder)
         else:
             return False
         return True
+
+    def _fill(self, kind: type, values: list[Any]) -> None:
+        """Put `values` into the list or the dictionary on the stack, but not into a Placeholder."""
+        target = self._target(kind, Placeholder)
+        if type(target) is list:
+            target.extend(values)
+        elif type(target) is dict:
+            pairs = zip(values[::2], values[1::2], strict=True)
+            target.update((key, value) for key, value in pairs if _is_key(key))
 
     def _refer(self, instruction: str, argument: Any) -> bool:
         """Instructions that would import, call or change objects."""
@@ -175,9 +217,14 @@ class _Machine:
         elif instruction == "REDUCE":
             arguments, function = pop(), pop()
             push(_rebuilt(function, arguments))
-        elif instruction == "BUILD":  # a state_dict's notes on its modules
-            pop()
-            self._target(dict)
+        elif instruction in ("NEWOBJ", "NEWOBJ_EX"):
+            del self.stack[-1 if instruction == "NEWOBJ" else -2 :]  # the arguments
+            push(_made(pop()))
+        elif instruction == "BUILD":  # a state_dict's notes on its modules, an object's attributes
+            state = pop()
+            target = self._target(dict, Placeholder, TensorRecord, _Dtype)
+            if isinstance(target, _Dtype):
+                target.order = ">" if state[1] == ">" else "<"
         elif instruction == "BINPERSID":
             push(_storage(pop()))
         else:
@@ -193,29 +240,30 @@ class _Machine:
         del self.stack[at:]
         return values
 
-    def _target(self, kind: type, depth: int = 1) -> Any:
-        """What lies `depth` from the top, which an instruction is about to fill."""
-        target = self.stack[-depth]
-        if type(target) is not kind:
-            raise PickleError(f"damaged pickle: {type(target).__name__} where {kind.__name__} was")
+    def _target(self, *kinds: type) -> Any:
+        """What is on top of the stack, which an instruction is about to fill."""
+        target = self.stack[-1]
+        if type(target) not in kinds:
+            raise PickleError(
+                f"damaged pickle: {type(target).__name__} where {kinds[0].__name__} was"
+            )
         return target
 
 
-def _key(key: Any) -> str | int:
-    """A key: a string, or a number as optimizers have.
+def _is_key(key: Any) -> bool:
+    """Whether it is a key that matters: a string, or a number as optimizers have.
 
-    Hashing nested tuples overflows the C stack, or never ends; of large numbers, and of floats, any
-    count may have one hash, and a dictionary of them takes the square of their time.
+    What else is a key in an extra of a trainer's is left out, with its value. Hashing nested tuples
+    overflows the C stack, or never ends; of large numbers, and of floats, any count may have one
+    hash, and a dictionary of them takes the square of their time.
     """
-    if isinstance(key, str) or isinstance(key, int) and 0 <= key < 2**32:
-        return key
-    raise PickleError(f"a dictionary with a {type(key).__name__} for a key is refused")
+    return isinstance(key, str) or isinstance(key, int) and 0 <= key < 2**32
 
 
 def _known(module: Any, name: Any) -> Name:
     if type(module) is not str or type(name) is not str:
         raise PickleError("damaged pickle: a name that is no string")
-    if (module, name) not in _NAMES:
+    if not is_data(module, name):
         raise PickleError(
             f"its pickle names {module}.{name}, which weights do not need: refused, nothing was run"
         )
@@ -224,16 +272,42 @@ def _known(module: Any, name: Any) -> Name:
 
 def _rebuilt(function: Any, arguments: tuple[Any, ...]) -> Any:
     """What calling `function` would have given, for those that are known."""
-    if not isinstance(function, Name) or not isinstance(arguments, tuple):
+    if not isinstance(function, Name | Placeholder) or not isinstance(arguments, tuple):
         raise PickleError(f"damaged pickle: it calls a {type(function).__name__}")
+    if isinstance(function, Placeholder):
+        return function
     name = (function.module, function.name)
-    if name == _ORDERED and not arguments:  # what it holds comes after; a copy could be a bomb
-        return {}
-    if name == _PARAMETER:
+    if name in _STORAGES or (name == _ORDERED and arguments):  # a copy could be a bomb
+        raise PickleError(f"its pickle calls {function.module}.{function.name} like that: refused")
+    if name in (_PARAMETER, _WITH_STATE):
         return arguments[0]
     if name == _REBUILD:
         return _tensor(*arguments[:4])
-    raise PickleError(f"its pickle calls {function.module}.{function.name} like that: refused")
+    first = arguments[0] if arguments else None
+    if name == _DTYPE and isinstance(first, str) and first in _NUMBERS:
+        return _Dtype(_NUMBERS[first])
+    if name == _ENCODE and isinstance(first, str) and len(first) <= _LONGEST_NUMBER:
+        return first.encode("latin-1")
+    if name in _SCALARS and (number := _number(*arguments)) is not None:
+        return number
+    return _made(function)
+
+
+def _made(kind: Any) -> Any:
+    """An object of a class: an empty dictionary, to be filled, or a Placeholder."""
+    if not isinstance(kind, Name | Placeholder):
+        raise PickleError(f"damaged pickle: an object of a {type(kind).__name__}")
+    if isinstance(kind, Placeholder):
+        return kind
+    return {} if (kind.module, kind.name) in _DICTIONARIES else Placeholder(kind)
+
+
+def _number(dtype: Any, data: Any) -> bool | int | float | None:
+    """The Python number of a NumPy number; None where it is something else, such as a date."""
+    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
+        return None
+    number: bool | int | float = struct.unpack(dtype.order + dtype.letter, data)[0]
+    return number
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> TensorRecord:
@@ -250,7 +324,9 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> TensorRecord
 
 def _storage(persistent_id: Any) -> Storage:
     kind, name, key, _device, size = persistent_id
-    dtype = _STORAGES.get((name.module, name.name)) if isinstance(name, Name) else None
+    dtype = None
+    if isinstance(name, Name):  # of a type that no weights come in: an extra may
+        dtype = _STORAGES.get((name.module, name.name), f"{name.module}.{name.name}")
     if kind != "storage" or dtype is None or type(key) is not str or type(size) is not int:
         raise PickleError("damaged pickle: a reference to something that is no storage")
     return Storage(dtype, key, size)

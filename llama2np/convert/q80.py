@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llama2np.arguments import whole
 from llama2np.config import Config
 from llama2np.convert.dtypes import quiet
 
@@ -50,7 +51,7 @@ def quantize(w: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray, Error]:
     w: (d, n) float32, contiguous. scale = max|w| / 127; q = w / scale, half to even; a group of
     zeros has scale 0. Raises ValueError for nan and inf, which int8 cannot hold.
     """
-    groups = w.reshape(-1, group)
+    groups = w.reshape(-1, whole("group", group, 1))
     scales = np.abs(groups).max(axis=1) / np.float32(127)
     if not np.isfinite(scales).all():
         raise ValueError("holds nan or inf, which int8 cannot")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
-from llama2np.checkpoint import LAYER_TENSORS, CheckpointError, Header
+from llama2np.checkpoint import LAYER_TENSORS, CheckpointError, CheckpointWarning, Header
 from llama2np.config import Config
 from llama2np.convert.dtypes import quiet
 from llama2np.output import brief
@@ -87,19 +88,19 @@ def check_shape(shape: tuple[int, ...], where: str) -> None:
 
 
 def checked(
-    path: str, config: Config, tensors: Mapping[str, Stored], tied: bool | None = None
+    path: str, config: Config, tensors: Mapping[str, Stored], said_tied: bool = False
 ) -> Source:
     """Return a Source once every tensor is there, in the shape that `config` asks for.
 
-    `tied` None: the classifier is the embedding where it is missing or has the same values.
+    The classifier is the embedding where it is missing or has the same values. One of other values
+    is used even where the source says that they are tied (`said_tied`), with a CheckpointWarning.
     Raises CheckpointError for what is missing, misshapen, or left over: dropping a bias in
     silence would give another network.
     """
     tensors = dict(tensors)
-    if tied or (tied is None and "classifier" not in tensors):
-        tied = True
-        tensors.pop("classifier", None)
-    for name, shape in _expected(config, bool(tied)):
+    tied = "classifier" not in tensors
+    expected = dict(_expected(config, tied))
+    for name, shape in expected.items():
         if name not in tensors:
             raise CheckpointError(f"{path}: has no tensor for {name}: is a shard missing?")
         if tensors[name].shape != shape:
@@ -107,14 +108,16 @@ def checked(
                 f"{path}: {name} has shape {tensors[name].shape}, expected {shape}: "
                 "is a shard missing, or another model's?"
             )
-    known = {name for name, _ in _expected(config, bool(tied))}
-    if extra := sorted(tensors.keys() - known):
+    if extra := sorted(tensors.keys() - expected.keys()):
         raise CheckpointError(
             f"{path}: has {extra[0]}, which a Llama has not ({len(extra)} such tensors)"
         )
-    if tied is None and (tied := _equal(tensors["embedding"], tensors["classifier"])):
+    if not tied and (tied := _equal(tensors["embedding"], tensors["classifier"])):
         del tensors["classifier"]
-    return Source(path, config, bool(tied), tensors)
+    if said_tied and not tied:
+        text = f"{path}: says tie_word_embeddings, but holds an lm_head of other values, which is"
+        warnings.warn(CheckpointWarning(f"{text} used, as in transformers 5"), stacklevel=3)
+    return Source(path, config, tied, tensors)
 
 
 def _expected(config: Config, tied: bool) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -18,7 +18,7 @@ from llama2np.checkpoint import CheckpointError
 from llama2np.convert import pickle_data
 from llama2np.convert.dtypes import dtype_of
 from llama2np.convert.mapped import map_file
-from llama2np.convert.pickle_data import TensorRecord
+from llama2np.convert.pickle_data import Placeholder, TensorRecord
 from llama2np.convert.source import Stored, check_shape
 from llama2np.files import zip_file
 
@@ -83,9 +83,11 @@ class TorchFile:
         """All tensors of a dictionary in `content`, by default of itself."""
         content = self.content if content is None else content
         if not isinstance(content, dict):
-            raise CheckpointError(
-                f"{self.path}: expected a dictionary of tensors, found {type(content).__name__}"
-            )
+            kind = repr(content) if isinstance(content, Placeholder) else type(content).__name__
+            raise CheckpointError(f"{self.path}: expected a dictionary of tensors, found {kind}")
+        for name, value in content.items():  # left out in silence, it would be another network
+            if isinstance(value, Placeholder) and value.kind.module == "torch._utils":
+                raise CheckpointError(f"{self.path}: {name} is {value!r}, expected a plain tensor")
         found = {
             name: self.tensor(name, record)
             for name, record in content.items()

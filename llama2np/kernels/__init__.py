@@ -8,6 +8,7 @@ that of the last five below.
 
 from llama2np.kernels import attention as _attention
 from llama2np.kernels import dots as _dots
+from llama2np.kernels import forks as _forks  # noqa: F401  (it prepares this process for forks)
 from llama2np.kernels import int8_tiles as _int8_tiles
 from llama2np.kernels import multiply as _multiply
 from llama2np.kernels import one_token as _one_token

@@ -12,6 +12,8 @@ import threading
 
 import numba
 
+from llama2np.arguments import whole
+
 __all__ = ["guarded", "may_use_threads", "members", "set_threads", "threads"]
 
 _SHARED = 2**18  # multiply-adds from which on it pays to wake the threads
@@ -83,7 +85,7 @@ def set_threads(count: int) -> None:
     More threads than processors would only wait for each other: up to twice as many may be asked
     for, and there are as many as processors then. Raises ValueError.
     """
-    most = numba.config.NUMBA_NUM_THREADS
+    most, count = numba.config.NUMBA_NUM_THREADS, whole("threads", count)
     if not 1 <= count <= 2 * most:
         raise ValueError(f"threads must be 1 to {2 * most} on this machine, not {count}")
     numba.set_num_threads(min(count, most))

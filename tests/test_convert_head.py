@@ -1,0 +1,211 @@
+"""An lm_head beside tied embeddings, in every form of folder; and names with what trainers add."""
+
+import json
+from itertools import product
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from test_convert_folders import CONFIG, HF, random_tensors, read
+
+from llama2np import export
+from llama2np.checkpoint import CheckpointError, CheckpointWarning
+from llama2np.cli import main
+from llama2np.convert import huggingface, llama2c, meta
+from llama2np.convert.names import bare
+from tools.torch_files import Tensor, pickled, write_archive
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def save_torch(tensors, path, **content):
+    """Write tensors as torch.save does, or a trainer's dictionary that has them as its model."""
+    records = {n: Tensor(str(i), "float32", v.shape) for i, (n, v) in enumerate(tensors.items())}
+    files = {f"data/{records[name].key}": value.tobytes() for name, value in tensors.items()}
+    data = pickled({"model": records} | content if content else records)
+    write_archive(path, {"data.pkl": data, "byteorder": b"little"} | files)
+
+
+def write_single(tensors, folder):
+    save_file(tensors, folder / "model.safetensors")
+
+
+def write_shards(tensors, folder, save=save_file, name="model.safetensors"):
+    """Two files and an index."""
+    names, places = list(tensors), {}
+    for i, part in enumerate((names[::2], names[1::2])):
+        file = f"part-{i}.{name.rpartition('.')[2]}"
+        save({key: tensors[key] for key in part}, folder / file)
+        places |= dict.fromkeys(part, file)
+    (folder / f"{name}.index.json").write_text(json.dumps({"weight_map": places}))
+    return places
+
+
+def write_unlisted(tensors, folder):
+    """The index does not list the head, which is in a shard: transformers loads it."""
+    places = write_shards(tensors, folder)
+    places.pop(HEAD, None)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+FORMS = {
+    "safetensors": write_single,
+    "shards": write_shards,
+    "shards, not in the index": write_unlisted,
+    "pytorch_model.bin": lambda tensors, folder: save_torch(tensors, folder / "pytorch_model.bin"),
+    "shards of it": lambda tensors, folder: write_shards(
+        tensors, folder, save_torch, "pytorch_model.bin"
+    ),
+}
+
+
+@pytest.fixture(params=FORMS)
+def folder(request, tmp_path):
+    """Write a Hugging Face folder: folder(tensors, config field=value ...) -> its path."""
+
+    def write(tensors, **fields):
+        path = tmp_path / "hf"
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(HF | fields))
+        FORMS[request.param](tensors, path)
+        return path
+
+    return write
+
+
+def test_a_head_of_its_own_is_used_and_said(folder):
+    tensors = random_tensors()
+    with pytest.warns(CheckpointWarning, match="hf: says tie_word_embeddings.*is used") as told:
+        source = huggingface.read(folder(tensors, tie_word_embeddings=True))
+    assert not source.tied and len(told) == 1
+    np.testing.assert_array_equal(read(source.tensors["classifier"]), tensors[HEAD])
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_head_that_is_the_embedding_is_tied_without_a_word(folder, said):
+    tensors = random_tensors()
+    tensors[HEAD] = tensors[EMBEDDING].copy()
+    assert huggingface.read(folder(tensors, tie_word_embeddings=said)).tied  # a warning is an error
+
+
+def test_a_head_of_another_shape_is_refused(folder):
+    tensors = random_tensors() | {HEAD: np.zeros((41, 16), np.float32)}
+    with pytest.raises(CheckpointError, match=r"classifier has shape \(41, 16\), expected"):
+        huggingface.read(folder(tensors, tie_word_embeddings=True))
+
+
+def test_the_commands_say_it_in_one_line_and_go_on(folder, tmp_path, capsys):
+    path, out = folder(random_tensors(), tie_word_embeddings=True), tmp_path / "x.bin"
+    for words in (["export", str(out), "--hf", str(path)], ["inspect", str(path)]):
+        assert main(words) == 0
+        told = capsys.readouterr()
+        assert told.err.count("\n") == 1 and "an lm_head of other values" in told.err
+        assert told.err.startswith(f"llama2np {words[0]}: {path}: ")
+    assert "classifier of its own" in told.out
+    assert not llama2c.read_bin(out).tied
+    with pytest.warns(CheckpointWarning, match="an lm_head of other values"):
+        export(path, out, 1)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_meta_s_form_says_nothing_of_ties(tmp_path, equal):
+    tensors = meta_tensors()
+    if equal:
+        tensors["output.weight"] = tensors["tok_embeddings.weight"].copy()
+    assert write_meta(tmp_path, tensors).tied == equal
+
+
+# Names
+
+
+def meta_tensors():
+    """The tensors under Meta's names, which llama2.c's trainer uses, too."""
+    names, tensors, random = {ours: n for n, ours in meta._NAMES.items()}, {}, random_tensors()
+    for ours, theirs in huggingface.hf_names(CONFIG):
+        name, _, layer = ours.partition(".")
+        tensors[(f"layers.{layer}." if layer else "") + f"{names[name]}.weight"] = random[theirs]
+    return tensors
+
+
+def write_meta(folder, tensors):
+    params = {"dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-5}
+    (folder / "params.json").write_text(json.dumps(params))
+    save_torch(tensors, folder / "consolidated.00.pth")
+    return meta.read(folder)
+
+
+def same(source, other):
+    assert source.tensors.keys() == other.tensors.keys() and source.config == other.config
+    for name, tensor in source.tensors.items():
+        np.testing.assert_array_equal(read(tensor), read(other.tensors[name]))
+
+
+PREFIXES = [
+    "".join(parts)
+    for n in range(3)
+    for parts in product(("module.", "_orig_mod.", "model."), repeat=n)
+]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("inner", ["", "model."])
+def test_a_hugging_face_folder_with_any_prefix(tmp_path, prefix, inner):
+    tensors = random_tensors()
+    renamed = {
+        prefix + (inner if name.startswith("model.") else "") + name.removeprefix("model."): value
+        for name, value in tensors.items()
+    }
+    folders = tmp_path / "plain", tmp_path / "renamed"
+    for folder, content in zip(folders, (tensors, renamed), strict=True):
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(HF))
+        write_single(content, folder)
+    same(*map(huggingface.read, folders))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_bare_model_whose_head_is_tied(tmp_path, form):
+    """What `LlamaModel.save_pretrained` writes: no "model." before the names, and no head."""
+    tensors = random_tensors()
+    tensors |= {"model.rotary_emb.inv_freq": np.zeros(2, np.float32)}
+    tensors.pop(HEAD)
+    (tmp_path / "config.json").write_text(json.dumps(HF | {"tie_word_embeddings": True}))
+    FORMS[form]({bare(name): value for name, value in tensors.items()}, tmp_path)
+    source = huggingface.read(tmp_path)
+    assert source.tied and source.config == CONFIG
+    np.testing.assert_array_equal(read(source.tensors["embedding"]), tensors[EMBEDDING])
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_trainer_s_file_and_meta_s_with_any_prefix(tmp_path, prefix):
+    tensors = meta_tensors()
+    arguments = {"dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 64}
+    sources = []
+    for i, content in enumerate((tensors, {prefix + name: v for name, v in tensors.items()})):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        save_torch(content, folder / "x.pt", model_args=arguments)
+        sources.append((llama2c.read_pt(folder / "x.pt"), write_meta(folder, content)))
+    for plain, renamed in zip(*sources, strict=True):
+        same(plain, renamed)
+
+
+def test_wrapped_parts_of_a_network():
+    for name in (
+        "model.layers.0._orig_mod.self_attn.q_proj.weight",
+        "_fsdp_wrapped_module.model.layers.0._fsdp_wrapped_module.self_attn.q_proj.weight",
+        "module.model.layers.0._checkpoint_wrapped_module.self_attn.q_proj.weight",
+    ):
+        assert bare(name) == "layers.0.self_attn.q_proj.weight"
+    assert bare("model") == "model" and bare("remodel.x") == "remodel.x"
+
+
+def test_one_tensor_under_two_names_is_refused(tmp_path):
+    tensors = random_tensors()
+    (tmp_path / "config.json").write_text(json.dumps(HF))
+    save_file(
+        tensors | {"module.model.norm.weight": tensors["model.norm.weight"] + 1},
+        tmp_path / "model.safetensors",
+    )
+    with pytest.raises(CheckpointError, match="norm.weight is a second .*norm.weight: which one"):
+        huggingface.read(tmp_path)
