@@ -32,6 +32,9 @@ class Chat:
         self._tokens: list[int] = []  # all that was said; those from state.pos on are unread
         self.positions = min(positions or transformer.config.seq_len, transformer.config.seq_len)
 
+    def __repr__(self) -> str:
+        return f"Chat({self._state.pos:,} of {self.positions:,} positions read)"
+
     @property
     def full(self) -> bool:
         """Whether the last answer ended because the context did."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from llama2np.config import Config
 from llama2np.logits import likeliest, log_softmax
+from llama2np.output import brief
 from llama2np.sampler import Sampler
 from llama2np.tokenizer import BOS, EOS, Decoder, Tokenizer
 from llama2np.transformer import State, Transformer
@@ -142,7 +143,7 @@ class Generation(Iterator[str]):
 
     def __repr__(self) -> str:
         return (
-            f"Generation(text={self.text!r}, tokens={len(self.tokens)}, "
+            f"Generation(text={brief(self.text)}, tokens={len(self.tokens)}, "
             f"stop_reason={self.stop_reason!r})"
         )
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llama2np import box, checkpoint
+from llama2np import advice, box, checkpoint
 from llama2np.chat import Chat
 from llama2np.config import Config
 from llama2np.generation import Draft, Generation
+from llama2np.output import brief
 from llama2np.sampler import Sampler, SamplingOptions
 from llama2np.tokenizer import Tokenizer, TokenizerError
 from llama2np.transformer import State, Transformer
@@ -31,9 +32,23 @@ class Llama:
     ...     print(piece, end="", flush=True)
     """
 
-    def __init__(self, transformer: Transformer, tokenizer: Tokenizer):
+    def __init__(self, transformer: Transformer, tokenizer: Tokenizer | None = None):
+        if isinstance(transformer, (str, os.PathLike)):
+            raise TypeError(
+                "Llama() takes a Transformer and a Tokenizer; a model is opened by its name or "
+                f"path with Llama.load({brief(transformer)})"
+            )
+        if tokenizer is None:
+            raise TypeError("Llama() takes a Transformer and a Tokenizer; Llama.load opens both")
         self.transformer = transformer
         self.tokenizer = tokenizer
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"Llama({c.n_layers} layers of dim {c.dim}, context {c.seq_len:,}, "
+            f"vocabulary {c.vocab_size:,})"
+        )
 
     @classmethod
     def load(
@@ -143,8 +158,11 @@ class Llama:
 def _sampler(caller: str, options: SamplingOptions) -> Sampler:
     """Raises TypeError in the caller's name for an option that neither has."""
     if unknown := options.keys() - SamplingOptions.__annotations__.keys():
-        known = ", ".join(SamplingOptions.__annotations__)
-        raise TypeError(f"{caller}() has no option {min(unknown)!r}; those of sampling are {known}")
+        known, first = SamplingOptions.__annotations__, min(unknown)
+        raise TypeError(
+            f"{caller}() has no option {first!r}; those of sampling are {', '.join(known)}"
+            f"{advice.did_you_mean(first, known)}"
+        )
     return Sampler(**options)
 
 
@@ -161,5 +179,5 @@ def _tokenizer_of(
             return folder / "tokenizer.bin"
     raise TokenizerError(
         f"tokenizer.bin: not in the current folder nor in {beside}: name it with -z FILE; "
-        "`make tokenizer.bin` fetches Llama 2's"
+        f"Llama 2's: {advice.fetching('tokenizer.bin')}"
     )

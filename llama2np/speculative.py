@@ -23,6 +23,9 @@ class DraftModel:
         self._model, self._ahead = model, ahead
         self._state = State(model.config)
 
+    def __repr__(self) -> str:
+        return f"DraftModel({self._model!r}, ahead={self._ahead})"
+
     def __call__(self, tokens: np.ndarray) -> list[int]:
         """Guess what follows `tokens` (n,). Nothing where its context ends."""
         room = self._model.config.seq_len - len(tokens) + 1
@@ -49,6 +52,9 @@ class PromptLookup:
         self._ngram, self._ahead = ngram, ahead
         self._guess: list[int] = []  # the last one,
         self._at = 0  # and where it began
+
+    def __repr__(self) -> str:
+        return f"PromptLookup(ngram={self._ngram}, ahead={self._ahead})"
 
     def __call__(self, tokens: np.ndarray) -> list[int]:
         """Guess what follows `tokens` (n,). Nothing where the last of them is new."""

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 
-from llama2np import sentencepiece_model
+from llama2np import advice, kinds, sentencepiece_model
+from llama2np.kinds.signs import is_sentencepiece, is_tokenizer_bin
 from llama2np.output import printable
 
 BOS, EOS = 1, 2  # the ids of <s> and </s>, in every llama2.c model
@@ -38,7 +39,9 @@ class Tokenizer:
     A space is a space here, not sentencepiece's "▁".
     """
 
-    def __init__(self, pieces: Iterable[bytes], scores: Iterable[float]):
+    def __init__(self, pieces: Iterable[bytes], scores: Iterable[float] | None = None):
+        if scores is None or isinstance(pieces, (str, os.PathLike)):
+            raise TypeError("Tokenizer() takes pieces and scores; Tokenizer.load opens a file")
         self.pieces = list(pieces)
         self.scores = list(scores)
         if len(self.pieces) != len(self.scores):
@@ -51,6 +54,9 @@ class Tokenizer:
             if special < len(self._texts):
                 self._texts[special] = b""
 
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.vocab_size:,} pieces)"
+
     @property
     def vocab_size(self) -> int:
         """The number of pieces."""
@@ -58,22 +64,24 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:
-        """Read a tokenizer.bin, or a sentencepiece model if the name ends in ".model".
+        """Read a tokenizer.bin or a sentencepiece model; what it begins with tells which.
 
         With `vocab_size`, that of the model it will serve, any other number of pieces is refused.
         Raises TokenizerError, and OSError where the file cannot be read.
         """
         path = Path(path)
-        data = _contents(path)
-        read = _read_sentencepiece if path.suffix == ".model" else _read_bin
-        pieces, scores = read(path, data)
+        with kinds.named(path, "tokenizer", TokenizerError):
+            data = _contents(path)
+            by_name = path.suffix == ".model" and not is_tokenizer_bin(data)
+            read = _read_sentencepiece if by_name or is_sentencepiece(data) else _read_bin
+            pieces, scores = read(path, data)
         if len(pieces) < 3:
             raise TokenizerError(f"{path}: holds {len(pieces)} pieces, expected 3 at the least")
         if vocab_size is not None and len(pieces) != vocab_size:
             raise TokenizerError(
                 f"{path}: holds {len(pieces):,} pieces, the model's vocabulary is {vocab_size:,}: "
                 "give the tokenizer the model was trained with (-z FILE); "
-                "`make tokenizer.bin` fetches Llama 2's, of 32,000"
+                f"Llama 2's, of 32,000: {advice.fetching('tokenizer.bin')}"
             )
         return cls(pieces, scores)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from llama2np import kernels, snapshot
 from llama2np.config import Config
+from llama2np.output import brief
 from llama2np.weights import Dense, Int8, Layer, Linear, Weights
 
 # A prompt goes through in blocks of this many tokens: enough to keep matrix products busy.
@@ -65,12 +66,20 @@ class State:
     """
 
     def __init__(self, config: Config):
+        if not isinstance(config, Config):
+            raise TypeError(
+                f"State() takes a Config, not {brief(config)}: model.new_state() makes one, and "
+                "State.load(path, model.config) opens a file"
+            )
         self.config = config
         self.pos = 0  # tokens read so far, and the position of the next one
         self.keys, self.values = self._no_cache(0)
         self.scores = np.zeros((config.n_heads * kernels.TOGETHER, 0), np.float32)
         self._scratch = Scratch.for_tokens(1, config)
         self._tokens = np.zeros(0, np.int64)
+
+    def __repr__(self) -> str:
+        return f"State({self.pos:,} of {self.config.seq_len:,} positions read)"
 
     @property
     def tokens(self) -> np.ndarray:
@@ -188,6 +197,13 @@ class Transformer:
             self._ends, self._layers = weights.addresses()
             self._work = sum(math.prod(matrix.shape) for matrix in weights.multiplied)
             kernels.expect(self._one_token)
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"{type(self).__name__}({c.n_layers} layers of dim {c.dim}, {c.n_heads} heads, "
+            f"context {c.seq_len:,}, vocabulary {c.vocab_size:,})"
+        )
 
     @property
     def weights(self) -> Weights:

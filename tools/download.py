@@ -19,14 +19,8 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-_MODELS = "https://huggingface.co/karpathy/tinyllamas/resolve/main"
-_LLAMA2C = "https://raw.githubusercontent.com/karpathy/llama2.c/master"
-FILES = {  # name: (size in bytes, source)
-    "stories15M.bin": (60_816_028, f"{_MODELS}/stories15M.bin"),
-    "stories42M.bin": (167_020_572, f"{_MODELS}/stories42M.bin"),
-    "stories110M.bin": (438_381_596, f"{_MODELS}/stories110M.bin"),
-    "tokenizer.bin": (433_869, f"{_LLAMA2C}/tokenizer.bin"),
-}
+from llama2np.advice import DOWNLOADS as FILES
+
 _TIMEOUT = 30  # seconds without an answer, or without a byte
 _CHUNK = 2**18
 _INTERRUPTED = 130  # 128 + SIGINT: what a shell reports

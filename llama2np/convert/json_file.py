@@ -6,6 +6,7 @@ import json
 import os
 from typing import Any
 
+from llama2np import kinds
 from llama2np.checkpoint import CheckpointError
 from llama2np.output import brief
 
@@ -25,7 +26,8 @@ class JsonFile:
             if (size := os.fstat(file.fileno()).st_size) > _LARGEST:
                 raise CheckpointError(f"{path}: has {size:,} bytes, expected at most {_LARGEST:,}")
             data = file.read(size)
-        self._fields = parse_object(data, self.path)
+        with kinds.named(path, "json", CheckpointError):
+            self._fields = parse_object(data, self.path)
 
     def inner(self, key: str) -> JsonFile:
         """The object in that field, likewise."""

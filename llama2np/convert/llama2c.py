@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llama2np import kinds
 from llama2np.checkpoint import LAYER_TENSORS, CheckpointError, Tensor, open_tensors
 from llama2np.convert.meta import config_of, our_names
 from llama2np.convert.source import Source, Stored, checked
@@ -17,6 +18,7 @@ from llama2np.output import brief
 _COMPILED = "_orig_mod."  # what torch.compile puts before each name
 
 
+@kinds.reader("checkpoint", CheckpointError)
 def read_pt(path: str | os.PathLike[str]) -> Source:
     """Open a checkpoint of llama2.c's train.py. Raises CheckpointError, and OSError."""
     file = TorchFile(path)

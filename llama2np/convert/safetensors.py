@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from llama2np import kinds
 from llama2np.checkpoint import CheckpointError
 from llama2np.convert.dtypes import dtype_of
 from llama2np.convert.json_file import parse_object
@@ -26,6 +27,7 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
+@kinds.reader("safetensors", CheckpointError)
 def read(path: str | os.PathLike[str]) -> dict[str, Stored]:
     """The tensors of a .safetensors file, mapped. Raises CheckpointError, and OSError."""
     data = map_file(path)
