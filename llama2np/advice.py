@@ -72,14 +72,15 @@ def missing_model(path: str | os.PathLike[str], bundled: bool) -> str:
     name = os.path.basename(text)
     if name in DOWNLOADS:
         return f"; {fetching(name)}"
+    if _HUB_NAME.fullmatch(text) and not os.path.isdir(os.path.dirname(text)):
+        if nearest(name, DOWNLOADS) is None:
+            return "; if that is a model on huggingface.co: download and export its folder"
     if not bundled:
         given = f"; `{command('export')} out.bin --bin {text}` takes the bundled model"
         return given if text in box.NAMES else ""
-    if near := nearest(text, box.NAMES) or nearest(name, DOWNLOADS):
+    if near := nearest(name, [*box.NAMES, *DOWNLOADS]):
         fetch = f" {fetching(near)}" if near in DOWNLOADS and not os.path.exists(near) else ""
         return f"; did you mean {near}?{fetch}"
-    if _HUB_NAME.fullmatch(text) and not os.path.isdir(os.path.dirname(text)):
-        return "; if that is a name on huggingface.co: download the model, and export its folder"
     return f"; the models in the box are {' and '.join(box.NAMES)}"
 
 

@@ -27,6 +27,7 @@ def read_pt(path: str | os.PathLike[str]) -> Source:
     if not isinstance(arguments, dict) or "model" not in content:
         raise CheckpointError(
             f"{path}: has no model and model_args, expected a checkpoint of llama2.c's train.py"
+            f"{kinds.way_out(path, 'checkpoint')}"
         )
     tensors = {
         name.removeprefix(_COMPILED): tensor

@@ -7,6 +7,7 @@ file does not have.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 from collections.abc import Callable, Iterator
@@ -38,11 +39,8 @@ R = TypeVar("R")
 
 def kind_of(path: StrPath) -> str:
     """The id in the table of what a file or folder is; "" if it is unknown or cannot be opened."""
-    try:
-        kind = _kind(Head(Path(path)))
-    except (OSError, ValueError):  # ValueError: no path at all
-        return ""
-    return "" if kind is None else kind.id
+    _, kind = _recognised(path)
+    return kind.id if kind else ""
 
 
 def explained(path: StrPath, place: str) -> str | None:
@@ -50,15 +48,19 @@ def explained(path: StrPath, place: str) -> str | None:
 
     None where the kind is unknown, or one that the reader there knows more of.
     """
-    try:
-        head = Head(Path(path))
-    except (OSError, ValueError):
-        return None
-    kind, here = _kind(head), PLACES[place]
-    if kind is None or kind.id in here.reads:
+    head, kind = _recognised(path)
+    here = PLACES[place]
+    if head is None or kind is None or kind.id in here.reads:
         return None
     way = _way(kind, here, head)
     return f"{path}: not {here.expected}, but {kind.name}{': ' if way else ''}{way}"
+
+
+def way_out(path: StrPath, place: str) -> str:
+    """What to do with a file in that place, ": " before it; "" if there is nothing to be said."""
+    head, kind = _recognised(path)
+    way = _way(kind, PLACES[place], head) if head and kind else ""
+    return f": {way}" if way else ""
 
 
 @contextmanager
@@ -74,8 +76,10 @@ def named(path: StrPath, place: str, error: type[ValueError]) -> Iterator[None]:
         if text := explained(path, place):
             raise error(text) from None
         if isinstance(refusal, FileNotFoundError) and not os.path.exists(path):
-            text = f"{refusal.strerror}{_missing(path, PLACES[place])}"
-            raise FileNotFoundError(refusal.errno, text, refusal.filename) from None
+            text = os.strerror(errno.ENOENT)
+            if refusal.strerror == text:  # without a suggestion of an inner reader's
+                text += _missing(path, PLACES[place])
+                raise FileNotFoundError(errno.ENOENT, text, refusal.filename) from None
         raise
 
 
@@ -97,8 +101,12 @@ def reader(
     return decorate
 
 
-def _kind(head: Head) -> Kind | None:
-    return next((kind for kind in KINDS if kind.matches(head)), None)
+def _recognised(path: StrPath) -> tuple[Head | None, Kind | None]:
+    try:
+        head = Head(Path(path))
+        return head, next((kind for kind in KINDS if kind.matches(head)), None)
+    except (OSError, ValueError):  # ValueError: no path at all
+        return None, None
 
 
 def _way(kind: Kind, place: Place, head: Head) -> str:

@@ -121,9 +121,10 @@ def is_tokenizer_bin(data: bytes) -> bool:
         if len(data) < at + 8 or longest > _LONGEST_PIECE:
             return False
         score, length = struct.unpack_from("<fi", data, at)
-        piece = data[at + 8 : at + 8 + length] if 0 < length <= longest else b""
-        tiny = score != 0 and abs(score) < 1e-30  # a whole number, read as a float
-        if not math.isfinite(score) or tiny or len(piece) != length or b"\0" in piece:
+        piece = data[at + 8 : at + 8 + max(length, 0)]
+        if not 0 < length <= longest or len(piece) != length or b"\0" in piece:
+            return False
+        if not math.isfinite(score) or 0 < abs(score) < 1e-30:  # a whole number, read as a float
             return False
         at += 8 + length
     return True

@@ -59,9 +59,7 @@ _TORCH = ("trainer", "torch", "torch-old", "pickle")
 PLACES = {
     "model": Place("a llama2.c checkpoint", MODEL, ("llama2c",)),
     "int8": Place("a llama2.c checkpoint", MODEL, ("llama2c",), version=2),
-    "checkpoint": Place(
-        "a torch file of llama2.c's trainer", MODEL, ("trainer", "torch-old", "pickle")
-    ),
+    "checkpoint": Place("a torch file of llama2.c's trainer", MODEL, _TORCH),
     "hf": Place("a Hugging Face folder", MODEL, ("hf",)),
     "meta": Place("a folder of Meta's", MODEL, ("meta",)),
     "any": Place(
@@ -121,7 +119,7 @@ KINDS = (
         "trainer",
         "a checkpoint of llama2.c's trainer (torch)",
         MODEL,
-        lambda f: is_torch(f) and b"model_args" in f.data,
+        lambda f: is_torch(f) and f.contains(b"model_args"),
         source="--checkpoint",
     ),
     Kind("torch", "a torch file of weights alone", MODEL, is_torch, source=FOLDER),
