@@ -50,16 +50,15 @@ def command(name: str) -> str:
     script = _ROOT / f"{name}.py"
     if not (_in_checkout() and script.is_file()):
         return f"llama2np {name}"
-    here = Path.cwd() == _ROOT
     words = ["python"] if os.name == "nt" else []
-    return shlex.join([*words, f"./{script.name}" if here else str(script)])
+    return shlex.join([*words, f"./{script.name}" if _is_here(_ROOT) else str(script)])
 
 
 def fetching(name: str) -> str:
     """How to get one of DOWNLOADS. Only a checkout has the Makefile that fetches it."""
     if not _in_checkout():
         return f"{name} can be downloaded from {DOWNLOADS[name][1]}"
-    place = "" if Path.cwd() == _ROOT else f" in {_ROOT}"
+    place = "" if _is_here(_ROOT) else f" in {_ROOT}"
     return f"`make {name}`{place} fetches it"
 
 
@@ -90,6 +89,13 @@ def missing_tokenizer(path: str | os.PathLike[str]) -> str:
     if name == "tokenizer.bin":
         return f"; {fetching(name)}"
     return did_you_mean(name, ["tokenizer.bin", "tokenizer.model"])
+
+
+def _is_here(folder: Path) -> bool:
+    try:
+        return os.path.samefile(os.curdir, folder)
+    except OSError:  # the current folder is gone
+        return False
 
 
 def _in_checkout() -> bool:

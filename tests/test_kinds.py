@@ -285,6 +285,22 @@ def test_a_file_of_a_folder_leads_to_the_folder(tmp_path, put, capsys):
     assert "get its whole folder" in refused(Llama.load, path)
 
 
+def test_the_function_export_asks_for_the_folder(tmp_path, put):
+    path = put(safetensors())
+    said = refused(export_function, path, tmp_path / "out.bin", error=CheckpointError)
+    assert "without the config of a network: get its whole folder" in said
+    (tmp_path / "config.json").write_text("{}")
+    said = refused(export_function, path, tmp_path / "out.bin", error=CheckpointError)
+    assert said.endswith(f": name {tmp_path}")
+
+
+def test_a_current_folder_that_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "`make stories15M.bin`" in advice.fetching("stories15M.bin")
+
+
 def test_folders(tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     said = refused(Llama.load, tmp_path, error=CheckpointError)
