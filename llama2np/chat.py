@@ -44,6 +44,9 @@ class Chat:
         most = transformer.config.seq_len
         self.positions = min(arguments.whole("positions", positions or most, 1), most)
 
+    def __repr__(self) -> str:
+        return f"Chat({self._state.pos:,} of {self.positions:,} positions read)"
+
     @property
     def full(self) -> bool:
         """Whether the last answer ended because the context did."""

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from llama2np import box
+from llama2np import advice, box, kinds
 from llama2np.arguments import whole
 from llama2np.atomic import replacing
 from llama2np.config import Config
@@ -145,6 +145,7 @@ class Header:
         return packed.ljust(_HEADER_SIZE[self.version], b"\0")
 
 
+@kinds.reader("model", CheckpointError)
 def read_header(path: str | os.PathLike[str]) -> Header:
     """Read and check the header of a .bin, and the size of the file against it.
 
@@ -155,11 +156,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def _opened(path: str | os.PathLike[str]) -> BinaryIO:
-    try:
-        return open_regular(box.located(path))
-    except FileNotFoundError as error:
-        text = f"{error.strerror}; the models in the box are {' and '.join(box.NAMES)}"
-        raise FileNotFoundError(error.errno, text, os.fspath(path)) from None
+    return open_regular(box.located(path))
 
 
 def _read_header(path: str | os.PathLike[str], file: BinaryIO) -> Header:
@@ -190,6 +187,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Config, Weights]:
     return header.config, Weights(embedding, layers, final_norm, classifier)
 
 
+@kinds.reader("model", CheckpointError)
 def open_tensors(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
     """Map a checkpoint as its header and its tensors by name. Raises as `load`."""
     with _opened(path) as file:  # once: header and bytes are of one file
@@ -315,8 +313,8 @@ def _parse_header(path: str | os.PathLike[str], head: bytes) -> Header:
         return Header(version, config, tied, group_size)
     except ValueError as error:
         raise CheckpointError(
-            f"{path}: {error}: export it again, `python export.py OUT.bin --version 2 ...` "
-            "chooses one that does"
+            f"{path}: {error}: export it again, "
+            f"`{advice.command('export')} OUT.bin --version 2 ...` chooses one that does"
         ) from None
 
 

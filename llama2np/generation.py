@@ -12,6 +12,7 @@ import numpy as np
 from llama2np.arguments import none_means_default, texts, token_list, whole, wrong
 from llama2np.config import Config
 from llama2np.logits import forbid, likeliest, log_softmax
+from llama2np.output import brief
 from llama2np.owner import Owned, Owner
 from llama2np.sampler import Sampler
 from llama2np.tokenizer import Decoder, Tokenizer
@@ -170,7 +171,7 @@ class Generation(Iterator[str]):
 
     def __repr__(self) -> str:
         return (
-            f"Generation(text={self.text!r}, tokens={len(self.tokens)}, "
+            f"Generation(text={brief(self.text)}, tokens={len(self.tokens)}, "
             f"stop_reason={self.stop_reason!r})"
         )
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llama2np import box, checkpoint
+from llama2np import advice, box, checkpoint
 from llama2np.arguments import none_means_default, path_like, text, token_list, whole
 from llama2np.chat import Chat
 from llama2np.config import Config
 from llama2np.generation import Draft, Generation
 from llama2np.logits import check_bias
+from llama2np.output import brief
 from llama2np.sampler import Sampler, SamplingOptions
 from llama2np.tokenizer import Tokenizer, TokenizerError
 from llama2np.transformer import State, Transformer
@@ -33,10 +34,24 @@ class Llama:
     ...     print(piece, end="", flush=True)
     """
 
-    def __init__(self, transformer: Transformer, tokenizer: Tokenizer):
+    def __init__(self, transformer: Transformer, tokenizer: Tokenizer | None = None):
+        if isinstance(transformer, (str, os.PathLike)):
+            raise TypeError(
+                "Llama() takes a Transformer and a Tokenizer; a model is opened by its name or "
+                f"path with Llama.load({brief(transformer)})"
+            )
+        if tokenizer is None:
+            raise TypeError("Llama() takes a Transformer and a Tokenizer; Llama.load opens both")
         self.transformer = transformer
         # A model may have more rows than its tokenizer pieces: for padding, for added tokens.
         self.tokenizer = tokenizer.extended(transformer.config.vocab_size)
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"Llama({c.n_layers} layers of dim {c.dim}, context {c.seq_len:,}, "
+            f"vocabulary {c.vocab_size:,})"
+        )
 
     @classmethod
     def load(
@@ -162,8 +177,11 @@ class Llama:
 def _sampler(caller: str, options: SamplingOptions, vocab_size: int) -> Sampler:
     """Raises ValueError, and TypeError in the caller's name for an option that neither has."""
     if unknown := options.keys() - SamplingOptions.__annotations__.keys():
-        known = ", ".join(SamplingOptions.__annotations__)
-        raise TypeError(f"{caller}() has no option {min(unknown)!r}; those of sampling are {known}")
+        known, first = SamplingOptions.__annotations__, min(unknown)
+        raise TypeError(
+            f"{caller}() has no option {first!r}; those of sampling are {', '.join(known)}"
+            f"{advice.did_you_mean(first, known)}"
+        )
     sampler = Sampler(**options)  # type: ignore[arg-type]  # None is for its defaults
     check_bias(sampler.logit_bias, vocab_size)
     return sampler
@@ -183,5 +201,5 @@ def _tokenizer_of(
                 return folder / name
     raise TokenizerError(
         f"tokenizer.bin: not in the current folder nor in {beside}: name it with -z FILE; "
-        "`make tokenizer.bin` fetches Llama 2's"
+        f"Llama 2's: {advice.fetching('tokenizer.bin')}"
     )

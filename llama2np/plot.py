@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from llama2np.arguments import none_means_default, whole
 from llama2np.atomic import replacing
@@ -52,6 +54,7 @@ def attention_maps(
         if labelled:
             axis.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
             axis.set_yticks(range(len(labels)), labels, fontsize=8)
+        _as_written(axis)
     return figure
 
 
@@ -75,7 +78,15 @@ def lens_table(
     axis.set_yticks(range(height), rows, fontsize=8)
     axis.set_xticks(range(width), labels, fontsize=8)
     axis.set_xlabel("token that was read", fontsize=8)
+    _as_written(axis)
     return figure
+
+
+def _as_written(part: Artist) -> None:
+    """Have all texts in this part of a figure drawn as they are: "$" and "\\" begin no formula."""
+    for text in part.findobj(Text):
+        text.set_parse_math(False)
+        text.set_usetex(False)
 
 
 def checked(path: str | os.PathLike[str]) -> Path:

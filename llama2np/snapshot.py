@@ -14,6 +14,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from llama2np import kinds
 from llama2np.atomic import replacing
 from llama2np.config import Config
 from llama2np.files import open_regular, zip_file
@@ -56,7 +57,8 @@ def read(path: str | os.PathLike[str], config: Config) -> tuple[np.ndarray, np.n
                 return found
         except Exception as error:  # zipfile and NumPy raise all sorts, tokenize's too
             reason = " ".join(str(error).split()) or type(error).__name__
-            text = f"{path}: not a saved state, or damaged: {reason}"
+            text = kinds.explained(path, "state")
+            text = text or f"{path}: not a saved state, or damaged: {reason}"
             raise ValueError(printable(text)) from None
     difference = _difference(saved, asdict(config))
     raise ValueError(printable(f"{path}: saved for another model: {difference}"))

@@ -29,6 +29,9 @@ class DraftModel:
         tokenizer = getattr(model, "tokenizer", None)  # a Llama has one
         self._missing = () if tokenizer is None else tokenizer.missing
 
+    def __repr__(self) -> str:
+        return f"DraftModel({self._model!r}, ahead={self._ahead})"
+
     def __call__(self, tokens: np.ndarray) -> list[int]:
         """Guess what follows `tokens` (n,). Nothing where its context or its vocabulary ends."""
         if tokens.max() >= self._model.config.vocab_size:
@@ -60,6 +63,9 @@ class PromptLookup:
         self._ngram, self._ahead = ngram, ahead
         self._guess: list[int] = []  # the last one,
         self._at = 0  # and where it began
+
+    def __repr__(self) -> str:
+        return f"PromptLookup(ngram={self._ngram}, ahead={self._ahead})"
 
     def __call__(self, tokens: np.ndarray) -> list[int]:
         """Guess what follows `tokens` (n,). Nothing where the last of them is new."""

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from llama2np import added_tokens, arguments, sentencepiece_model
+from llama2np import added_tokens, advice, arguments, kinds, sentencepiece_model
 from llama2np.files import open_regular, read_at_most
+from llama2np.kinds.signs import is_sentencepiece, is_tokenizer_bin
 from llama2np.output import brief, printable
 from llama2np.sentencepiece_model import SentencePieceModel
 
@@ -53,10 +54,12 @@ class Tokenizer:
     def __init__(
         self,
         pieces: Iterable[bytes],
-        scores: Iterable[float],
+        scores: Iterable[float] | None = None,
         model: SentencePieceModel | None = None,
     ):
         """Without a sentencepiece `model` it encodes as llama2.c does: BOS is 1, EOS 2."""
+        if scores is None or isinstance(pieces, (str, os.PathLike)):
+            raise TypeError("Tokenizer() takes pieces and scores; Tokenizer.load opens a file")
         self.pieces = list(pieces)
         self.scores = list(scores)
         if len(self.pieces) != len(self.scores):
@@ -77,6 +80,9 @@ class Tokenizer:
         self._drops_all = bool(model and model.removes_spaces)
         self.missing = _missing(self.pieces)
 
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.vocab_size:,} pieces)"
+
     @property
     def vocab_size(self) -> int:
         """The number of pieces."""
@@ -94,7 +100,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:
-        """Read a tokenizer.bin, or a sentencepiece model if the name ends in ".model".
+        """Read a tokenizer.bin or a sentencepiece model; what it begins with tells which.
 
         The added tokens that Hugging Face's files beside a sentencepiece model name are read, too.
         `vocab_size` is that of the model it will serve: it may have a few thousand rows more than
@@ -105,17 +111,20 @@ class Tokenizer:
         if vocab_size is not None:
             vocab_size = arguments.whole("vocab_size", vocab_size)
         added: dict[int, bytes] = {}
-        if path.suffix == ".model":
-            model = read_model(path)
-            tokenizer = cls(model.pieces, model.scores, model)
-            added = _added_tokens(path.parent)
-        else:
-            tokenizer = cls(*_read_bin(path, _contents(path)))
-            if problem := _misplaced(tokenizer.pieces):
-                raise TokenizerError(
-                    f"{path}: not in llama2.c's layout: {problem}; "
-                    "use the tokenizer.model it was made from"
-                )
+        with kinds.named(path, "tokenizer", TokenizerError):
+            data = _contents(path)
+            by_name = path.suffix == ".model" and not is_tokenizer_bin(data)
+            if by_name or is_sentencepiece(data):
+                model = read_model(path, data)
+                tokenizer = cls(model.pieces, model.scores, model)
+                added = _added_tokens(path.parent)
+            else:
+                tokenizer = cls(*_read_bin(path, data))
+                if problem := _misplaced(tokenizer.pieces):
+                    raise TokenizerError(
+                        f"{path}: not in llama2.c's layout: {problem}; "
+                        "use the tokenizer.model it was made from"
+                    )
         longest = max(map(len, tokenizer.pieces), default=0)
         if tokenizer.vocab_size > sentencepiece_model.MAX_PIECES or longest > _LONGEST_PIECE:
             raise TokenizerError(
@@ -141,7 +150,7 @@ class Tokenizer:
             raise TokenizerError(
                 f"{path}: holds {count:,} pieces, the model's vocabulary is {vocab_size:,}: "
                 "give the tokenizer the model was trained with (-z FILE); "
-                "`make tokenizer.bin` fetches Llama 2's, of 32,000"
+                f"Llama 2's, of 32,000: {advice.fetching('tokenizer.bin')}"
             )
         return known.extended(vocab_size)
 
@@ -349,10 +358,10 @@ def _added_tokens(folder: Path) -> dict[int, bytes]:
         raise TokenizerError(str(error)) from None
 
 
-def read_model(path: Path) -> SentencePieceModel:
-    """Read a tokenizer.model alone. Raises TokenizerError, and OSError."""
+def read_model(path: Path, data: bytes | None = None) -> SentencePieceModel:
+    """Read a tokenizer.model alone; data: its content. Raises TokenizerError, and OSError."""
     try:
-        return sentencepiece_model.read(_contents(path))
+        return sentencepiece_model.read(_contents(path) if data is None else data)
     except TokenizerError:
         raise
     except ValueError as error:

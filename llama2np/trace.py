@@ -83,6 +83,9 @@ class Edit:
         function("change", change, "an array and its place")
         self._change = change
 
+    def __repr__(self) -> str:
+        return f"Edit({self.names[0]!r}, layers={self.layers})"
+
     def visit(self, array: np.ndarray, place: Place) -> None:
         """Change `array` in place."""
         changed = self._change(array, place)

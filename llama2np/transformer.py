@@ -18,6 +18,7 @@ import numpy as np
 from llama2np import kernels, snapshot
 from llama2np.arguments import path_like, whole, wrong
 from llama2np.config import Config
+from llama2np.output import brief
 from llama2np.owner import Owner
 from llama2np.weights import Dense, Int8, Layer, Linear, Weights
 
@@ -85,7 +86,10 @@ class State:
 
     def __init__(self, config: Config):
         if not isinstance(config, Config):
-            raise wrong("config", "a Config", config)
+            raise TypeError(
+                f"State() takes a Config, not {brief(config)}: model.new_state() makes one, and "
+                "State.load(path, model.config) opens a file"
+            )
         self._config = config
         self._owner = Owner(_IN_USE)
         self._pos = 0
@@ -93,6 +97,9 @@ class State:
         self._scores = np.zeros((config.n_heads * kernels.TOGETHER, 0), np.float32)
         self._scratch = Scratch.for_tokens(1, config)
         self._tokens = np.zeros(0, np.int64)
+
+    def __repr__(self) -> str:
+        return f"State({self.pos:,} of {self.config.seq_len:,} positions read)"
 
     @property
     def config(self) -> Config:
@@ -275,6 +282,13 @@ class Transformer:
             self._ends, self._layers = weights.addresses()
             self._work = sum(math.prod(matrix.shape) for matrix in weights.multiplied)
             kernels.expect(self._one_token)
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"{type(self).__name__}({c.n_layers} layers of dim {c.dim}, {c.n_heads} heads, "
+            f"context {c.seq_len:,}, vocabulary {c.vocab_size:,})"
+        )
 
     @property
     def config(self) -> Config:

@@ -21,6 +21,9 @@ class Dense:
 
     w: np.ndarray
 
+    def __repr__(self) -> str:
+        return f"Dense{self.shape}"
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Outputs and inputs: (d, n)."""
@@ -57,6 +60,9 @@ class Int8:
 
     q: np.ndarray
     scales: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"Int8{self.shape}"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -130,6 +136,9 @@ class Layer:
     w_up: Linear  # dim -> hidden_dim
     w_down: Linear  # hidden_dim -> dim
 
+    def __repr__(self) -> str:
+        return f"Layer(wq={self.wq!r}, w_up={self.w_up!r}, ...)"
+
     @property
     def matrices(self) -> tuple[Linear, ...]:
         """All but the norms."""
@@ -154,6 +163,12 @@ class Weights:
         not reach those."""
         own: Weights = _views(replace(self, layers=tuple(map(_views, self.layers))))
         return own
+
+    def __repr__(self) -> str:
+        tied = "tied" if self.classifier is self.embedding else repr(self.classifier)
+        return (
+            f"Weights(embedding={self.embedding!r}, {len(self.layers)} layers, classifier {tied})"
+        )
 
     @property
     def kind(self) -> type[Linear] | None:

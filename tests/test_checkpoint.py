@@ -122,8 +122,8 @@ def test_size_to_the_byte(write, header, change):
 @pytest.mark.parametrize(
     "data, message",
     (
-        (b"", "the header needs 28 bytes, the file has 0"),
-        (b"0123456789", "the header needs 28 bytes, the file has 10"),
+        (b"", "an empty file"),
+        (bytes(10), "the header needs 28 bytes, the file has 10"),
         (b"24ka", "the header needs"),
         (b"24ka2", "the header needs 256 bytes, the file has 5"),
         (b"24ka\xff\xff\xff", "the header needs 256 bytes, the file has 7"),

@@ -110,7 +110,7 @@ def finished(child, text=None):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        pytest.param(b"", "28 0", id="empty"),
+        pytest.param(b"", "an empty file", id="empty"),
         pytest.param(GOOD[:10], "28 10", id="10 bytes"),
         pytest.param(GOOD[:-1000], f"{len(GOOD):,} {len(GOOD) - 1000:,} truncated", id="truncated"),
         pytest.param(GOOD + bytes(4), f"{len(GOOD):,} {len(GOOD) + 4:,}", id="overlong"),
@@ -137,11 +137,11 @@ def test_a_bad_checkpoint(refused, tmp_path, data, words):
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("bad.bin", b"", "4 0"),
+        ("bad.bin", b"", "an empty file"),
         ("bad.bin", GOOD, "not a tokenizer.bin"),
         ("bad.bin", TOKENIZER[:-1], "piece 299 truncated"),
         ("bad.bin", tokenizer_bytes(301), "301 300 -z"),
-        ("bad.model", TOKENIZER, "not a sentencepiece model"),
+        ("bad.model", GOOD, "not a sentencepiece model"),
     ],
     ids=["empty", "model", "truncated", "other vocabulary", "not sentencepiece"],
 )

@@ -170,6 +170,23 @@ def test_what_cannot_be_drawn(tiny, refused, plot, words, match):
     assert not list(tiny.rglob("*.png*"))
 
 
+@pytest.mark.parametrize("text", ["$", "$a$", "$\\frac{", "\\$x_1$", "a\\b{", "$$", "^_{}%&#~"])
+@pytest.mark.parametrize("settings", [{}, {"text.usetex": True}], ids=["plain", "usetex"])
+def test_tokens_are_no_formulas(plot, tmp_path, text, settings):
+    """Neither of matplotlib's own TeX nor, where a user has set it, of the real one."""
+    import matplotlib
+    from matplotlib.text import Text
+
+    with matplotlib.rc_context(settings):
+        maps = plot.attention_maps([np.eye(2)], [text, text], [text])
+        table = plot.lens_table([[text, text]], np.eye(2)[:1], [text], [text, text])
+        for figure in (maps, table):
+            plot.save(figure, tmp_path / "x.svg")
+            shown = [t for t in figure.findobj(Text) if t.get_text() == text]
+            assert len(shown) >= 5
+            assert not any(t.get_parse_math() or t.get_usetex() for t in shown)
+
+
 def test_too_many_maps(write, tiny, refused, plot):
     from dataclasses import replace
 

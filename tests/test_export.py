@@ -213,7 +213,7 @@ def test_what_is_said(reference, tmp_path, capsys):
         (["x.bin", "--bin", "b", "--seq-len", "0"], "--seq-len"),
         (["x.bin", "--bin", "none.bin"], "none.bin: No such file"),
         (["x.bin", "--hf", "none"], "config.json: No such file"),
-        (["x.bin", "--tokenizer", "none.bin"], r"expected a sentencepiece model"),
+        (["x.bin", "--tokenizer", "none.bin"], "none.bin: No such file"),
     ),
 )
 def test_mistakes_are_told_in_one_line(arguments, match, capsys, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 
 import pytest
@@ -262,8 +263,8 @@ def test_a_good_file_loads(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        pytest.param(b"", "0 bytes, expected 4", id="empty"),
-        pytest.param(b"abc", "3 bytes, expected 4", id="3 bytes"),
+        pytest.param(b"", "an empty file", id="empty"),
+        pytest.param(b"\0bc", "3 bytes, expected 4", id="3 bytes"),
         pytest.param(GOOD[:-1], "middle of piece 261: truncated", id="truncated"),
         pytest.param(MODEL, "not a tokenizer|truncated", id="model"),
         pytest.param(b"Once upon a time\n" * 99, "not a tokenizer|truncated", id="text"),
@@ -306,11 +307,21 @@ def test_a_folder_and_no_file_are_refused(tmp_path):
     assert "No such file" in load_error(tmp_path / "none.model")
 
 
-@pytest.mark.parametrize("data", [b"x", b"Once upon a time\n" * 9, bytes(99), GOOD, MODEL])
+@pytest.mark.parametrize("data", [b"x", b"Once upon a time\n" * 9, bytes(99), MODEL])
 def test_a_bad_sentencepiece_model_is_refused(tmp_path, data, capfd):
     (tmp_path / "bad.model").write_bytes(data)
-    assert "not a sentencepiece model" in load_error(tmp_path / "bad.model")
+    said = load_error(tmp_path / "bad.model")
+    assert re.search("not a (tokenizer.bin or )?sentencepiece model", said)
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_contents_tell_the_form_not_the_name(tmp_path, trained):
+    (tmp_path / "t.model").write_bytes(GOOD)
+    assert Tokenizer.load(tmp_path / "t.model").vocab_size == 262
+    (tmp_path / "t.bin").write_bytes(trained)
+    (tmp_path / "u.model").write_bytes(trained)
+    a, b = (Tokenizer.load(tmp_path / name) for name in ("t.bin", "u.model"))
+    assert a.pieces == b.pieces and a.scores == b.scores
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])

@@ -20,6 +20,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
+from llama2np.advice import DOWNLOADS as FILES
 from llama2np.atomic import sync_folder
 
 try:
@@ -27,14 +28,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-_MODELS = "https://huggingface.co/karpathy/tinyllamas/resolve/main"
-_LLAMA2C = "https://raw.githubusercontent.com/karpathy/llama2.c/master"
-FILES = {  # name: (size in bytes, source)
-    "stories15M.bin": (60_816_028, f"{_MODELS}/stories15M.bin"),
-    "stories42M.bin": (167_020_572, f"{_MODELS}/stories42M.bin"),
-    "stories110M.bin": (438_381_596, f"{_MODELS}/stories110M.bin"),
-    "tokenizer.bin": (433_869, f"{_LLAMA2C}/tokenizer.bin"),
-}
 _TIMEOUT = 30  # seconds without an answer, or without a byte
 _CHUNK = 2**18
 _INTERRUPTED = 130  # 128 + SIGINT: what a shell reports

@@ -6,11 +6,13 @@ that of the command asked for is imported.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from llama2np import __version__
+from llama2np import __version__, advice, box
+from llama2np.output import printable
 
 COMMANDS = {
     "run": "continue a text, or chat",
@@ -36,8 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv in ([], ["-h"], ["--help"]):
         print(_usage(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 1
-    print(f"llama2np: expected one of {', '.join(COMMANDS)}; found {argv[0]!r}", file=sys.stderr)
+    found = f"expected one of {', '.join(COMMANDS)}; found {argv[0]!r}"
+    print(printable(f"llama2np: {found}{_suggestion(argv[0])}"), file=sys.stderr)
     return 1
+
+
+def _suggestion(word: str) -> str:
+    """A model in place of a command is most likely to be run."""
+    if word in box.NAMES or os.path.exists(word):
+        return f"; did you mean llama2np run {word}?"
+    return advice.did_you_mean(word, [*COMMANDS, "--help", "--version"])
 
 
 def _usage() -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from llama2np.atomic import is_stdout
-from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
+from llama2np.cli.flags import Parser, choice, flag_value, guarded, joined, number, path_value
 from llama2np.convert import huggingface, llama2c, meta, tokenizer
 from llama2np.convert.q80 import Error
 from llama2np.convert.source import Source
@@ -114,9 +114,9 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     )
     add(
         "--dtype",
-        type=flag_value,
-        choices=tuple(_DTYPES),
-        help="of --version -1 (default fp32)",
+        type=choice(*_DTYPES),
+        metavar="TYPE",
+        help=f"of --version -1: {', '.join(_DTYPES)} (default fp32)",
     )
     add(
         "--seq-len",

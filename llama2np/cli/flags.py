@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from llama2np import advice
 from llama2np.checkpoint import CheckpointWarning
 from llama2np.cli.text import plain
 from llama2np.output import printable
@@ -44,9 +45,14 @@ def joined(argv: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[str
         if action.nargs is None
         for flag in action.option_strings
     }
+    known = [flag for action in parser._actions for flag in action.option_strings]
     words = iter(argv)
     for word in words:
         flag, equals, value = word.partition("=")
+        if word == "--":  # what follows are no flags
+            yield from (word, *words)
+            return
+        _check_flag(flag, known, parser)
         if word in takes_value and (follows := next(words, None)) is not None:
             yield f"{takes_value[word]}=.{follows}"
         elif equals and flag.startswith("--") and flag in takes_value:
@@ -55,6 +61,16 @@ def joined(argv: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[str
             yield f"{takes_value[word[:2]]}=.{word[2:]}"
         else:
             yield word
+
+
+def _check_flag(word: str, known: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """Refuse a flag that does not exist, with the nearest; -t0.8 is -t and its value."""
+    if len(word) < 2 or word[0] != "-" or word in known:
+        return
+    if word[1] != "-" and f"-{word}" in known:  # -temperature: not -t with the value emperature
+        parser.error(f"unrecognized flag {word}; did you mean -{word}?")
+    if word[1] == "-" or word[:2] not in known:
+        parser.error(f"unrecognized flag {word}{advice.did_you_mean(word, known)}")
 
 
 def flag_value(value: str) -> str:
@@ -98,6 +114,20 @@ def number(kind: Callable[[str], float], low: float, high: float | None) -> Call
         if found is None or not low <= found <= (sys.float_info.max if high is None else high):
             raise argparse.ArgumentTypeError(f"expected {legal}, found {text!r}")
         return found
+
+    return parse
+
+
+def choice(*legal: str) -> Callable[[str], str]:
+    """A parser of one of these words, for argparse."""
+
+    def parse(value: str) -> str:
+        text = flag_value(value)
+        if text not in legal:
+            raise argparse.ArgumentTypeError(
+                f"expected {' or '.join(legal)}, found {text!r}{advice.did_you_mean(text, legal)}"
+            )
+        return text
 
     return parse
 

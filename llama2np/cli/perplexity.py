@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from llama2np import checkpoint
+from llama2np import checkpoint, kinds
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
 from llama2np.cli.model import add_model, load_model
 from llama2np.cli.screen import Screen
@@ -88,7 +88,8 @@ def _text(path: Path) -> Iterator[str]:
                 at += len(data) - len(error.object) + error.start
                 byte = error.object[error.start]
                 raise ValueError(
-                    f"{path}: expected UTF-8, found byte 0x{byte:02x} at byte {at}"
+                    kinds.explained(path, "text")
+                    or f"{path}: expected UTF-8, found byte 0x{byte:02x} at byte {at}"
                 ) from None
             yield text
             if not data:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from llama2np import __version__, box, kernels
-from llama2np.checkpoint import read_header
+from llama2np import __version__, advice, box, kernels, kinds
+from llama2np.checkpoint import CheckpointError, read_header
 from llama2np.cli import sampling
 from llama2np.cli.flags import (
     INTERRUPTED,
     PIPE_CLOSED,
     Parser,
+    choice,
     flag_value,
     joined,
     number,
@@ -48,11 +50,8 @@ def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: Screen) -> int
             kernels.set_threads(options.threads)
         if sys.stderr.isatty():
             kernels.on_first_compile(lambda: screen.note("compiling the kernels, this once ..."))
-        if int8_only and (version := read_header(options.model).version) != 2:
-            raise ValueError(
-                f"{options.model}: version {version}, float32; expected version 2, int8: use "
-                f"run.py, or quantize it: export.py OUT.bin --version 2 --bin {options.model}"
-            )
+        if int8_only:
+            _check_int8(options.model)
         model = Llama.load(options.model, options.tokenizer)
         (_chat if options.mode == "chat" else _generate)(model, options, screen)
         screen.end_line()
@@ -67,6 +66,17 @@ def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: Screen) -> int
             screen.end_line()
         print(f"{prog}: {one_line(error)}", file=sys.stderr)
         return 1
+
+
+def _check_int8(path: str) -> None:
+    with kinds.named(path, "int8", CheckpointError):
+        version = read_header(path).version
+    if version != 2:
+        raise ValueError(
+            f"{path}: version {version}, float32; expected version 2, int8: run it with "
+            f"`{advice.command('run')} {shlex.quote(path)}`, or quantize it: "
+            f"`{advice.command('export')} out.bin --bin {shlex.quote(path)} --version 2`"
+        )
 
 
 def _generate(model: Llama, options: argparse.Namespace, screen: Screen) -> None:
@@ -193,9 +203,9 @@ def _parse(argv: Sequence[str], prog: str, default: str) -> argparse.Namespace:
     )
     add(
         *("-m", "--mode"),
-        type=flag_value,
-        choices=("generate", "chat"),
-        help="default generate",
+        type=choice("generate", "chat"),
+        metavar="MODE",
+        help="generate (default) or chat",
     )
     add(
         *("-y", "--system"),

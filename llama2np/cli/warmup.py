@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llama2np.cli.flags import Parser, guarded
+from llama2np.cli.flags import Parser, guarded, joined
 from llama2np.warmup import warm_up
 
 
@@ -15,7 +15,8 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def _warmup(argv: Sequence[str], prog: str) -> None:
     description = "Compile all kernels ahead, for images and CI. NUMBA_CACHE_DIR names the folder."
-    Parser(prog=prog, description=description, allow_abbrev=False).parse_args(list(argv))
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    parser.parse_args(list(joined(argv, parser)))
     report = warm_up()
     print(
         f"{report.compiled} kernels compiled in {report.seconds:.1f} s, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from llama2np import kinds
 from llama2np.arguments import function, none_means_default, path_like, whole, wrong
 from llama2np.checkpoint import CheckpointError
 from llama2np.convert.dtypes import DTYPES
@@ -43,7 +44,8 @@ def export(
         raise ValueError(f"dtype {dtype} needs version -1: .bin files are float32 or int8")
     kind, source = open_any(checkpoint)
     if not isinstance(source, Source):
-        raise CheckpointError(f"{checkpoint}: {kind}, without the config of a network")
+        way = kinds.way_out(checkpoint, "any")
+        raise CheckpointError(f"{checkpoint}: {kind}, without the config of a network{way}")
     if seq_len is not None:
         source = source.with_seq_len(whole("seq_len", seq_len))
     if version == -1:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from llama2np import kinds
 from llama2np.checkpoint import CheckpointError
 from llama2np.config import Config
 from llama2np.convert import safetensors
@@ -52,6 +53,7 @@ _LONGEST_NAME = 200  # of a shard
 _DEFAULT_ROPE = ("default", None)
 
 
+@kinds.reader("hf", CheckpointError)
 def read(folder: str | os.PathLike[str]) -> Source:
     """Open a Llama in Hugging Face's form. Raises CheckpointError, and OSError."""
     folder = Path(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llama2np import box
+from llama2np import box, kinds
 from llama2np.checkpoint import CheckpointError, read_header
 from llama2np.convert import huggingface, llama2c, meta, safetensors
 from llama2np.convert.dtypes import quiet
@@ -59,17 +59,22 @@ def open_any(path: str | os.PathLike[str]) -> tuple[str, Source | dict[str, Stor
             return "Meta", meta.read(path)
         if (path / "config.json").exists():
             return "Hugging Face", huggingface.read(path)
-        raise CheckpointError(f"{path}: a folder without params.json (Meta) or config.json (HF)")
-    with open_regular(path) as file:
-        is_zip = file.read(4) == b"PK\3\4"
-    if is_zip or path.suffix in (".pt", ".pth"):
+        raise CheckpointError(
+            kinds.explained(path, "any")
+            or f"{path}: a folder without params.json (Meta) or config.json (HF)"
+        )
+    # The name counts only where the file says nothing: a damaged one.
+    kind = kinds.kind_of(path)
+    suffix = path.suffix if kind in ("", "empty", "pickle") else ""
+    if kind in ("trainer", "torch", "torch-old") or suffix in (".pt", ".pth"):
         torch_file = TorchFile(path)
         if isinstance(torch_file.content, dict) and "model_args" in torch_file.content:
             return "llama2.c's trainer", llama2c.read_pt(path)
         return "tensors in a torch file", torch_file.tensors()
-    if path.suffix == ".safetensors":
+    if "safetensors" in (kind, suffix[1:]):
         return "tensors in a safetensors file", safetensors.read(path)
-    header = read_header(path)
+    with kinds.named(path, "any", CheckpointError):
+        header = read_header(path)
     kind = f"llama2.c .bin, version {header.version}, {header.file_size:,} bytes"
     if header.version == 2:
         kind += f", Q8_0 in groups of {header.group_size}"

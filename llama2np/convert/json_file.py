@@ -6,6 +6,7 @@ import json
 import os
 from typing import Any
 
+from llama2np import kinds
 from llama2np.checkpoint import CheckpointError
 from llama2np.files import open_regular, read_at_most
 from llama2np.output import brief
@@ -28,7 +29,8 @@ class JsonFile:
             data = read_at_most(file, limit)
         if data is None:
             raise CheckpointError(f"{path}: is larger than {limit:,} bytes, the most expected")
-        self._fields = parse_object(data, self.path)
+        with kinds.named(path, "json", CheckpointError):
+            self._fields = parse_object(data, self.path)
 
     def inner(self, key: str) -> JsonFile:
         """The object in that field, likewise."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llama2np import kinds
 from llama2np.checkpoint import LAYER_TENSORS, CheckpointError, Tensor, open_tensors
 from llama2np.convert.meta import config_of, our_names
 from llama2np.convert.names import unwrapped
@@ -17,6 +18,7 @@ from llama2np.convert.torch_zip import TorchFile
 from llama2np.output import brief
 
 
+@kinds.reader("checkpoint", CheckpointError)
 def read_pt(path: str | os.PathLike[str]) -> Source:
     """Open a checkpoint of llama2.c's train.py. Raises CheckpointError, and OSError."""
     file = TorchFile(path)
@@ -27,6 +29,7 @@ def read_pt(path: str | os.PathLike[str]) -> Source:
     if not isinstance(arguments, dict) or "model" not in content:
         raise CheckpointError(
             f"{path}: has no model and model_args, expected a checkpoint of llama2.c's train.py"
+            f"{kinds.way_out(path, 'checkpoint')}"
         )
     tensors = our_names(unwrapped(file.tensors(content["model"]), str(path)))
     heads = _number(path, arguments, "n_heads")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llama2np import kinds
 from llama2np.checkpoint import CheckpointError
 from llama2np.config import Config
 from llama2np.convert.json_file import JsonFile
@@ -46,6 +47,7 @@ _REFUSED = {
 }
 
 
+@kinds.reader("meta", CheckpointError)
 def read(folder: str | os.PathLike[str]) -> Source:
     """Open a Llama in Meta's form. Raises CheckpointError, and OSError."""
     folder = Path(folder)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from llama2np import kinds
 from llama2np.checkpoint import CheckpointError
 from llama2np.convert.dtypes import bfloat16
 from llama2np.convert.mapped import map_file
@@ -54,6 +55,7 @@ class _Rows:
         return values.reshape(-1, width) if len(self.shape) > 1 else values
 
 
+@kinds.reader("safetensors", CheckpointError)
 def read(path: str | os.PathLike[str]) -> dict[str, Stored]:
     """The tensors of a .safetensors file, mapped. Raises CheckpointError, and OSError."""
     data = map_file(path)

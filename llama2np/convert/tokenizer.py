@@ -6,19 +6,21 @@ import os
 import struct
 from pathlib import Path
 
+from llama2np import kinds
 from llama2np.atomic import replacing
 from llama2np.sentencepiece_model import SentencePieceModel
 from llama2np.tokenizer import TokenizerError, read_model
 
 
+@kinds.reader("sentencepiece", TokenizerError)
 def write_bin(model: str | os.PathLike[str], path: str | os.PathLike[str]) -> SentencePieceModel:
     """Write a tokenizer.bin; return the model it was made from. Raises TokenizerError, and OSError.
 
     Refused is a model for which llama2.c would give other tokens than sentencepiece. Added tokens
     are not written: a tokenizer.bin has the pieces of the model.
     """
-    if Path(model).suffix != ".model":
-        raise TokenizerError(f"{model}: expected a sentencepiece model, named *.model")
+    if kinds.kind_of(model) == "tokenizer.bin":
+        raise TokenizerError(f"{model}: expected a sentencepiece model, found a tokenizer.bin")
     tokenizer = read_model(Path(model))
     if problem := tokenizer.unlike_llama2c():
         raise TokenizerError(

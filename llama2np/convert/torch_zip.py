@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from llama2np import kinds
 from llama2np.checkpoint import CheckpointError
 from llama2np.convert import pickle_data
 from llama2np.convert.dtypes import dtype_of
@@ -39,8 +40,9 @@ class TorchFile:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = str(path)
-        self._data = map_file(self.path)
-        self._files = self._list_files()
+        with kinds.named(path, "torch", CheckpointError):
+            self._data = map_file(self.path)
+            self._files = self._list_files()
         names = [
             name for name in self._files if name.count("/") == 1 and name.endswith("/data.pkl")
         ]

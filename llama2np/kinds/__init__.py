@@ -1,0 +1,165 @@
+"""What a file is, by its first bytes, and what to do with it. table.py has all kinds.
+
+A reader looks here only after it has refused a file. So a file that can be read is never refused
+because of the table, and an error names the kind of the file, not a number in a header that the
+file does not have.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
+
+from llama2np import advice
+from llama2np.kinds.signs import Head
+from llama2np.kinds.table import (
+    FOLDER,
+    FOLDER_FLAGS,
+    KINDS,
+    MODEL,
+    NOT_YET,
+    OTHER,
+    PLACES,
+    STATE,
+    TOKENIZER,
+    Kind,
+    Place,
+)
+
+StrPath: TypeAlias = str | os.PathLike[str]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def kind_of(path: StrPath) -> str:
+    """The id in the table of what a file or folder is; "" if it is unknown or cannot be opened."""
+    _, kind = _recognised(path)
+    return kind.id if kind else ""
+
+
+def explained(path: StrPath, place: str) -> str | None:
+    """One line that names the kind of a file refused in that place, and the way out.
+
+    None where the kind is unknown, or one that the reader there knows more of.
+    """
+    head, kind = _recognised(path)
+    here = PLACES[place]
+    if head is None or kind is None or kind.id in here.reads:
+        return None
+    way = _way(kind, here, head)
+    return f"{path}: not {here.expected}, but {kind.name}{': ' if way else ''}{way}"
+
+
+def way_out(path: StrPath, place: str) -> str:
+    """What to do with a file in that place, ": " before it; "" if there is nothing to be said."""
+    head, kind = _recognised(path)
+    way = _way(kind, PLACES[place], head) if head and kind else ""
+    return f": {way}" if way else ""
+
+
+@contextmanager
+def named(path: StrPath, place: str, error: type[ValueError]) -> Iterator[None]:
+    """Have errors of reading `path` in the block say what it is, or where a missing one can be had.
+
+    error: raised with the kind of the file in place of an OSError or one of its own type. A
+    missing file is a FileNotFoundError as before, with a suggestion.
+    """
+    try:
+        yield
+    except (error, OSError) as refusal:
+        if text := explained(path, place):
+            raise error(text) from None
+        if isinstance(refusal, FileNotFoundError) and not os.path.exists(path):
+            text = os.strerror(errno.ENOENT)
+            if refusal.strerror == text:  # without a suggestion of an inner reader's
+                text += _missing(path, PLACES[place])
+                raise FileNotFoundError(errno.ENOENT, text, refusal.filename) from None
+        raise
+
+
+def reader(
+    place: str, error: type[ValueError]
+) -> Callable[[Callable[Concatenate[StrPath, P], R]], Callable[Concatenate[StrPath, P], R]]:
+    """`named`, for a function whose first argument is the path."""
+
+    def decorate(
+        read: Callable[Concatenate[StrPath, P], R],
+    ) -> Callable[Concatenate[StrPath, P], R]:
+        @wraps(read)
+        def reading(path: StrPath, /, *arguments: P.args, **options: P.kwargs) -> R:
+            with named(path, place, error):
+                return read(path, *arguments, **options)
+
+        return reading
+
+    return decorate
+
+
+def _recognised(path: StrPath) -> tuple[Head | None, Kind | None]:
+    try:
+        head = Head(Path(path))
+        return head, next((kind for kind in KINDS if kind.matches(head)), None)
+    except (OSError, ValueError):  # ValueError: no path at all
+        return None, None
+
+
+def _way(kind: Kind, place: Place, head: Head) -> str:
+    """What to do with a file that is in the wrong place."""
+    beside = _tokenizer_beside(head)
+    if kind.role == MODEL and place.role == TOKENIZER:
+        return f"name its tokenizer: {beside or 'tokenizer.bin or tokenizer.model'}"
+    if kind.role != OTHER and (place.is_part or place.role in (STATE, OTHER)):
+        return ""
+    if kind.source:
+        return _conversion(kind.source, place, head)
+    way = kind.way.format(
+        path=_quoted(head.path), folder=_quoted(head.folder), export=advice.command("export")
+    )
+    if kind.role == TOKENIZER and kind.way.startswith(NOT_YET) and beside:
+        way += f"; {beside} is beside it"
+    return way
+
+
+def _conversion(flag: str, place: Place, head: Head) -> str:
+    """The command that converts a model, or what to name where that is all it takes."""
+    target = head.path
+    if flag == FOLDER:
+        found = [flag for name, flag in FOLDER_FLAGS.items() if (head.folder / name).exists()]
+        if not found:
+            return "get its whole folder, with config.json (or Meta's params.json) in it"
+        flag, target = found[0], head.folder
+    if place is PLACES["any"]:
+        return f"name {_quoted(target)}"
+    version = place.version
+    if version is None and flag in FOLDER_FLAGS.values():
+        version = 1  # which has room for rope_theta and norm_eps
+    words = f"{flag} {_quoted(target)}" + ("" if version is None else f" --version {version}")
+    return f"`{advice.command('export')} out.bin {words}` converts it"
+
+
+def _missing(path: StrPath, place: Place) -> str:
+    """What to suggest where there is no such file."""
+    if place.role in (STATE, OTHER):
+        return ""
+    if place.role == TOKENIZER:
+        return advice.missing_tokenizer(path)
+    return advice.missing_model(path, "llama2c" in place.reads)
+
+
+def _tokenizer_beside(head: Head) -> str:
+    """A tokenizer that runs, in the same folder; "" if there is none."""
+    for name in ("tokenizer.model", "tokenizer.bin"):
+        path = head.folder / name
+        if path != head.path and kind_of(path) in PLACES["tokenizer"].reads:
+            return _quoted(path)
+    return ""
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))

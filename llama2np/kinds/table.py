@@ -1,0 +1,271 @@
+"""The table: how a kind of file is recognised, what it is called, and what to do with it.
+
+Beside it, the places where a file is taken, and which kinds each of them reads.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from llama2np.kinds.signs import (
+    Head,
+    Sign,
+    has_key,
+    is_safetensors,
+    is_sentencepiece,
+    is_text,
+    is_tokenizer_bin,
+    is_torch,
+    is_version0,
+)
+
+MODEL, TOKENIZER, STATE, OTHER = "model", "tokenizer", "state", ""
+FOLDER = "folder"
+# What `export` takes that folder with, by the file that describes the model.
+FOLDER_FLAGS = {"config.json": "--hf", "params.json": "--meta-llama"}
+NOT_YET = "this cannot be read yet"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A row of the table."""
+
+    id: str
+    name: str  # what an error calls it
+    role: str  # what it is the file of: MODEL, TOKENIZER, STATE or OTHER
+    sign: bytes | Sign  # an expression for the beginning of the file, or a test
+    way: str = ""  # what to do with it; {path}, {folder} and {export} are filled in
+    source: str = ""  # the flag of `export` that takes it; FOLDER: that takes its folder
+
+    def matches(self, head: Head) -> bool:
+        if not isinstance(self.sign, bytes):
+            return self.sign(head)
+        return not head.is_folder and re.match(self.sign, head.text, re.DOTALL) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a file is taken: what is expected there, and the kinds that its reader knows itself."""
+
+    expected: str
+    role: str
+    reads: tuple[str, ...]  # ids of kinds; what is wrong with one of these, the reader says best
+    is_part: bool = False  # of a folder
+    version: int | None = None  # of the .bin that is wanted, where it matters
+
+
+_TORCH = ("trainer", "torch", "torch-old", "pickle")
+PLACES = {
+    "model": Place("a llama2.c checkpoint", MODEL, ("llama2c",)),
+    "int8": Place("a llama2.c checkpoint", MODEL, ("llama2c",), version=2),
+    "checkpoint": Place("a torch file of llama2.c's trainer", MODEL, _TORCH),
+    "hf": Place("a Hugging Face folder", MODEL, ("hf",)),
+    "meta": Place("a folder of Meta's", MODEL, ("meta",)),
+    "any": Place(
+        "a llama2.c checkpoint or other source of export",
+        MODEL,
+        (*_TORCH, "llama2c", "safetensors", "hf", "meta"),
+    ),
+    "tokenizer": Place(
+        "a tokenizer.bin or sentencepiece model", TOKENIZER, ("tokenizer.bin", "sentencepiece")
+    ),
+    "sentencepiece": Place("a sentencepiece model", TOKENIZER, ("sentencepiece",)),
+    "state": Place("a saved state", STATE, ("state",)),
+    "text": Place("a text", OTHER, ("text",)),
+    "torch": Place("a torch file", MODEL, _TORCH, is_part=True),
+    "safetensors": Place("a safetensors file", MODEL, ("safetensors",), is_part=True),
+    "json": Place("a JSON file", MODEL, ("json",), is_part=True),
+}
+
+_OTHER_MODEL = (
+    f"{NOT_YET}; get the same model as a Hugging Face folder, and "
+    "`{export} out.bin --hf FOLDER --version 1`"
+)
+_A_TOKENIZER = "a tokenizer is named after -z, beside a model: MODEL -z {path}"
+_OTHER_TOKENIZER = f"{NOT_YET}; a tokenizer.bin (llama2.c) or tokenizer.model (sentencepiece) can"
+
+# The first row that matches counts.
+KINDS = (
+    # What is left of a file that did not arrive.
+    Kind("empty", "an empty file", OTHER, lambda f: not (f.data or f.is_folder), "fetch it again"),
+    Kind(
+        "lfs",
+        "a git-lfs pointer, left by a `git clone` without git-lfs",
+        OTHER,
+        rb"version https://(?:git-lfs|hawser)\.github\.com/spec/",
+        "`git -C {folder} lfs pull` fetches the file itself",
+    ),
+    Kind(
+        "page",
+        "a web page (HTML)",
+        OTHER,
+        rb"(?i)(?:<!--.*?-->\s*)*<(?:!doctype html|html|head|body)",
+        "fetch the file itself; on huggingface.co its address has /resolve/, not /blob/",
+    ),
+    Kind(
+        "answer",
+        "a server's error message",
+        OTHER,
+        rb"(?i)<\?xml|<error>|404\s*\Z|(?:error:? )?(?:[45]\d\d[:\s]+)?(?:entry |repository )?"
+        rb"(?:not found|access to model|access denied|invalid username|invalid credentials"
+        rb"|unauthorized|forbidden|bad gateway|too many requests|internal server error)",
+        "fetch the file again, where need be after you have logged in",
+    ),
+    # Models.
+    Kind("gguf", "a GGUF file (llama.cpp)", MODEL, rb"GGUF", _OTHER_MODEL),
+    Kind("ggml", "a GGML file (llama.cpp before GGUF)", MODEL, rb"lmgg|fmgg|tjgg", _OTHER_MODEL),
+    Kind(
+        "trainer",
+        "a checkpoint of llama2.c's trainer (torch)",
+        MODEL,
+        lambda f: is_torch(f) and f.contains(b"model_args"),
+        source="--checkpoint",
+    ),
+    Kind("torch", "a torch file of weights alone", MODEL, is_torch, source=FOLDER),
+    Kind(
+        "torch-old",
+        "a torch file in the form before torch 1.6",
+        MODEL,
+        rb"\x80[\x02-\x05]\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19",
+        "load it and save it again with a newer torch",
+    ),
+    Kind("safetensors", "a safetensors file", MODEL, is_safetensors, source=FOLDER),
+    Kind("llama2c", "a llama2.c checkpoint (.bin)", MODEL, rb"24ka", source="--bin"),
+    Kind("llama2c", "a llama2.c checkpoint (.bin)", MODEL, is_version0, source="--bin"),
+    Kind("hdf5", "an HDF5 file (Keras)", MODEL, rb"\x89HDF\r\n", _OTHER_MODEL),
+    Kind(
+        "onnx", "an ONNX model", MODEL, rb"\x08[\x01-\x20](?:\x12[\x01-\x40][ -~]|:)", _OTHER_MODEL
+    ),
+    # Folders.
+    Kind(
+        "adapter",
+        "an adapter (LoRA), not a whole model",
+        MODEL,
+        lambda f: "adapter_config.json" in f.names or "peft_type" in f.keys,
+        "merge it into its model first",
+    ),
+    Kind("hf", "a Hugging Face folder", MODEL, lambda f: "config.json" in f.names, source="--hf"),
+    Kind(
+        "meta",
+        "a folder of Meta's",
+        MODEL,
+        lambda f: "params.json" in f.names,
+        source="--meta-llama",
+    ),
+    Kind(
+        "cache",
+        "a folder of Hugging Face's cache",
+        MODEL,
+        lambda f: {"refs", "snapshots"} <= f.names,
+        "name the folder in {folder}/snapshots that has config.json",
+    ),
+    Kind(
+        "gguf",
+        "a folder of GGUF files (llama.cpp)",
+        MODEL,
+        lambda f: any(name.endswith(".gguf") for name in f.names),
+        _OTHER_MODEL,
+    ),
+    Kind(
+        "bare",
+        "a folder of weights without config.json or params.json",
+        MODEL,
+        lambda f: any(re.search(r"\.safetensors$|\.pth$|^pytorch_model", n) for n in f.names),
+        "fetch that file, too",
+    ),
+    # Tokenizers.
+    Kind(
+        "tokenizer.bin",
+        "a tokenizer.bin",
+        TOKENIZER,
+        lambda f: is_tokenizer_bin(f.data),
+        _A_TOKENIZER,
+    ),
+    Kind(
+        "sentencepiece",
+        "a sentencepiece model (a tokenizer)",
+        TOKENIZER,
+        lambda f: is_sentencepiece(f.data),
+        f"{_A_TOKENIZER}; `{{export}} tokenizer.bin --tokenizer {{path}}` converts it",
+    ),
+    Kind(
+        "tiktoken",
+        "a tiktoken vocabulary, as Llama 3's tokenizer.model is",
+        TOKENIZER,
+        rb"[A-Za-z0-9+/]+=* 0\r?\n[A-Za-z0-9+/]+=* 1\r?\n",
+        _OTHER_TOKENIZER,
+    ),
+    Kind(
+        "merges",
+        "the merges.txt of a byte-level BPE tokenizer",
+        TOKENIZER,
+        rb"#version: |\xc4\xa0 ",
+        _OTHER_TOKENIZER,
+    ),
+    Kind("vocab.txt", "the vocab.txt of a BERT", TOKENIZER, rb"\[PAD\]\r?\n", _OTHER_TOKENIZER),
+    # JSON.
+    Kind("json", "the index of a sharded model", MODEL, has_key("weight_map"), source=FOLDER),
+    Kind(
+        "json",
+        "the config.json of a model",
+        MODEL,
+        has_key("model_type", "architectures"),
+        source=FOLDER,
+    ),
+    Kind(
+        "json",
+        "the params.json of a model of Meta's",
+        MODEL,
+        lambda f: {"dim", "n_layers"} <= f.keys,
+        source=FOLDER,
+    ),
+    Kind(
+        "json",
+        "a tokenizer.json (Hugging Face tokenizers)",
+        TOKENIZER,
+        has_key("model", "added_tokens", "pre_tokenizer", "normalizer"),
+        _OTHER_TOKENIZER,
+    ),
+    Kind(
+        "json",
+        "the settings of a tokenizer (tokenizer_config.json), not its vocabulary",
+        TOKENIZER,
+        has_key("tokenizer_class", "added_tokens_decoder", "chat_template", "bos_token"),
+        _OTHER_TOKENIZER,
+    ),
+    Kind("answer", "a server's error message (JSON)", OTHER, has_key("error"), "fetch it again"),
+    Kind(
+        "json",
+        "the vocab.json of a byte-level BPE tokenizer",
+        TOKENIZER,
+        rb'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\d+\s*[,}]',
+        _OTHER_TOKENIZER,
+    ),
+    Kind("json", "a JSON file", OTHER, rb'[{\[]\s*["{\[\]}]'),
+    # Arrays, and whatever else people have.
+    Kind(
+        "state",
+        "a saved state",
+        STATE,
+        lambda f: f.member == "config.npy",
+        "State.load(PATH, model.config) reads it",
+    ),
+    Kind("npz", "a .npz of NumPy arrays", OTHER, lambda f: f.member.endswith(".npy")),
+    Kind("npy", "a NumPy array (.npy)", OTHER, rb"\x93NUMPY"),
+    Kind("pdf", "a PDF document", OTHER, rb"%PDF-"),
+    Kind(
+        "zip", "a zip archive", OTHER, rb"PK(?:\x03\x04.{26}|\x05\x06)", "`unzip {path}` unpacks it"
+    ),
+    Kind("gzip", "a gzip archive", OTHER, rb"\x1f\x8b", "`gunzip` or `tar -xf {path}` unpacks it"),
+    Kind("tar", "a tar archive", OTHER, rb".{257}ustar", "`tar -xf {path}` unpacks it"),
+    Kind(
+        "packed",
+        "a compressed archive",
+        OTHER,
+        rb"\xfd7zXZ|BZh[1-9]|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!",
+        "unpack it first",
+    ),
+    Kind("pickle", "a Python pickle", OTHER, rb"\x80[\x02-\x05]"),
+    Kind("text", "a text", OTHER, is_text),
+)
