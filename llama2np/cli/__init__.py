@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from llama2np import __version__
+from llama2np.cli.flags import reported
 
 COMMANDS = {
     "run": "continue a text, or chat",
@@ -30,14 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in COMMANDS:
         command = import_module(f"llama2np.cli.{argv[0]}")
         return int(command.main(argv[1:], prog=f"llama2np {argv[0]}"))
+    return reported("llama2np", lambda: _without_command(argv))
+
+
+def _without_command(argv: Sequence[str]) -> int:
     if argv == ["--version"]:
         print(f"llama2np {__version__}")
         return 0
     if argv in ([], ["-h"], ["--help"]):
         print(_usage(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 1
-    print(f"llama2np: expected one of {', '.join(COMMANDS)}; found {argv[0]!r}", file=sys.stderr)
-    return 1
+    raise ValueError(f"expected one of {', '.join(COMMANDS)}; found {argv[0]!r}")
 
 
 def _usage() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
@@ -18,13 +17,6 @@ class Screen:
     def __init__(self) -> None:
         self._mid_line = False
         self._interrupted = False
-        # Python has None for a stream that the shell has closed.
-        if sys.stdin is None:
-            sys.stdin = open(os.devnull)
-        if sys.stdout is None:
-            sys.stdout = open(os.devnull, "w")
-        if sys.stderr is None:
-            sys.stderr = open(os.devnull, "w")
         for stream in (sys.stdin, sys.stdout):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(encoding="utf-8", errors="strict")
@@ -67,12 +59,19 @@ class Screen:
 
     def ask(self, question: str) -> str:
         """A line of standard input; on a terminal with line editing and history. EOFError."""
-        if sys.stdin.isatty():
+        terminal = sys.stdin.isatty()
+        if terminal and sys.stdout.isatty():
             try:
                 import readline  # noqa: F401  (input() uses it from then on)
             except ImportError:
                 pass
-        self._mid_line = True
-        line = input(question)
-        self._mid_line = not sys.stdin.isatty()
-        return line
+            self._mid_line = True
+            line = input(question)
+        else:
+            # Not input(): it would ignore a Ctrl-C that comes while it writes the question.
+            self.write(question)
+            line = sys.stdin.readline()
+            if not line:
+                raise EOFError
+        self._mid_line = not terminal
+        return line.removesuffix("\n")
