@@ -10,7 +10,7 @@ ARGS ?= -t 0.8 -s 42
 .DELETE_ON_ERROR:
 
 # A process of tests for each processor, four at most, where pytest-xdist is there.
-WORKERS = $(shell $(BIN)/python -c 'import xdist' 2>/dev/null && echo -n auto --maxprocesses 4 --dist worksteal)
+WORKERS = $(shell $(BIN)/python -c 'import xdist' 2>/dev/null && echo --numprocesses auto --maxprocesses 4 --dist worksteal)
 PYTEST = $(BIN)/python -m pytest $(WORKERS)
 
 run: $(VENV)/installed ## tell a story with MODEL=path.bin (TOKENIZER=path, ARGS="-t 0.8 -n 256")
