@@ -83,12 +83,13 @@ def drawing():
 SHARED = "LLAMA2NP_TESTS_WARM"
 
 
-def pytest_configure(config):
+def pytest_sessionstart(session):
     """Before a run of all tests, compile all kernels once, for all workers (pytest-xdist).
 
     In the user's cache, they are then found by every other test. A run of some tests compiles what
     it needs.
     """
+    config = session.config
     everything = config.args_source == pytest.Config.ArgsSource.TESTPATHS
     if not everything or config.option.collectonly or NO_JIT or hasattr(config, "workerinput"):
         return
