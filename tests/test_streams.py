@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llama2np.bench import machine, measure
-from llama2np.cli import COMMANDS, main
+from llama2np.cli import COMMANDS, main, warmup
 from llama2np.cli.screen import Screen
 from llama2np.convert import llama2c
 from llama2np.convert.write import write_bin
@@ -41,8 +41,7 @@ def command(request, files, monkeypatch):
     monkeypatch.setattr(measure, "Memory", lambda: machine.Memory(2**16))
     monkeypatch.setattr(measure, "sgemm_speed", lambda threads: 1e9)
     report = type("Report", (), dict(compiled=0, kept=0, folder="f", seconds=0.0))
-    monkeypatch.setattr("llama2np.warmup.warm_up", report)
-    monkeypatch.setattr("llama2np.cli.warmup.warm_up", report)
+    monkeypatch.setattr(warmup, "warm_up", report)
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     monkeypatch.chdir(files)
     (files / "model.bin.txt").write_text("ABC")
