@@ -6,8 +6,12 @@ MODEL ?= stories-box
 TOKENIZER ?=
 ARGS ?= -t 0.8 -s 42
 
-.PHONY: run chat test test-bounds test-nojit coverage fuzz lint format bench docs setup model clean
+.PHONY: help run chat test test-bounds test-nojit coverage fuzz lint format bench docs setup model clean
 .DELETE_ON_ERROR:
+
+# A process of tests for each processor, four at most, where pytest-xdist is there.
+WORKERS = $(shell $(BIN)/python -c 'import xdist' 2>/dev/null && echo --numprocesses auto --maxprocesses 4 --dist worksteal)
+PYTEST = $(BIN)/python -m pytest $(WORKERS)
 
 run: $(VENV)/installed ## tell a story with MODEL=path.bin (TOKENIZER=path, ARGS="-t 0.8 -n 256")
 	@$(BIN)/python run.py "$(MODEL)" $(if $(TOKENIZER),-z "$(TOKENIZER)") $(ARGS)
@@ -15,18 +19,18 @@ run: $(VENV)/installed ## tell a story with MODEL=path.bin (TOKENIZER=path, ARGS
 chat: $(VENV)/installed ## talk with MODEL=path.bin; not with the model in the box, which only tells
 	@$(BIN)/python run.py "$(MODEL)" $(if $(TOKENIZER),-z "$(TOKENIZER)") -m chat
 
-test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(ARGS_TEST)
+test: $(VENV)/installed-dev ## run the tests: make test ARGS_TEST="-k chat"
+	$(PYTEST) $(ARGS_TEST)
 
 # Indices out of range in a kernel read foreign memory in silence: here they are errors.
-test-bounds: $(VENV)/installed-dev
-	NUMBA_BOUNDSCHECK=1 LLAMA2NP_INT8=portable $(BIN)/python -m pytest $(ARGS_TEST)
+test-bounds: $(VENV)/installed-dev ## run the tests with every index in the kernels checked
+	NUMBA_BOUNDSCHECK=1 LLAMA2NP_INT8=portable $(PYTEST) $(ARGS_TEST)
 
-test-nojit: $(VENV)/installed-dev ## the kernels as plain Python; what is too slow for it is skipped
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest $(ARGS_TEST)
+test-nojit: $(VENV)/installed-dev ## run the tests with the kernels as plain Python, but those too slow for that
+	NUMBA_DISABLE_JIT=1 $(PYTEST) $(ARGS_TEST)
 
 # The second run is for what only works while kernels are compiled: it writes the vector code.
-coverage: $(VENV)/installed-dev ## lines and branches, the kernels' too, and of child processes
+coverage: $(VENV)/installed-dev ## count the lines and branches that the tests run, in child processes too
 	rm -f .coverage .coverage.*
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m coverage run -m pytest $(ARGS_TEST)
 	NUMBA_CACHE_DIR=$(shell mktemp -d) $(BIN)/python -m coverage run -m pytest \
@@ -35,19 +39,19 @@ coverage: $(VENV)/installed-dev ## lines and branches, the kernels' too, and of 
 	$(BIN)/python -m coverage report
 
 SECONDS ?= 60
-fuzz: $(VENV)/installed-dev ## damaged files of every kind: make fuzz SECONDS=1800
+fuzz: $(VENV)/installed-dev ## read damaged files of every kind: make fuzz SECONDS=1800
 	$(BIN)/python -m tools.fuzz $(SECONDS) $(ARGS_FUZZ)
 
-lint: $(VENV)/installed-dev
+lint: $(VENV)/installed-dev ## check style and types: ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/installed-dev
+format: $(VENV)/installed-dev ## format the source
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/installed
+bench: $(VENV)/installed ## measure speed again, for benchmarks/README.md
 	$(BIN)/python -m benchmarks.report $(ARGS_BENCH)
 
 LENS := Once upon a time, there was a little girl named
@@ -58,7 +62,7 @@ docs: $(VENV)/installed-docs ## run the notebooks, and draw the README's picture
 	$(BIN)/llama2np attend stories-box -i "$(LOOK)" --layer 2 --head 3 -o docs/images/attention.png
 	$(BIN)/python -m tools.notebooks
 
-setup: $(VENV)/installed
+setup: $(VENV)/installed ## make .venv with what the package needs
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, PYTHON=... names another than " + sys.executable)'
@@ -80,9 +84,12 @@ model: $(VENV)/installed ## tell stories and train a model on them, into build/b
 
 # Karpathy's TinyStories models, and the tokenizer they share with Llama 2.
 stories15M.bin stories42M.bin stories110M.bin: | tokenizer.bin
-stories15M.bin stories42M.bin stories110M.bin tokenizer.bin: | $(VENV)/installed
+stories15M.bin stories42M.bin stories110M.bin tokenizer.bin: | $(VENV)/installed ## fetch one of Karpathy's models, or the tokenizer
 	$(BIN)/python -m tools.download $@
 
-clean: ## compiled kernels, caches and .venv; never a model
+clean: ## remove compiled kernels, caches and .venv, never a model
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage .coverage.*
 	find llama2np tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
+
+help: ## list these targets
+	@awk -F':.*## ' '/^[a-z].*## / {printf "  %-12s  %s\n", $$1, $$2}' Makefile

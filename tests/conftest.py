@@ -1,17 +1,29 @@
-"""What the tests share: the reference data, and tiny checkpoints made here."""
+"""What the tests share: the reference data, and tiny checkpoints made here.
 
+LLAMA2NP_REFERENCE names the folder of the reference data (default: shared/reference beside the
+repository). LLAMA2NP_REQUIRE_ALL=1 makes a test fail, instead of being skipped, where what it needs
+is missing.
+"""
+
+import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
+from importlib.util import find_spec
 from pathlib import Path
+
+# NumPy's own threads gain nothing on matrices as small as here, and cost the other tests' time.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
-from llama2np import Llama
+from llama2np import Llama, kernels
 from llama2np.checkpoint import Header, save
 from llama2np.config import Config
 from tools.hostile import valid, write_case
@@ -31,23 +43,108 @@ TINY = Config(
 ROOT = Path(__file__).parents[1]
 
 
+NO_JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") != "0"
+
+
 def pytest_collection_modifyitems(items):
     """Without JIT, skip the tests that are marked `compiled`."""
-    if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+    if NO_JIT:
         skip = pytest.mark.skip(reason="too much arithmetic for plain Python")
         for item in items:
             if item.get_closest_marker("compiled"):
                 item.add_marker(skip)
 
 
+def missing(reason: str):
+    """Skip the test for want of something; where all is required, fail."""
+    pytest.fail(reason) if os.environ.get("LLAMA2NP_REQUIRE_ALL") else pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def reference() -> Path:
-    """The folder of other programs' answers. In CI it has to be there."""
-    folder = ROOT.parent / "shared" / "reference"
+    """The folder of other programs' answers."""
+    folder = os.environ.get("LLAMA2NP_REFERENCE") or ROOT.parent / "shared" / "reference"
+    folder = Path(folder).absolute()
     if not folder.is_dir():
-        reason = f"the reference data is not at {folder}"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        missing(f"the reference data is not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def drawing():
+    """For tests that need matplotlib."""
+    if find_spec("matplotlib") is None:
+        missing("matplotlib is not installed")
+
+
+# --- compiled kernels ---
+
+# Where a run of all tests leaves what its workers share (see `warm`): they inherit this.
+SHARED = "LLAMA2NP_TESTS_WARM"
+
+
+def pytest_sessionstart(session):
+    """Before a run of all tests, compile all kernels once, for all workers (pytest-xdist).
+
+    In the user's cache, they are then found by every other test. A run of some tests compiles what
+    it needs.
+    """
+    config = session.config
+    everything = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    if not everything or config.option.collectonly or NO_JIT or hasattr(config, "workerinput"):
+        return
+    folder = Path(tempfile.mkdtemp(prefix="llama2np-tests-"))
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    config.get_terminal_writer().line("compiling the kernels, which takes half a minute ...")
+    compile_all(folder)
+    os.environ[SHARED] = str(folder)
+    config.add_cleanup(lambda: os.environ.pop(SHARED))
+    ours = kernels.CACHE_FOLDER and Path(kernels.CACHE_FOLDER)
+    if ours and not any(ours.rglob("*.nbc")):
+        shutil.copytree(folder / "cache" / ours.name, ours, dirs_exist_ok=True)
+
+
+def compile_all(folder: Path) -> None:
+    """Run `llama2np warmup` with an empty cache, and note in the folder what it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "llama2np", "warmup"],
+        cwd=ROOT,
+        env=os.environ | {"NUMBA_CACHE_DIR": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    said = {"status": done.returncode, "out": done.stdout, "err": done.stderr}
+    (folder / "said.json").write_text(json.dumps(said))
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory):
+    """A cache that was empty before `llama2np warmup`, and what that said. Copy it to change it."""
+    folder = os.environ.get(SHARED)
+    if folder is None:
+        compile_all(folder := tmp_path_factory.mktemp("warm"))
+    said = json.loads((Path(folder) / "said.json").read_text())
+    assert (said["status"], said["err"]) == (0, "")
+    return Path(folder) / "cache", said["out"]
+
+
+@pytest.fixture
+def cold(warm, tmp_path):
+    """cold(name, ...) -> a cache that lacks only the kernels whose files begin so."""
+
+    def cold(*names) -> Path:
+        cache = shutil.copytree(warm[0], tmp_path / "cache")
+        for name in names:
+            files = list(cache.rglob(f"{name}*"))
+            assert files, name
+            for file in files:
+                file.unlink()
+        return cache
+
+    return cold
+
+
+# --- models ---
 
 
 def random_tensors(header: Header, seed: int = 0) -> dict:

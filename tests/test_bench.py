@@ -23,7 +23,7 @@ with open(sys.argv[1], "a+") as log:
     print(os.environ["OMP_NUM_THREADS"], *sys.argv[2:], file=log)
     log.seek(0)
     rate = 1000 / 2 ** len(log.readlines())
-print("a story, that says achieved tok/s: 7")
+print("a story, that says achieved tok/s: 7", flush=True)
 print(f"achieved tok/s: {rate:f}", file=sys.stderr)
 print(f"[ Prompt: {rate + 1} t/s ]")
 """
@@ -203,8 +203,7 @@ def test_int8_says_what_its_share_means(bench, write):
     assert "Prompts are read in int8" not in bench()
 
 
-def test_the_picture(bench, tmp_path):
-    pytest.importorskip("matplotlib")
+def test_the_picture(bench, tmp_path, drawing):
     bench("--depth", "0,16", "--plot", tmp_path / "speed.png")
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
 

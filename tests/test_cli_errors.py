@@ -351,12 +351,12 @@ def test_an_interrupt_ends_the_line(folder, start, interruptible):
 
 
 @pytest.fixture
-def compiling(folder, start, interruptible, tmp_path):
-    """A process in the middle of its first run ever: some kernels are compiled, not yet all."""
-    child = start(
-        folder / "model.bin", *GREEDY, env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    )
-    while not list(tmp_path.rglob("*.nbi")) and child.poll() is None:
+def compiling(folder, start, interruptible, cold):
+    """A process in the middle of compiling: some kernels are compiled, not yet all."""
+    cache = cold("one_token.")
+    before = len(list(cache.rglob("*.nbc")))
+    child = start(folder / "model.bin", *GREEDY, env={**os.environ, "NUMBA_CACHE_DIR": str(cache)})
+    while len(list(cache.rglob("*.nbc"))) == before and child.poll() is None:
         time.sleep(0.05)
     return child
 

@@ -1,6 +1,5 @@
 """`llama2np lens`, `attend` and `perplexity`: what they print and draw, and how they say no."""
 
-import os
 import re
 import sys
 
@@ -55,11 +54,8 @@ def refused(capfd):
 
 
 @pytest.fixture
-def plot():
-    """The module that draws. In CI matplotlib has to be there."""
-    if os.environ.get("CI"):
-        import matplotlib  # noqa: F401
-    pytest.importorskip("matplotlib")
+def plot(drawing):
+    """The module that draws."""
     from llama2np import plot
 
     return plot

@@ -130,11 +130,9 @@ def test_sizes_are_those_of_the_format():
     assert download.FILES.keys() == shapes.keys() | {"tokenizer.bin"}
 
 
-def test_size_of_the_tokenizer():
-    reference = ROOT.parent / "shared/reference/llama32k/tokenizer.bin"
-    if not reference.exists():
-        pytest.skip("needs ../shared/reference/llama32k/tokenizer.bin")
-    assert download.FILES["tokenizer.bin"][0] == reference.stat().st_size
+def test_size_of_the_tokenizer(reference):
+    tokenizer = reference / "llama32k/tokenizer.bin"
+    assert download.FILES["tokenizer.bin"][0] == tokenizer.stat().st_size
 
 
 def test_sources_end_in_the_name():

@@ -56,6 +56,7 @@ def test_no_readline(monkeypatch):
     monkeypatch.setitem(sys.modules, "readline", None)
     screen = Screen()
     monkeypatch.setattr(sys, "stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: f"{question}yes")
     assert screen.ask("well? ") == "well? yes"
 

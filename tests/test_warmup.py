@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,15 +45,6 @@ def python(*argv, cache):
         text=True,
         timeout=600,
     )
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory):
-    """A cache that was empty before `llama2np warmup`, and what that said."""
-    cache = tmp_path_factory.mktemp("cache")
-    done = python("-m", "llama2np", "warmup", cache=cache)
-    assert (done.returncode, done.stderr) == (0, "")
-    return cache, done.stdout
 
 
 def numbers(said):
@@ -130,11 +120,9 @@ print(out.sum(), kernels.counts()[0])
 
 
 @pytest.mark.compiled
-def test_what_was_made_of_code_from_the_cache_can_be_loaded_itself(warm, tmp_path):
+def test_what_was_made_of_code_from_the_cache_can_be_loaded_itself(cold):
     """numba forgot then that it needs the threading layer: the second process crashed."""
-    cache = shutil.copytree(warm[0], tmp_path / "cache")
-    for path in cache.rglob("multiply.matmul-*"):
-        path.unlink()
+    cache = cold("multiply.matmul-")
     said = [python("-c", MULTIPLIES, cache=cache) for _ in range(2)]
     assert [each.returncode for each in said] == [0, 0]
     assert [each.stdout for each in said] == ["160.0 1\n", "160.0 0\n"]

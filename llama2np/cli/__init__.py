@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from llama2np import __version__, advice, box
+from llama2np.cli.flags import reported
 from llama2np.output import printable
 
 COMMANDS = {
@@ -32,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in COMMANDS:
         command = import_module(f"llama2np.cli.{argv[0]}")
         return int(command.main(argv[1:], prog=f"llama2np {argv[0]}"))
+    return reported("llama2np", lambda: _without_command(argv))
+
+
+def _without_command(argv: Sequence[str]) -> int:
     if argv == ["--version"]:
         print(f"llama2np {__version__}")
         return 0
@@ -39,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 1
     found = f"expected one of {', '.join(COMMANDS)}; found {argv[0]!r}"
-    print(printable(f"llama2np: {found}{_suggestion(argv[0])}"), file=sys.stderr)
-    return 1
+    raise ValueError(printable(f"{found}{_suggestion(argv[0])}"))
 
 
 def _suggestion(word: str) -> str:

@@ -10,12 +10,13 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from llama2np import advice
 from llama2np.checkpoint import CheckpointWarning
+from llama2np.cli.streams import standard_streams
 from llama2np.cli.text import plain
 from llama2np.output import printable
 
@@ -32,6 +33,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (--help shows the flags)")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse's own says nothing of a disk that is full."""
+        print(message, end="", file=file or sys.stderr)
 
 
 def joined(argv: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -194,6 +199,8 @@ class Ending:
             return
         self._last = time.monotonic()
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
 def _has_signals() -> bool:
     return threading.current_thread() is threading.main_thread()
 
@@ -215,20 +222,43 @@ def on_termination(end: Ending) -> Iterator[None]:
 
 
 def guarded(prog: str, command: Callable[[], None]) -> int:
-    """Run a command; return its exit status, an error being one line to standard error."""
+    """Run a command that SIGTERM and SIGHUP end by an exception; return its exit status."""
     end = Ending()
-    try:
+
+    def terminable() -> int:
         with on_interrupt(end), on_termination(end), told_warnings(prog):
             command()
-            if sys.stdout is not None:
-                sys.stdout.flush()  # here, where a full disk can be told in a line
         return 0
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        sys.stdout = None  # so that Python does not try to flush it at exit
-        return PIPE_CLOSED
-    except (ValueError, OSError, MemoryError) as error:
-        print(f"{prog}: {one_line(error)}", file=sys.stderr)
-        return 1
+
+    return reported(prog, terminable)
+
+
+def reported(prog: str, command: Callable[[], int]) -> int:
+    """Run a command; return its exit status, an error being one line to standard error.
+
+    This is the one place where standard output is flushed, so that a disk that is full is told in
+    a line, too, whatever the command printed. A reader that has enough (`| head -1`) is no error.
+    """
+    with standard_streams():
+        try:
+            with on_interrupt(signal.default_int_handler):
+                try:
+                    status = command()
+                except SystemExit:  # --help has printed
+                    sys.stdout.flush()
+                    raise
+                sys.stdout.flush()
+                return status
+        except KeyboardInterrupt:
+            _tell(f"{prog}: interrupted")
+            return INTERRUPTED
+        except BrokenPipeError:
+            return PIPE_CLOSED
+        except (ValueError, OSError, MemoryError) as error:
+            _tell(f"{prog}: {one_line(error)}")
+            return 1
+
+
+def _tell(text: str) -> None:
+    with suppress(OSError):  # nobody hears it: the exit status still tells
+        print(text, file=sys.stderr, flush=True)

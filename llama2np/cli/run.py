@@ -14,15 +14,14 @@ from llama2np.checkpoint import CheckpointError, read_header
 from llama2np.cli import sampling
 from llama2np.cli.flags import (
     INTERRUPTED,
-    PIPE_CLOSED,
     Parser,
     choice,
     flag_value,
     joined,
     number,
     on_interrupt,
-    one_line,
     piped,
+    reported,
 )
 from llama2np.cli.model import MODEL_HELP, TOKENIZER_HELP
 from llama2np.cli.screen import Screen
@@ -34,13 +33,13 @@ _STEPS = 256  # run.c's
 
 def main(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
     """Generate or chat, as llama2.c's `run` (or `runq`: int8_only); return the exit status."""
-    screen = Screen()
-    try:
+
+    def command() -> int:
+        screen = Screen()
         with on_interrupt(screen.interrupt):
             return _run(argv, prog, int8_only, screen)
-    except BrokenPipeError:
-        sys.stdout = None  # so that Python does not try to flush it at exit
-        return PIPE_CLOSED
+
+    return reported(prog, command)
 
 
 def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: Screen) -> int:
@@ -59,13 +58,10 @@ def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: Screen) -> int
     except KeyboardInterrupt:
         screen.write("\n")
         return INTERRUPTED
-    except BrokenPipeError:
-        raise
-    except (ValueError, OSError, MemoryError) as error:
-        with suppress(OSError):  # where it is the output that failed
+    except (ValueError, OSError, MemoryError):
+        with suppress(ValueError, OSError):  # where it is the output that failed
             screen.end_line()
-        print(f"{prog}: {one_line(error)}", file=sys.stderr)
-        return 1
+        raise
 
 
 def _check_int8(path: str) -> None:

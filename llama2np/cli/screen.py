@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
@@ -21,13 +20,6 @@ class Screen:
     def __init__(self) -> None:
         self._mid_line = False
         self._interrupted = False
-        # Python has None for a stream that the shell has closed.
-        if sys.stdin is None:
-            sys.stdin = open(os.devnull)
-        if sys.stdout is None:
-            sys.stdout = open(os.devnull, "w")
-        if sys.stderr is None:
-            sys.stderr = open(os.devnull, "w")
         for stream in (sys.stdin, sys.stdout):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(encoding="utf-8", errors="strict")
@@ -70,19 +62,20 @@ class Screen:
 
     def ask(self, question: str) -> str:
         """A line of standard input; on a terminal with line editing and history. EOFError."""
-        if sys.stdin.isatty():
+        terminal = sys.stdin.isatty()
+        if terminal and sys.stdout.isatty():
             try:
                 import readline  # noqa: F401  (input() uses it from then on)
             except ImportError:
                 pass
-        self._mid_line = True
-        if sys.stdin.isatty():
+            self._mid_line = True
             line = input(question)
-            self._mid_line = False
-            return plain_line(line)
-        self.write(question)
-        line = sys.stdin.readline(LONGEST_TEXT + 1)
-        if not line:
-            raise EOFError
-        check_length(len(line))
+        else:
+            # Not input(): it would ignore a Ctrl-C that comes while it writes the question.
+            self.write(question)
+            line = sys.stdin.readline(LONGEST_TEXT + 1)
+            if not line:
+                raise EOFError
+            check_length(len(line))
+        self._mid_line = not terminal
         return plain_line(line.removesuffix("\n"))

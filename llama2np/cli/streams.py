@@ -1,0 +1,64 @@
+"""Standard output and error as every command leaves them: written, or the failure is told."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn, TextIO
+
+
+class _Closed(io.StringIO):
+    """Takes the place of a standard output that the shell has closed (`>&-`)."""
+
+    def write(self, _text: str) -> NoReturn:
+        raise ValueError("standard output is closed, nothing can be written to it")
+
+
+@contextmanager
+def standard_streams() -> Iterator[None]:
+    """In the block standard input, output and error are there, even where the shell closed one.
+
+    Python has None for a stream that is closed: `print` would be silent. What could not be written
+    when the block ends is dropped, since Python would try again at exit and end with status 120.
+    """
+    before = sys.stdin, sys.stdout, sys.stderr
+    if None in before:
+        _occupy()
+    sys.stdin = sys.stdin or io.TextIOWrapper(io.BytesIO())
+    sys.stdout = sys.stdout or _Closed()
+    sys.stderr = sys.stderr or io.StringIO()
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            _drop_unwritten(stream)
+        sys.stdin, sys.stdout, sys.stderr = before
+
+
+def _occupy() -> None:
+    """Open descriptors 0 to 2: else the next file has one, and gets what libraries print there."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
+def _drop_unwritten(stream: TextIO) -> None:
+    """Empty the buffer of a stream that cannot be written; the stream stays as usable as it was."""
+    try:
+        stream.flush()
+        return
+    except (OSError, ValueError):
+        pass
+    with suppress(OSError, ValueError):  # a stream that is no file has nothing to write at exit
+        descriptor = stream.fileno()
+        kept, nowhere = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, descriptor)
+            stream.flush()
+        finally:
+            os.dup2(kept, descriptor)
+            os.close(kept)
+            os.close(nowhere)
