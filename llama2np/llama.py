@@ -89,7 +89,7 @@ class Llama:
         """
         return self.transformer.forward(tokens, state, all_logits)
 
-    def prompt_tokens(self, prompt: str | Sequence[int] | np.ndarray) -> list[int]:
+    def prompt_tokens(self, prompt: str | Sequence[int] | np.ndarray | None) -> list[int]:
         """The tokens of a prompt, which is text, or its tokens.
 
         Raises ValueError if there are none, or more than the context holds.

@@ -61,7 +61,7 @@ def read(folder: str | os.PathLike[str]) -> Source:
     _refuse_the_unknown(params)
     found = {name: tensor for name, tensor in _tensors(folder).items() if _IGNORED not in name}
     places = unwrapped({name: name for name in found}, str(folder))  # by their bare names
-    layers = params.whole("num_hidden_layers")
+    layers, tied = params.whole("num_hidden_layers"), params.get("tie_word_embeddings") is True
     if layers > len(found):
         raise CheckpointError(
             f"{params.path}: num_hidden_layers={layers}, found {len(found)} tensors in all"

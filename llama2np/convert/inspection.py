@@ -16,7 +16,6 @@ from llama2np.convert.dtypes import quiet
 from llama2np.convert.q80 import Error
 from llama2np.convert.source import Source, Stored
 from llama2np.convert.torch_zip import TorchFile
-from llama2np.files import open_regular
 from llama2np.output import printable
 
 
