@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from llama2np.trace import Hook
 
+_NOT_GIVEN: Any = object()
+
 
 class Llama:
     """A Llama that reads and writes text.
@@ -34,13 +36,13 @@ class Llama:
     ...     print(piece, end="", flush=True)
     """
 
-    def __init__(self, transformer: Transformer, tokenizer: Tokenizer | None = None):
+    def __init__(self, transformer: Transformer, tokenizer: Tokenizer = _NOT_GIVEN):
         if isinstance(transformer, (str, os.PathLike)):
             raise TypeError(
                 "Llama() takes a Transformer and a Tokenizer; a model is opened by its name or "
                 f"path with Llama.load({brief(transformer)})"
             )
-        if tokenizer is None:
+        if tokenizer is _NOT_GIVEN:
             raise TypeError("Llama() takes a Transformer and a Tokenizer; Llama.load opens both")
         self.transformer = transformer
         # A model may have more rows than its tokenizer pieces: for padding, for added tokens.
