@@ -11,7 +11,7 @@ import numpy as np
 from llama2np.generation import Model
 from llama2np.logits import likeliest, log_softmax
 from llama2np.tokenizer import BOS, EOS
-from llama2np.transformer import State
+from llama2np.model.transformer import State
 
 
 @dataclass(frozen=True, slots=True)

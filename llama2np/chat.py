@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from llama2np.generation import continue_tokens
 from llama2np.sampler import Sampler
 from llama2np.tokenizer import EOS, Decoder, Tokenizer
-from llama2np.transformer import State, Transformer
+from llama2np.model.transformer import State, Transformer
 
 
 class Chat:

@@ -9,7 +9,7 @@ import numpy as np
 from llama2np import kernels
 from llama2np.llama import Llama
 from llama2np.tokenizer import BOS, EOS, Tokenizer
-from llama2np.trace import Trace
+from llama2np.model.hooks import Trace
 
 
 def logit_lens(model: Llama, tokens: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:

@@ -11,16 +11,16 @@ import numpy as np
 
 from llama2np import box, checkpoint
 from llama2np.chat import Chat
-from llama2np.config import Config
+from llama2np.model.config import Config
 from llama2np.generation import Draft, Generation
 from llama2np.sampler import Sampler, SamplingOptions
 from llama2np.tokenizer import Tokenizer, TokenizerError
-from llama2np.transformer import State, Transformer
+from llama2np.model.transformer import State, Transformer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
 
-    from llama2np.trace import Hook
+    from llama2np.model.hooks import Hook
 
 
 class Llama:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from llama2np.generation import Model
-from llama2np.transformer import State
+from llama2np.model.transformer import State
 
 
 class DraftModel:

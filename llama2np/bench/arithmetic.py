@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llama2np.config import Config
-from llama2np.weights import Weights
+from llama2np.model.config import Config
+from llama2np.model.weights import Weights
 
 
 def bytes_to_generate(config: Config, weights: Weights, depth: int, count: int) -> float:

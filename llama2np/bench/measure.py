@@ -18,7 +18,7 @@ from llama2np import kernels
 from llama2np.bench.arithmetic import bytes_to_generate, operations_to_read
 from llama2np.bench.machine import Memory, sgemm_speed
 from llama2np.bench.peer import Peer
-from llama2np.transformer import State, Transformer
+from llama2np.model.transformer import State, Transformer
 
 Kind = Literal["prompt", "generate"]
 _PROMPT, _GENERATE = 512, 128  # tokens, and context depths: llama-bench's

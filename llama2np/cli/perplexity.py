@@ -16,7 +16,7 @@ from llama2np.cli.model import add_model, load_model
 from llama2np.cli.screen import Screen
 from llama2np.evaluation import Evaluation, compare, evaluate
 from llama2np.llama import Llama
-from llama2np.transformer import Transformer
+from llama2np.model.transformer import Transformer
 
 _BYTES = 1 << 16  # read at a time
 

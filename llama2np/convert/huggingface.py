@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2np.checkpoint import CheckpointError
-from llama2np.config import Config
+from llama2np.model.config import Config
 from llama2np.convert import safetensors
 from llama2np.convert.json_file import JsonFile
 from llama2np.convert.source import Source, Stored, checked, halved, interleaved

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from llama2np.config import Config
+from llama2np.model.config import Config
 from tools.training.copying import said_twice
 from tools.training.corpus import Corpus, batches
 from tools.training.network import Network
