@@ -7,7 +7,9 @@ step before does (`quantize`, or `quantize_tiles` for many rows).
 
 from functools import cache
 
-from llama2np.kernels.matmul import float32, int8, int8_tiles
+from llama2np.kernels.matmul import float32, int8_tiles
+from llama2np.kernels.matmul.int8 import call_int8_rows
+from llama2np.kernels.matmul.int8 import quantize as quantize_rows
 from llama2np.kernels.matmul.tile import FLOAT32
 from llama2np.kernels.runtime.jit import PLAIN, inner
 from llama2np.kernels.runtime.memory import floats, int8s, int16s, int32s, vector
@@ -85,7 +87,7 @@ def _quantize_rows(run, x, n, groups, q, q_scales, q_sums, first, last):
     values = int8s(place(run, q) + n * first, count, n)
     scales = floats(place(run, q_scales) + at, count, groups)
     sums = int32s(place(run, q_sums) + at, count, groups)
-    int8.quantize(rows_of(run, x, n, first, last), values, scales, sums)
+    quantize_rows(rows_of(run, x, n, first, last), values, scales, sums)
 
 
 @op("x group q q_scales q_sums")
@@ -118,7 +120,7 @@ def _int8_few(s, run, m, first, last, out, scratch):
     x, x_scales = int8s(place(run, s["q"]), rows, n), floats(place(run, s["q_scales"]), rows, groups)
     x_sums = int32s(place(run, s["q_sums"]), rows, groups)
     w, scales = int8s(s["w"][m], d, n), floats(s["scales"][m], d, groups)
-    int8.call_int8_rows(w, scales, first, last, x, x_scales, x_sums, out.reshape(rows, d))
+    call_int8_rows(w, scales, first, last, x, x_scales, x_sums, out.reshape(rows, d))
 
 
 int8_few = _linear("linear_few_int8", "group q q_scales q_sums", _int8_few)

@@ -70,7 +70,10 @@ def linked(kernel, *kinds, returns=types.void):
 
 
 def callees(function):
-    """The stubs that this function calls, directly or in kernels that are inlined into it."""
+    """The stubs that this function calls, directly or in kernels that are inlined into it.
+
+    It has to know them by a name of its own: one that is called as module.stub is not found.
+    """
     names = inspect.getclosurevars(function)
     for value in (*names.nonlocals.values(), *names.globals.values()):
         if hasattr(value, "resolve"):
