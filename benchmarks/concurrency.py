@@ -20,7 +20,7 @@ from statistics import median
 from benchmarks.random_models import SHAPES, write_model
 from llama2np import checkpoint, kernels
 from llama2np.kernels.threads import layer
-from llama2np.transformer import State, Transformer
+from llama2np.model.transformer import State, Transformer
 
 
 def tokens(model: Transformer, first: int, steps: int) -> list[int]:

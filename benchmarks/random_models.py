@@ -9,7 +9,7 @@ import numpy as np
 
 from llama2np.atomic import write_file
 from llama2np.checkpoint import Header, save
-from llama2np.config import Config
+from llama2np.model.config import Config
 
 # name: (dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len), tied, group size
 SHAPES = {

@@ -26,7 +26,7 @@ import numpy as np
 
 from llama2np import Llama, Transformer, compare
 from llama2np.lens import labels
-from llama2np.weights import Dense
+from llama2np.model.weights import Dense
 
 plt.rcParams["figure.dpi"] = 80
 model = Llama.load("stories-box")

@@ -21,10 +21,10 @@ import numpy as np
 from llama2np import advice, box, kinds
 from llama2np.arguments import whole
 from llama2np.atomic import replacing
-from llama2np.config import Config
+from llama2np.model.config import Config
 from llama2np.files import open_regular
 from llama2np.output import printable
-from llama2np.weights import Dense, Int8, Layer, Linear, Weights
+from llama2np.model.weights import LAYER_SHAPES, MATRICES, SHAPES, Dense, Int8, Weights
 
 MAGIC = 0x616B3432  # "ak42": the first word of every version but 0
 _HEADER_SIZE = {0: 28, 1: 256, 2: 256}
@@ -42,10 +42,7 @@ _FILE_ORDER = {
     1: "attn_norm ffn_norm final_norm embedding wq wk wv wo w_gate w_down w_up",
 }
 _FILE_ORDER[2] = _FILE_ORDER[1]
-_LAYER_NORMS = ("attn_norm", "ffn_norm")
-_LAYER_MATRICES = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
-_MATRICES = (*_LAYER_MATRICES, "embedding", "classifier")
-LAYER_TENSORS = (*_LAYER_NORMS, *_LAYER_MATRICES)  # a stack of one for each layer
+LAYER_TENSORS = tuple(LAYER_SHAPES)  # a stack of one for each layer
 
 # A tensor as a file holds it: float32 values, or int8 values and their float32 scales.
 Tensor = np.ndarray | tuple[np.ndarray, np.ndarray]
@@ -90,21 +87,11 @@ class Header:
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield (name, shape) of each tensor, in file order."""
         c = self.config
-        shapes = {
-            "embedding": (c.vocab_size, c.dim),
-            "attn_norm": (c.n_layers, c.dim),
-            "wq": (c.n_layers, c.dim, c.dim),
-            "wk": (c.n_layers, c.kv_dim, c.dim),
-            "wv": (c.n_layers, c.kv_dim, c.dim),
-            "wo": (c.n_layers, c.dim, c.dim),
-            "ffn_norm": (c.n_layers, c.dim),
-            "w_gate": (c.n_layers, c.hidden_dim, c.dim),
-            "w_down": (c.n_layers, c.dim, c.hidden_dim),
-            "w_up": (c.n_layers, c.hidden_dim, c.dim),
-            "final_norm": (c.dim,),
-            "rope_tables": (2, c.seq_len, c.head_dim // 2),  # cos and sin, which nobody reads
-            "classifier": (c.vocab_size, c.dim),
-        }
+        # cos and sin, which nobody reads
+        shapes: dict[str, tuple[int, ...]] = {"rope_tables": (2, c.seq_len, c.head_dim // 2)}
+        for name, numbers in SHAPES.items():
+            shape = tuple(int(getattr(c, number)) for number in numbers)
+            shapes[name] = (c.n_layers, *shape) if name in LAYER_SHAPES else shape
         for name in _FILE_ORDER[self.version].split():
             yield name, shapes[name]
         if not self.tied:
@@ -112,7 +99,7 @@ class Header:
 
     def quantized(self, name: str) -> bool:
         """Whether the tensor of that name is int8 with scales."""
-        return self.version == 2 and name in _MATRICES
+        return self.version == 2 and name in MATRICES
 
     def size(self, name: str, shape: tuple[int, ...]) -> int:
         """The bytes that a tensor takes."""
@@ -175,16 +162,15 @@ def load(path: str | os.PathLike[str]) -> tuple[Config, Weights]:
     """Map a checkpoint. Raises CheckpointError, and OSError where the file cannot be opened."""
     header, tensors = open_tensors(path)
 
-    def layer(i: int) -> Layer:
-        parts: dict[str, Any] = {name: _linear(tensors[name], i) for name in _LAYER_MATRICES}
-        parts |= {name: tensors[name][i] for name in _LAYER_NORMS}
-        return Layer(**parts)
-
-    layers = tuple(layer(i) for i in range(header.config.n_layers))
-    embedding = _linear(tensors["embedding"])
-    classifier = embedding if header.tied else _linear(tensors["classifier"])
-    final_norm: Any = tensors["final_norm"]  # an array: norms are never quantized
-    return header.config, Weights(embedding, layers, final_norm, classifier)
+    named: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if name in LAYER_TENSORS:
+            for i in range(header.config.n_layers):
+                named[f"layers.{i}.{name}"] = _weight(tensor, i)
+        elif name != "rope_tables":
+            named[name] = _weight(tensor)
+    named.setdefault("classifier", named["embedding"])
+    return header.config, Weights(named)
 
 
 @kinds.reader("model", CheckpointError)
@@ -349,7 +335,10 @@ def _quantized_view(
     return values, scales
 
 
-def _linear(tensor: Tensor, layer: int | None = None) -> Linear:
-    """The matrix, or the one of `layer` in a stack, as a callable weight."""
+def _weight(tensor: Tensor, layer: int | None = None) -> Dense | Int8 | np.ndarray:
+    """A tensor, or the one of `layer` in a stack, as the network has it."""
     at = slice(None) if layer is None else layer
-    return Int8(tensor[0][at], tensor[1][at]) if isinstance(tensor, tuple) else Dense(tensor[at])
+    if isinstance(tensor, tuple):
+        return Int8(tensor[0][at], tensor[1][at])
+    array: np.ndarray = tensor[at]
+    return Dense(array) if array.ndim == 2 else array

@@ -10,13 +10,13 @@ from typing import Literal, Protocol
 import numpy as np
 
 from llama2np.arguments import none_means_default, texts, token_list, whole, wrong
-from llama2np.config import Config
+from llama2np.model.config import Config
 from llama2np.logits import forbid, likeliest, log_softmax
 from llama2np.output import brief
 from llama2np.owner import Owned, Owner
 from llama2np.sampler import Sampler
 from llama2np.tokenizer import Decoder, Tokenizer
-from llama2np.transformer import State, Transformer
+from llama2np.model.transformer import State, Transformer
 
 StopReason = Literal["end", "stop", "max_new_tokens", "context"]
 
@@ -60,13 +60,12 @@ def continue_tokens(
     forbidden = np.array([token for token in missing if token not in sampler.logit_bias], np.int64)
     given = state.pos + len(tokens)
     guess: list[int] = []
-    # A network that can go on by itself: its own likeliest tokens are a guess that is right.
-    network = model if isinstance(model, Transformer) and sampler.greedy and not draft else None
-    stride = network.stride if network else 1
+    # A small network generates several tokens in one call: a draft that is always right.
+    stride = getattr(model, "max_greedy_tokens", 1) if sampler.greedy and not draft else 1
     while state.pos + len(tokens) <= end:
         known = state.pos + len(tokens)
-        if network and (count := min(stride, known - given, end - state.pos)) > 1:
-            read, logits = network.greedy(tokens[0], state, count)
+        if (count := min(stride, known - given, end - state.pos)) > 1:
+            read, logits = model.greedy(tokens[0], state, count)
             guess = read[1:].tolist()
         else:
             logits = model.forward([*tokens, *guess], state, all_logits=bool(guess))

@@ -12,18 +12,18 @@ import numpy as np
 from llama2np import advice, box, checkpoint
 from llama2np.arguments import none_means_default, path_like, text, token_list, whole
 from llama2np.chat import Chat
-from llama2np.config import Config
+from llama2np.model.config import Config
 from llama2np.generation import Draft, Generation
 from llama2np.logits import check_bias
 from llama2np.output import brief
 from llama2np.sampler import Sampler, SamplingOptions
 from llama2np.tokenizer import Tokenizer, TokenizerError
-from llama2np.transformer import State, Transformer
+from llama2np.model.transformer import State, Transformer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
 
-    from llama2np.trace import Hook
+    from llama2np.model.hooks import Hook
 
 _NOT_GIVEN: Any = object()
 
@@ -171,9 +171,7 @@ class Llama:
         is not disturbed, and does not slow down. Results that no Edit changes are the same bits.
         Raises ValueError for a layer that the network has not.
         """
-        from llama2np.watched import Watched  # only for those who look
-
-        return Llama(Watched(self.transformer, hooks), self.tokenizer)
+        return Llama(self.transformer.with_hooks(hooks), self.tokenizer)
 
 
 def _sampler(caller: str, options: SamplingOptions, vocab_size: int) -> Sampler:

@@ -10,7 +10,7 @@ import numpy as np
 from llama2np.arguments import none_means_default, whole
 from llama2np.generation import Model
 from llama2np.logits import forbid
-from llama2np.transformer import State
+from llama2np.model.transformer import State
 
 
 class DraftModel:

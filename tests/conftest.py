@@ -25,7 +25,7 @@ from hypothesis import settings
 
 from llama2np import Llama, kernels
 from llama2np.checkpoint import Header, save
-from llama2np.config import Config
+from llama2np.model.config import Config
 from tools.hostile import valid, write_case
 
 # Threads that wait for work sleep: those that spin, as they would, make the tests ten times as long

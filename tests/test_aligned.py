@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from llama2np import kernels
-from llama2np.config import Config
-from llama2np.transformer import Scratch, State
+from llama2np.model.config import Config
+from llama2np.model.transformer import Scratch, State
 
 
 @pytest.mark.parametrize("shape", ((0,), (1,), (3, 5), (2, 0, 4), (300, 700)))

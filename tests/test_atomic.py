@@ -18,7 +18,7 @@ from llama2np import atomic, checkpoint
 from llama2np.atomic import replacing, replacing_all
 from llama2np.checkpoint import Header
 from llama2np.cli.export import main as export
-from llama2np.transformer import State
+from llama2np.model.transformer import State
 from tools.faults import ERRORS, WRITERS, Fault, check_write
 from tools.hostile import valid, write_case
 

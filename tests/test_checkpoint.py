@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llama2np import checkpoint
 from llama2np.checkpoint import CheckpointError, Header
-from llama2np.config import Config
+from llama2np.model.config import Config
 
 HEADERS = [
     Header(version, TINY, tied, 16 if version == 2 else 0)

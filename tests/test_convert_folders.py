@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from llama2np.checkpoint import CheckpointError, CheckpointWarning
 from llama2np.cli.export import main as export
-from llama2np.config import Config
+from llama2np.model.config import Config
 from llama2np.convert import huggingface, llama2c, meta
 from llama2np.convert.source import Stored, concatenated, halved, interleaved
 from llama2np.convert.write import write_bin

@@ -17,7 +17,7 @@ from urllib.request import install_opener
 import pytest
 
 from llama2np.checkpoint import Header
-from llama2np.config import Config
+from llama2np.model.config import Config
 from tools import download
 
 ROOT = Path(__file__).resolve().parents[1]

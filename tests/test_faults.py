@@ -17,7 +17,7 @@ from llama2np.cli import flags
 from llama2np.cli.export import main as export
 from llama2np.convert import llama2c
 from llama2np.convert.write import write_bin
-from llama2np.transformer import State, Transformer
+from llama2np.model.transformer import State, Transformer
 
 ROOT = Path(__file__).parents[1]
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -121,7 +121,7 @@ def test_a_file_that_is_truncated_ends_the_process(files, python):
     code = """
 import os, sys
 from llama2np import checkpoint
-from llama2np.transformer import State, Transformer
+from llama2np.model.transformer import State, Transformer
 model = Transformer(*checkpoint.load(sys.argv[1]))
 os.truncate(sys.argv[1], 100)
 model.forward([1, 2, 3], State(model.config))

@@ -6,7 +6,7 @@ from conftest import TINY
 
 from llama2np import checkpoint
 from llama2np.checkpoint import Header
-from llama2np.transformer import State, Transformer
+from llama2np.model.transformer import State, Transformer
 
 
 @pytest.mark.parametrize("version, group", ((1, 0), (2, 16)))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llama2np.checkpoint import CheckpointError, Header, read_header
 from llama2np.cli.export import main as export
-from llama2np.config import Config
+from llama2np.model.config import Config
 
 
 def test_extension_is_where_the_c_programs_do_not_look():

@@ -10,7 +10,7 @@ from llama2np.kernels import multiply as multiply_
 from llama2np.kernels.exp import exp
 from llama2np.kernels.jit import exact
 from llama2np.kernels.lanes import weighted_sum
-from llama2np.weights import Dense, Int8, in_tiles
+from llama2np.model.weights import Dense, Int8, in_tiles
 
 SIZES = (1, 7, 64, 65, 200)
 

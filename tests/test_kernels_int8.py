@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llama2np import kernels
 from llama2np.kernels import int8, int8_dot, int8_flavours, int8_tiles
 from llama2np.kernels.jit import exact
-from llama2np.weights import in_tiles
+from llama2np.model.weights import in_tiles
 
 GROUPS = (1, 4, 7, 8, 16, 32, 48, 64, 96, 128)
 

@@ -20,7 +20,7 @@ from conftest import TINY
 
 from llama2np import Edit, State, Transformer, checkpoint
 from llama2np.checkpoint import Header
-from llama2np.trace import POINTS
+from llama2np.model.hooks import POINTS
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 60  # seconds for a wait that never ends, on a busy machine

@@ -6,7 +6,7 @@ import pytest
 
 from llama2np import Llama, kernels
 from llama2np.kernels import team
-from llama2np.transformer import State
+from llama2np.model.transformer import State
 
 STEPS, PARTS = 200, 7
 

@@ -15,7 +15,7 @@ from conftest import random_tensors
 
 from llama2np import checkpoint, kernels
 from llama2np.checkpoint import Header
-from llama2np.config import Config
+from llama2np.model.config import Config
 
 ROOT = Path(__file__).parents[1]
 # Wide enough for the threaded kernels, in float32 and in int8, and for threaded attention.
@@ -28,7 +28,7 @@ import numba, numpy as np
 numba.config.THREADING_LAYER = sys.argv[2]
 from llama2np import checkpoint, kernels
 from llama2np.kernels.threads import layer
-from llama2np.transformer import State, Transformer
+from llama2np.model.transformer import State, Transformer
 model = Transformer(*checkpoint.load(sys.argv[1]))
 
 def tokens(first):

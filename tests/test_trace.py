@@ -10,8 +10,8 @@ from conftest import TINY
 from llama2np import Edit, Llama, Tokenizer, Trace, Transformer
 from llama2np.checkpoint import Header
 from llama2np.checkpoint import load as load_checkpoint
-from llama2np.trace import ENDS, POINTS
-from llama2np.weights import Int8
+from llama2np.model.hooks import ENDS, POINTS
+from llama2np.model.weights import Int8
 
 TOKENS = np.random.default_rng(3).integers(0, TINY.vocab_size, 90)
 PIECES = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"%d" % i for i in range(3, TINY.vocab_size))]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from llama2np.config import Config
+from llama2np.model.config import Config
 from llama2np.convert import llama2c, write
 from llama2np.convert.tokenizer import write_bin
 from llama2np.tokenizer import BOS, Tokenizer
@@ -139,7 +139,7 @@ def test_the_network_is_ours(corpus, tmp_path):
     import torch
 
     from llama2np import checkpoint
-    from llama2np.transformer import State, Transformer
+    from llama2np.model.transformer import State, Transformer
 
     training.run(log=False)
     write.write_bin(llama2c.read_pt(tmp_path / "a.pt"), tmp_path / "a.bin", version=0)

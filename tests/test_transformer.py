@@ -12,11 +12,11 @@ from conftest import TINY, random_tensors
 
 from llama2np import box, checkpoint, kernels
 from llama2np.checkpoint import Header
-from llama2np.config import Config
-from llama2np.trace import Trace
-from llama2np.transformer import BLOCK, State, Transformer
+from llama2np.model.config import Config
+from llama2np.model.hooks import Trace
+from llama2np.model.transformer import BLOCK, State, Transformer
 from llama2np.watched import Watched
-from llama2np.weights import Dense
+from llama2np.model.weights import Dense
 
 
 def in_blocks(transformer, tokens, size):
@@ -213,7 +213,7 @@ def test_a_state_survives_what_stops_its_growth(write, monkeypatch, problem):
     def failing(*arrays):
         raise problem
 
-    monkeypatch.setattr("llama2np.transformer._copy", failing)
+    monkeypatch.setattr("llama2np.model.transformer._copy", failing)
     with pytest.raises(type(problem)):
         model.forward([5] * 600, state)
     monkeypatch.undo()

@@ -20,7 +20,7 @@ import numpy as np
 from llama2np import checkpoint, kernels
 from llama2np.generation import continue_tokens
 from llama2np.sampler import Sampler
-from llama2np.transformer import State, Transformer
+from llama2np.model.transformer import State, Transformer
 
 kernels.on_first_compile(lambda: print("compiles", flush=True))
 for path in sys.argv[1:]:

@@ -10,7 +10,7 @@ from llama2np.cli.flags import Parser, guarded, joined, number, path_value
 from llama2np.cli.model import add_model, load_model, plotting, read_tokens
 from llama2np.cli.screen import Screen
 from llama2np.lens import labels
-from llama2np.trace import Trace
+from llama2np.model.hooks import Trace
 
 _MOST = 64  # maps in a picture
 

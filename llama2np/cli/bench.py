@@ -16,7 +16,7 @@ from llama2np.bench.measure import measure, plan
 from llama2np.bench.peer import LLAMA2C, Peer
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
 from llama2np.cli.model import MODEL_HELP, plotting
-from llama2np.transformer import Transformer
+from llama2np.model.transformer import Transformer
 
 
 def main(argv: Sequence[str], prog: str) -> int:

@@ -18,7 +18,7 @@ from llama2np.cli.text import plain
 from llama2np.evaluation import Evaluation, compare, evaluate
 from llama2np.files import open_regular
 from llama2np.llama import Llama
-from llama2np.transformer import Transformer
+from llama2np.model.transformer import Transformer
 
 _BYTES = 1 << 16  # read at a time
 

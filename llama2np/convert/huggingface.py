@@ -13,7 +13,7 @@ from typing import Any
 
 from llama2np import kinds
 from llama2np.checkpoint import CheckpointError
-from llama2np.config import Config
+from llama2np.model.config import Config
 from llama2np.convert import safetensors
 from llama2np.convert.dtypes import dtype_of
 from llama2np.convert.json_file import LARGEST_INDEX, JsonFile

@@ -14,7 +14,7 @@ from typing import Any
 
 from llama2np import kinds
 from llama2np.checkpoint import CheckpointError
-from llama2np.config import Config
+from llama2np.model.config import Config
 from llama2np.convert.json_file import JsonFile
 from llama2np.convert.names import unwrapped
 from llama2np.convert.source import Source, Stored, checked, concatenated

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from llama2np.config import Config
+from llama2np.model.config import Config
 
 _PI = (3.1415926535846666, 5.126688303189038e-12)  # in two parts, so that n times each is exact
 # sin x = x + x³ (a + x² (b + x² (c + x² d))), from d to a

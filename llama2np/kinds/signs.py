@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from llama2np.config import Config
+from llama2np.model.config import Config
 
 _HEAD = 2**16  # bytes that are looked at
 _LONGEST_PICKLE = 2**20  # a large model's, with those of its optimizer, has a tenth

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from llama2np.atomic import replacing, write_file
-from llama2np.config import Config
+from llama2np.model.config import Config
 from tools.training.copying import said_twice
 from tools.training.corpus import Corpus, batches
 from tools.training.network import Network

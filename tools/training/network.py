@@ -1,4 +1,4 @@
-"""The network of `llama2np.transformer` in torch, for training: tensors named as llama2.c does."""
+"""The network of `llama2np.model.transformer` in torch, for training: tensors named as llama2.c does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llama2np.config import Config
+from llama2np.model.config import Config
 
 
 class Attention(nn.Module):

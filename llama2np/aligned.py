@@ -1,0 +1,20 @@
+"""Arrays that begin at a cache line of the CPU."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+_LINE = 64  # bytes of a cache line, and of an AVX-512 vector
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """np.zeros(shape, dtype) whose first value is at the beginning of a cache line.
+
+    A vector that lies across two lines costs two reads. With arrays where NumPy puts large ones, 16
+    bytes after the beginning of a line, attention took a quarter longer.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + _LINE, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory[start : start + size].view(dtype).reshape(shape)

@@ -1,0 +1,181 @@
+"""The compiled engine: a program as tables of numbers, which the interpreter goes through.
+
+This is the one place where addresses are written into tables: after the program has checked all
+shapes, and never from numbers of a file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llama2np.aligned import aligned_zeros
+from llama2np.kernels.interpreter import go
+from llama2np.kernels.lower import Entry, lower, places, row_class
+from llama2np.kernels.matmul.int8_tiles import NARROW
+from llama2np.kernels.ops import bandwidth
+from llama2np.kernels.ops.attention import TOGETHER
+from llama2np.kernels.runtime import compiler
+from llama2np.kernels.runtime.op import RUN, SPAN, STEP_BYTES
+from llama2np.kernels.runtime.pool import POOL
+from llama2np.model.program import Program, Value
+from llama2np.model.state import State
+
+
+class Table:
+    """The rows of the interpreter's table for a class of row counts."""
+
+    def __init__(self, program: Program, count: int, wanted: int, chunk: int):
+        lowered = lower(program, count, wanted, chunk)
+        self.starts = lowered.starts
+        if count == 1:  # the one row is the one that is wanted
+            _skip_pick(lowered.entries, self.starts)
+        self.places, self.width = places(lowered.entries)
+        self.rows = aligned_zeros((len(lowered.entries), STEP_BYTES), np.uint8)
+        self.alive: list[np.ndarray] = []  # arrays whose addresses are in the table
+        for row, entry in zip(self.rows, lowered.entries, strict=True):
+            self._fill(row, entry)
+        self.address = self.rows.ctypes.data
+
+    def _fill(self, row: np.ndarray, entry: Entry) -> None:
+        record = row[: entry.op.dtype.itemsize].view(entry.op.dtype)[0]
+        record["op"], record["picked"] = entry.op.address, entry.picked
+        for name, part in entry.fields.items():
+            if isinstance(part, list):
+                record[name][: len(part)] = [self._number(each) for each in part]
+            else:
+                record[name] = self._number(part)
+
+    def _number(self, part: Any) -> Any:
+        if isinstance(part, Value):
+            return self.places[part]
+        if isinstance(part, np.ndarray):
+            self.alive.append(part)
+            return part.ctypes.data
+        return part
+
+
+def _skip_pick(entries: list[Entry], starts: list[int]) -> None:
+    """Let what follows `pick` read its input, and take `pick` away."""
+    at = starts[-2]
+    pick = entries.pop(at)
+    for entry in entries[at:]:
+        entry.fields = {
+            name: pick.fields["x"] if part is pick.fields["out"] else part
+            for name, part in entry.fields.items()
+        }
+    starts[-1] -= 1
+
+
+def row_sums(rows: np.ndarray, out: np.ndarray) -> None:
+    """out[i] = the sum of row i, with all threads. rows: (n, width), out: (n,) float32."""
+    record, run = np.zeros(1, bandwidth.row_sums.dtype), np.zeros(1, RUN)
+    record["op"], record["units"], record["n"] = bandwidth.row_sums.address, len(rows), rows.shape[1]
+    record["x"], record["out"], record["work"] = rows.ctypes.data, out.ctypes.data, rows.size
+    run["rows"] = 1
+    nothing = np.zeros(0, np.int64), np.zeros((0, 0), np.float32), 0, 1, 0
+    POOL.run(go, rows.size, record.ctypes.data, 1, run.ctypes.data, *nothing)
+
+
+class CompiledEngine:
+    """Computes a Program's steps with compiled code. See model/engine.py."""
+
+    def __init__(self, program: Program):
+        self.program = program
+        self._tables: dict[tuple[int, int, int], Table] = {}
+        entries = lower(program, 1, 1, 64).entries
+        compiler.expect([go, *dict.fromkeys(entry.op.function for entry in entries)])
+
+    def table(self, count: int, wanted: int, chunk: int) -> Table:
+        """The table for so many rows; made when it is first needed."""
+        key = row_class(count), row_class(wanted), chunk
+        if key not in self._tables:
+            self._tables[key] = Table(self.program, count, wanted, chunk)
+        return self._tables[key]
+
+    def run(
+        self,
+        tokens: np.ndarray,
+        states: list[State],
+        counts: list[int],
+        logits: np.ndarray,
+        picked: np.ndarray | None = None,
+        laps: int = 1,
+    ) -> CompiledRun:
+        """Prepare a pass: see Engine.run. For one row of a State, what is needed is kept there."""
+        rows, wanted = len(tokens) // laps, len(logits) // laps
+        run = states[0].run if rows == 1 else None
+        if run is None or run.engine is not self:
+            run = CompiledRun(self, states, counts, rows, wanted, picked)
+            if rows == 1:
+                states[0].run = run
+        run.start(tokens, logits, laps, wanted)
+        return run
+
+
+class CompiledRun:
+    """One pass of a number of rows, and all memory that it needs."""
+
+    def __init__(
+        self,
+        engine: CompiledEngine,
+        states: list[State],
+        counts: list[int],
+        rows: int,
+        wanted: int,
+        picked: np.ndarray | None,
+    ):
+        self.engine, self.states, self.counts = engine, states, counts
+        self.table = engine.table(rows, wanted or 1, states[0].chunk)
+        c = engine.program.config
+        room = 1 if rows == 1 else -(-rows // NARROW) * NARROW
+        capacity = max(state.capacity for state in states)
+        self.arena = aligned_zeros((room * self.table.width,))
+        self.scores = aligned_zeros((c.n_heads * TOGETHER, capacity))
+        self.picked = np.arange(rows - wanted, rows) if picked is None else picked
+        self.spans = np.zeros(len(states), SPAN)
+        self.spans["rows"], self.spans["first"] = counts, np.cumsum(counts) - counts
+        self.addresses = [state.addresses for state in states]
+        self.spans["chunks"] = [addresses.ctypes.data for addresses in self.addresses]
+        self._record = np.zeros(1, RUN)
+        self.fields = self._record[0]
+        f = self.fields
+        f["rows"], f["room"], f["arena"] = rows, room, self.arena.ctypes.data
+        f["scores"], f["capacity"] = self.scores.ctypes.data, capacity
+        f["spans"], f["n_spans"] = self.spans.ctypes.data, len(states)
+        f["picked"], f["choices"] = self.picked.ctypes.data, c.vocab_size
+        self._address = self._record.ctypes.data
+        self._positions = self.spans["pos"]  # a view
+        self._work = engine.program.work * rows
+
+    def start(self, tokens: np.ndarray, logits: np.ndarray, laps: int, wanted: int) -> None:
+        """Set what differs from pass to pass."""
+        seen = 0
+        for i, (state, count) in enumerate(zip(self.states, self.counts, strict=True)):
+            self._positions[i] = state.pos
+            seen += count * (state.pos + count)
+        self.logits, self._arguments = logits, (self._address, tokens, logits, wanted, laps, seen)
+        # Without logits, the last step is left out.
+        self._end = self.table.starts[-1 if wanted else -2]
+
+    def go(self, start: int = 0, stop: int | None = None) -> None:
+        """Compute the steps start ... stop - 1 of the program; None: to the end."""
+        first = self.table.starts[start] if start else 0
+        end = self._end if stop is None else min(self.table.starts[stop], self._end)
+        if first < end:
+            table = self.table.address + first * STEP_BYTES
+            POOL.run(go, self._work, table, end - first, *self._arguments)
+
+    def array(self, value: Value) -> np.ndarray:
+        """What a step that was just computed made: (rows, width)."""
+        place, f = self.table.places[value], self.fields
+        if place < 0:
+            return self.logits
+        start, rows = place * int(f["room"]), int(f["rows"])
+        return self.arena[start : start + rows * value.width].reshape(rows, value.width)
+
+    def put(self, value: Value, array: np.ndarray) -> None:
+        """Set a value as if its step had been computed: (rows, width)."""
+        self.array(value)[:] = array
+

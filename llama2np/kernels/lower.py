@@ -1,0 +1,277 @@
+"""From the steps of a program to the rows of a table: which op computes a step, and on what.
+
+`ROUTES` is the one place that decides which matrix product serves how many rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+from llama2np.kernels.matmul import float32, int8_tiles
+from llama2np.kernels.ops import attention, linear, positions, rows
+from llama2np.kernels.runtime.jit import PLAIN
+from llama2np.kernels.runtime.op import MOST, Op
+from llama2np.model.program import Program, Step, Value, rope_frequencies
+from llama2np.model.weights import Int8, Matrix
+
+# Up to how many rows the forms for few rows are faster, by the number format of the matrix.
+FEW = {"float32": float32.FEW, "bfloat16": float32.FEW, "float16": float32.FEW, "int8": int8_tiles.FEW}
+# Counts of rows between these bounds have the same table.
+_BOUNDS = sorted({1, *FEW.values()})
+
+# What a value of a row is worth in multiply-adds, roughly: threads share only what is worth it.
+_WORTH = {
+    "add": 1,
+    "add_bias": 1,
+    "embed": 1,
+    "pick": 1,
+    "rmsnorm": 4,
+    "layernorm": 6,
+    "rope": 4,
+    "append": 4,
+    "quantize": 8,
+    "swiglu": 16,
+    "gelu": 16,
+    "angles": 32,
+}
+
+
+def row_class(count: int) -> int:
+    """Counts of rows of one class have the same table."""
+    return sum(count > bound for bound in _BOUNDS)
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A row of a table before places are assigned: an op and its fields."""
+
+    op: Op
+    # A field is a number, an array (its address) or a Value (its place), or a list of up to MOST.
+    fields: dict[str, Any]
+    outputs: tuple[Value, ...]
+    picked: bool = False
+    in_place: bool = False  # an output may be where an input that is not needed any more is
+
+
+@dataclass(slots=True)
+class Lowered:
+    """All entries of a program for a class of rows."""
+
+    entries: list[Entry] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)  # of each step, and the end
+
+
+def lower(program: Program, count: int, wanted: int, chunk: int) -> Lowered:
+    """The entries for `count` rows, `wanted` of which get logits. chunk: positions of a chunk."""
+    made = Lowered()
+    for step in program.steps:
+        made.starts.append(len(made.entries))
+        made.entries += _LOWER[step.op](program, step, wanted if step.op == "logits" else count, chunk)
+    made.starts.append(len(made.entries))
+    return made
+
+
+def places(entries: list[Entry]) -> tuple[dict[Value, int], int]:
+    """Where each value is in the arena, in float32 for a row, and how large the arena is.
+
+    A place is used again when its value is not needed any more.
+    """
+    last: dict[Value, int] = {}
+    for i, entry in enumerate(entries):
+        for value in _values(entry):
+            last[value] = i
+    found: dict[Value, int] = {}
+    taken: list[tuple[int, int, Value]] = []  # start, end, value
+    size = 0
+    for i, entry in enumerate(entries):
+        inputs = [v for v in _values(entry) if v not in entry.outputs]
+        dying = [v for v in inputs if last[v] == i and v in found] if entry.in_place else []
+        for value in entry.outputs:
+            if value in found:
+                continue
+            if value.name == "logits":
+                found[value] = -value.width
+                continue
+            same = next((v for v in dying if v.width == value.width), None)
+            if same is not None:
+                dying.remove(same)
+                found[value] = found[same]
+                taken = [(s, e, value if v is same else v) for s, e, v in taken]
+                continue
+            width, start = -(-value.width // 16) * 16, 0  # whole cache lines
+            taken = sorted((part for part in taken if last[part[2]] >= i), key=lambda part: part[0])
+            for begin, end, _ in taken:
+                if start + width <= begin:
+                    break
+                start = max(start, end)
+            found[value] = start
+            taken.append((start, start + width, value))
+            size = max(size, start + width)
+    return found, size
+
+
+def _values(entry: Entry) -> list[Value]:
+    parts: list[Any] = []
+    for part in entry.fields.values():
+        parts += part if isinstance(part, list) else [part]
+    return [part for part in parts if isinstance(part, Value)]
+
+
+def _rows(op: Op, step: Step, n: int, worth: str, **fields: Any) -> Entry:
+    """An entry of an op whose unit is a row."""
+    fields = {"each": 1, "work": _WORTH[worth] * n, "n": n, **fields}
+    return Entry(op, fields, step.outputs)
+
+
+def _embed(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+    (name,), (out,) = step.weights["table"], step.outputs
+    table: Matrix = program.weights[name]  # type: ignore[assignment]
+    fields = {"out": out, "vocab_size": table.shape[0], "table": table.arrays[0]}
+    if isinstance(table, Int8):
+        extra = {"scales": table.scales, "group": table.group}
+        return [_rows(rows.embed_int8, step, out.width, "embed", **fields, **extra)]
+    return [_rows(rows.embed_float(table.kind), step, out.width, "embed", **fields)]
+
+
+def _norm(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+    (x,), (out,) = step.inputs.values(), step.outputs
+    vectors = {kind: program.weights[names[0]] for kind, names in step.weights.items()}
+    fields = {"x": x, "out": out, **step.numbers, **vectors}
+    entry = _rows(getattr(rows, step.op), step, x.width, step.op, **fields)
+    entry.in_place = True
+    return [entry]
+
+
+def _elementwise(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+    (out,) = step.outputs
+    fields = {**step.inputs, "out": out, **step.numbers}
+    entry = _rows(getattr(rows, step.op), step, out.width, step.op, **fields)
+    entry.in_place = True
+    return [entry]
+
+
+def _angles(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+    cos, sin = step.outputs
+    fields = {"cos": cos, "sin": sin, "frequencies": rope_frequencies(program.config)}
+    return [_rows(positions.angles, step, cos.width, "angles", **fields)]
+
+
+def _rope(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+    (q, k), widths = step.outputs, {"q_width": step.outputs[0].width, "k_width": step.outputs[1].width}
+    fields = {**step.inputs, "q_out": q, "k_out": k, **widths, **step.numbers}
+    entry = _rows(positions.rope, step, q.width + k.width, "rope", **fields)
+    entry.in_place = True
+    return [entry]
+
+
+def _attention(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+    (out,), q, k, v = step.outputs, *step.inputs.values()
+    heads = {name: step.numbers[name] for name in ("n_kv_heads", "head_dim")}
+    cache = {**heads, "layer": step.layer or 0, "chunk": chunk}
+    append = _rows(attention.append, step, 2 * k.width, "append", k=k, v=v, **cache)
+    append.outputs = ()
+    n_heads = step.numbers["n_heads"]
+    fields = {"q": q, "out": out, "n_heads": n_heads, "units": n_heads, "n": q.width, **cache}
+    return [append, Entry(attention.attend, fields | {"seen_work": 2 * q.width}, step.outputs)]
+
+
+def _linear(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+    (x,) = step.inputs.values()
+    matrices, outs = program.matrices(step), list(step.outputs)
+    entries = []
+    for some in _of_one_kind(matrices):
+        entries += _products(x, [matrices[i] for i in some], [outs[i] for i in some], count)
+    for name, out in zip(step.weights.get("bias", ()), outs, strict=False):
+        if name:
+            fields = {"x": out, "out": out, "bias": program.weights[name]}
+            entries.append(_rows(rows.add_bias, step, out.width, "add_bias", **fields))
+            entries[-1].outputs = ()
+    return entries
+
+
+def _logits(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+    """With one row, it is the one that is wanted; else the wanted rows are put together first."""
+    (x,) = step.inputs.values()
+    picked = Value("", x.width)
+    first = _rows(rows.pick, step, x.width, "pick", x=x, out=picked)
+    first.outputs = (picked,)
+    inner = Step(step.op, {"x": picked}, step.weights, step.outputs, step.layer, step.numbers)
+    entries = [first, *_linear(program, inner, count, chunk)]
+    for entry in entries:
+        entry.picked = True
+    return entries
+
+
+def _of_one_kind(matrices: list[Matrix]) -> list[list[int]]:
+    """Neighbours that go through in one step: of one number format, at most MOST."""
+    groups: list[list[int]] = []
+    for i, matrix in enumerate(matrices):
+        kind = matrix.kind, getattr(matrix, "group", 0)
+        before = groups and matrices[groups[-1][0]]
+        same = before and (before.kind, getattr(before, "group", 0)) == kind
+        if not same or len(groups[-1]) == MOST:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
+def _products(x: Value, matrices: list[Matrix], outs: list[Value], count: int) -> list[Entry]:
+    """The entries of matrices of one kind, that read x."""
+    kind, least = matrices[0].kind, min(matrix.shape[0] for matrix in matrices)
+    many = count > FEW[kind] and not PLAIN
+    fields: dict[str, Any] = {
+        "n": x.width,
+        "count": len(matrices),
+        "w": [matrix.arrays[0] for matrix in matrices],
+        "d": [matrix.shape[0] for matrix in matrices],
+        "out": outs,
+    }
+    before: list[Entry] = []
+    if isinstance(matrices[0], Int8):
+        group = matrices[0].group
+        many = many and linear.int8_many is not None and group % 4 == 0 and least >= int8_tiles.ROWS
+        op, block = (linear.int8_many, int8_tiles.ROWS) if many else (linear.int8_few, 1)
+        fields |= {"scales": [matrix.arrays[1] for matrix in matrices], "group": group}
+        prepared = _quantize(x, group, many)
+        before = [prepared]
+        names = ("tiles", "tiles_scales", "tiles_sums") if many else ("q", "q_scales", "q_sums")
+        fields |= {name: prepared.fields[name] for name in names}
+    else:
+        many = many and least >= float32.ROWS
+        op = linear.float_many(kind) if many else linear.float_few(kind)
+        block, fields["x"] = float32.ROWS if many else 1, x
+    fields["units"] = sum(-(-matrix.shape[0] // block) for matrix in matrices)
+    fields["work"] = sum(matrix.shape[0] for matrix in matrices) * x.width
+    return [*before, Entry(op, fields, tuple(outs))]
+
+
+def _quantize(x: Value, group: int, many: bool) -> Entry:
+    """The entry that rounds x to int8, in tiles for many rows."""
+    n, groups = x.width, x.width // group
+    names, widths = ["q", "q_scales", "q_sums"], [-(-n // 4), groups, groups]
+    if many:
+        names, widths = [*names, "tiles", "tiles_scales", "tiles_sums"], 2 * widths
+    made = tuple(Value("", width) for width in widths)
+    each, op = (int8_tiles.NARROW, linear.quantize_tiles) if many else (1, linear.quantize)
+    fields = {"x": x, "group": group, **dict(zip(names, made, strict=True))}
+    fields |= {"n": n, "each": each, "work": _WORTH["quantize"] * n}
+    return Entry(op, fields, made)
+
+
+_Lower = Callable[[Program, Step, int, int], list[Entry]]
+_LOWER: dict[str, _Lower] = {
+    "embed": _embed,
+    "rmsnorm": _norm,
+    "layernorm": _norm,
+    "linear": _linear,
+    "angles": _angles,
+    "rope": _rope,
+    "attention": _attention,
+    "swiglu": _elementwise,
+    "gelu": _elementwise,
+    "add": _elementwise,
+    "logits": _logits,
+}

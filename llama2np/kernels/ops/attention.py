@@ -1,0 +1,151 @@
+"""The KV cache and causal attention over it (Vaswani et al. 2017).
+
+The cache of a sequence is in chunks of some hundred positions, float32, of all layers:
+(n_layers, 2, n_kv_heads, chunk * head_dim), keys and then values. In it a head's values have a row
+for each position, (chunk, head_dim). Its keys are in blocks of BLOCK positions, (chunk / BLOCK,
+head_dim, BLOCK), so that the scores of a block can advance side by side, each of them summed in
+run.c's order.
+"""
+
+import numpy as np
+from numba import float32, int64
+
+from llama2np.kernels.ops.exp import exps
+from llama2np.kernels.ops.weighted_sum import weighted_sum
+from llama2np.kernels.runtime.jit import inner
+from llama2np.kernels.runtime.link import linked
+from llama2np.kernels.runtime.memory import floats, int64s, vector
+from llama2np.kernels.runtime.op import op, rows_of, span_at
+
+BLOCK = 64  # positions; a chunk is a multiple of it
+TOGETHER = 8  # rows of a prompt that share loading a block of keys into the CPU's cache
+
+_CACHE = "layer n_kv_heads head_dim chunk"  # chunk: positions in a chunk
+
+
+@inner
+def _head(chunk, s, part, head):
+    """A head's keys (part 0) or values (1) in the chunk at this address, flat."""
+    size = s["chunk"] * s["head_dim"]
+    at = ((2 * s["layer"] + part) * s["n_kv_heads"] + head) * size
+    return vector(chunk + 4 * at, size)
+
+
+@op(f"k v {_CACHE}")
+def append(s, run, first, last, scratch):
+    """Put k and v, (rows, n_kv_heads * head_dim), into the cache. A unit is a row."""
+    head_dim, size = s["head_dim"], s["chunk"]
+    width = s["n_kv_heads"] * head_dim
+    for j in range(run["n_spans"]):
+        start, stop, pos, chunks = span_at(run, j, first, last)
+        for t in range(start, stop):
+            k, v = rows_of(run, s["k"], width, t, t + 1), rows_of(run, s["v"], width, t, t + 1)
+            number, row = (pos + t) // size, (pos + t) % size
+            chunk = int64s(chunks, number + 1)[number]
+            block, lane = row // BLOCK * head_dim * BLOCK, row % BLOCK
+            for head in range(s["n_kv_heads"]):
+                keys, values = _head(chunk, s, 0, head), _head(chunk, s, 1, head)
+                for i in range(head_dim):
+                    keys[block + i * BLOCK + lane] = k[0, head * head_dim + i]
+                    values[row * head_dim + i] = v[0, head * head_dim + i]
+
+
+@inner
+def _divide_by_sums(rows, first, step, count, n, more):
+    """Make each of `count` rows sum to 1, its sum in run.c's order: `first`, first + step, ...
+
+    The first n values of the first row, n + more of the next, ... Four sums advance together: one
+    alone would wait for each of its additions.
+    """
+    fours = count // 4 * 4
+    for k in range(0, fours, 4):
+        row, least = first + k * step, n + k * more
+        a, b, c, d = rows[row], rows[row + step], rows[row + 2 * step], rows[row + 3 * step]
+        totals = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for i in range(least):
+            totals = totals[0] + a[i], totals[1] + b[i], totals[2] + c[i], totals[3] + d[i]
+        for j in range(4):
+            _divide_by_sum(rows[row + j * step], totals[j], least, least + j * more)
+    for k in range(fours, count):
+        _divide_by_sum(rows[first + k * step], np.float32(0), np.int64(0), n + k * more)
+
+
+@inner
+def _divide_by_sum(row, total, summed, n):
+    """The same for one row, whose first `summed` values are in `total`."""
+    for i in range(summed, n):
+        total += row[i]
+    for i in range(n):
+        row[i] /= total
+
+
+@inner
+def _attend(first, end, count, n, q, out, chunks, at, kv_stride, chunk, n_heads, n_kv_heads, scores):
+    """Softmax-weighted means of the values, for heads first ... end - 1 and `count` rows.
+
+    q, out: (count, n_heads * head_dim), count <= TOGETHER. The first row sees n positions, each
+    after it one more. chunks: the addresses of the cache's chunks; in each, a layer's keys begin at
+    float32 number `at`, its values kv_stride after that. scores: (n_heads * TOGETHER, capacity).
+    """
+    head_dim = q.shape[1] // n_heads
+    root, shared = np.sqrt(np.float32(head_dim)), n_heads // n_kv_heads  # query heads to a kv head
+    # Typed: numba compiles a function again for a literal.
+    none, one, width, rows = np.int64(0), np.int64(1), np.int64(BLOCK), np.int64(TOGETHER)
+    no = none > 0  # a False with a type
+    dim, q, out, size = q.shape[1], q.reshape(-1), out.reshape(-1), chunk * head_dim
+    for head in range(first, end):
+        for c in range(chunks.shape[0]):
+            keys = vector(chunks[c] + 4 * (at + head // shared * size), size)
+            for block in range(c * chunk, min(n + count - 1, (c + 1) * chunk), BLOCK):
+                here = (block - c * chunk) * head_dim
+                for i in range(count):
+                    mine, row = i * dim + head * head_dim, scores[head * rows + i]
+                    weighted_sum(q, mine, head_dim, keys, here, width, row, block, width, no)
+        for i in range(count):
+            exps(scores[head * rows + i], n + i, root)
+        if count > 1:
+            _divide_by_sums(scores, head * rows, one, count, n, one)
+    if count == 1:
+        _divide_by_sums(scores, first * rows, rows, end - first, n, none)
+    part = chunk if count == 1 else width  # positions that all rows gather before the next
+    for head in range(first, end):
+        for c in range(chunks.shape[0]):
+            values = vector(chunks[c] + 4 * (at + kv_stride + head // shared * size), size)
+            for block in range(c * chunk, min(n + count - 1, (c + 1) * chunk), part):
+                here = (block - c * chunk) * head_dim
+                for i in range(count):
+                    mine, row = i * dim + head * head_dim, scores[head * rows + i]
+                    some = min(n + i - block, part)  # 0 or less: this row does not see so far
+                    weighted_sum(
+                        row, block, some, values, here, head_dim, out, mine, head_dim, block > 0
+                    )
+
+
+_ROWS, _NUMBERS = float32[:, ::1], (int64,) * 4
+_call_attend = linked(_attend, *_NUMBERS, _ROWS, _ROWS, int64[::1], *(int64,) * 5, _ROWS)
+
+
+@op(f"q out n_heads {_CACHE}")
+def attend(s, run, first, last, scratch):
+    """out = attention of q, (rows, n_heads * head_dim), over the cache. A unit is a head."""
+    n_heads, n_kv_heads, head_dim, chunk = s["n_heads"], s["n_kv_heads"], s["head_dim"], s["chunk"]
+    width, kv_stride = n_heads * head_dim, n_kv_heads * chunk * head_dim
+    at = 2 * s["layer"] * kv_stride
+    scores = floats(run["scores"], n_heads * TOGETHER, run["capacity"])
+    for j in range(run["n_spans"]):
+        start, stop, pos, addresses = span_at(run, j, 0, run["rows"])
+        # For one row, heads that are taken together are faster; for many, a head's keys stay in the
+        # CPU's cache.
+        together = last - first if stop - start == 1 else 1
+        for head in range(first, last, together):
+            for t in range(start, stop, TOGETHER):
+                count, n = min(TOGETHER, stop - t), pos + t + 1
+                q, out = (
+                    rows_of(run, s["q"], width, t, t + count),
+                    rows_of(run, s["out"], width, t, t + count),
+                )
+                chunks = int64s(addresses, (n + count - 2) // chunk + 1)
+                _call_attend(
+                    head, head + together, count, n, q, out, chunks, at, kv_stride, chunk,
+                    n_heads, n_kv_heads, scores,
+                )  # fmt: skip

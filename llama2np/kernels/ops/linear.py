@@ -1,0 +1,149 @@
+"""Linear ops: matrices times rows of activations.
+
+Up to MOST matrices that read one input are computed in one step; their units are taken as one below
+the other. Float matrices read the input as it is. An int8 matrix reads it rounded to int8, which a
+step before does (`quantize`, or `quantize_tiles` for many rows).
+"""
+
+from functools import cache
+
+from llama2np.kernels.matmul import float32, int8_tiles
+from llama2np.kernels.matmul.int8 import call_int8_rows
+from llama2np.kernels.matmul.int8 import quantize as quantize_rows
+from llama2np.kernels.matmul.tile import FLOAT32
+from llama2np.kernels.runtime.jit import PLAIN, inner
+from llama2np.kernels.runtime.memory import floats, int8s, int16s, int32s, vector
+from llama2np.kernels.runtime.op import MOST, op, place, row_count, rows_of
+
+# Of a step: how many matrices; their addresses, those of their scales, rows, and outputs.
+_MATRICES = f"count w:{MOST} scales:{MOST} d:{MOST} out:{MOST}"
+
+
+def _linear(name, fields, multiply, block=1):
+    """An op of multiply(s, run, m, first, last, out, scratch): units of the m-th matrix.
+
+    A unit is `block` rows of a matrix, of which the last may repeat rows of the one before.
+    """
+
+    def linear(s, run, first, last, scratch):
+        rows = row_count(s["picked"], run)
+        for m in range(s["count"]):
+            d = s["d"][m]
+            units = -(-d // block)
+            if first < min(last, units):
+                end, out = min(last, units), place(run, s["out"][m])
+                multiply(s, run, m, first, end, vector(out, rows * d), scratch)
+            first, last = max(first - units, 0), last - units
+
+    linear.__name__ = name
+    return op(f"{fields} {_MATRICES}")(linear)
+
+
+# --- float32, bfloat16, float16 -------------------------------------------------------------------
+
+
+@cache
+def float_few(kind):
+    """The op for a few rows; a unit is a row of the matrix."""
+    product, read = (float32.plain if PLAIN else float32.few)(kind), _reader(kind)
+
+    @inner
+    def multiply(s, run, m, first, last, out, scratch):
+        n, d, rows = s["n"], s["d"][m], row_count(s["picked"], run)
+        x = vector(place(run, s["x"]), rows * n)
+        product(read(s["w"][m], d * n), n, d, x, rows, out, first, last)
+
+    return _linear(f"linear_few_{kind}", "x", multiply)
+
+
+@cache
+def float_many(kind):
+    """The op for many rows; a unit is a tile of float32.ROWS rows of the matrix."""
+    product, read = float32.many(kind), _reader(kind)
+
+    @inner
+    def multiply(s, run, m, first, last, out, scratch):
+        n, d, rows = s["n"], s["d"][m], row_count(s["picked"], run)
+        x, sums = vector(place(run, s["x"]), rows * n), vector(scratch, float32.SUMS)
+        product(read(s["w"][m], d * n), n, d, x, rows, out, first, last, sums)
+
+    return _linear(f"linear_many_{kind}", "x", multiply, float32.ROWS)
+
+
+def _reader(kind):
+    """The function (address, count) that gives the values of a matrix as a flat array."""
+    if kind == FLOAT32:
+        return vector
+    return inner(lambda address, count: int16s(address, 1, count)[0], forceinline=True)
+
+
+# --- int8 -----------------------------------------------------------------------------------------
+
+
+@inner
+def _quantize_rows(run, x, n, groups, q, q_scales, q_sums, first, last):
+    """Round rows of x to int8: q, their scales, and the sums of their groups. All are offsets."""
+    count, at = last - first, 4 * groups * first
+    values = int8s(place(run, q) + n * first, count, n)
+    scales = floats(place(run, q_scales) + at, count, groups)
+    sums = int32s(place(run, q_sums) + at, count, groups)
+    quantize_rows(rows_of(run, x, n, first, last), values, scales, sums)
+
+
+@op("x group q q_scales q_sums")
+def quantize(s, run, first, last, scratch):
+    """q, q_scales, q_sums = x rounded to int8 by groups. A unit is a row."""
+    n, q, scales, sums = s["n"], s["q"], s["q_scales"], s["q_sums"]
+    _quantize_rows(run, s["x"], n, n // s["group"], q, scales, sums, first, last)
+
+
+@op("x group q q_scales q_sums tiles tiles_scales tiles_sums")
+def quantize_tiles(s, run, first, last, scratch):
+    """The same, laid out in tiles. A unit is int8_tiles.NARROW rows."""
+    rows, groups, narrow = row_count(s["picked"], run), s["n"] // s["group"], int8_tiles.NARROW
+    n, q, scales, sums = s["n"], s["q"], s["q_scales"], s["q_sums"]
+    start, stop = first * narrow, min(last * narrow, rows)
+    _quantize_rows(run, s["x"], n, groups, q, scales, sums, start, stop)
+    for q, tiles, width in (
+        (s["q"], s["tiles"], s["n"] // 4),
+        (s["q_scales"], s["tiles_scales"], groups),
+        (s["q_sums"], s["tiles_sums"], groups),
+    ):
+        x = int32s(place(run, q), 1, rows * width)[0]
+        out = int32s(place(run, tiles), 1, int8_tiles.padded(rows) * width)[0]
+        int8_tiles.lay(x, rows, width, first, last, out)
+
+
+@inner
+def _int8_few(s, run, m, first, last, out, scratch):
+    n, groups, d, rows = s["n"], s["n"] // s["group"], s["d"][m], row_count(s["picked"], run)
+    x, x_scales = int8s(place(run, s["q"]), rows, n), floats(place(run, s["q_scales"]), rows, groups)
+    x_sums = int32s(place(run, s["q_sums"]), rows, groups)
+    w, scales = int8s(s["w"][m], d, n), floats(s["scales"][m], d, groups)
+    call_int8_rows(w, scales, first, last, x, x_scales, x_sums, out.reshape(rows, d))
+
+
+int8_few = _linear("linear_few_int8", "group q q_scales q_sums", _int8_few)
+
+
+def _int8_many():
+    product = int8_tiles.many()
+    if product is None:
+        return None
+
+    @inner
+    def multiply(s, run, m, first, last, out, scratch):
+        n, size, d, rows = s["n"], s["group"], s["d"][m], row_count(s["picked"], run)
+        groups, end = n // size, int8_tiles.padded(rows)
+        x = int32s(place(run, s["tiles"]), 1, end * (n // 4))[0]
+        x_scales = vector(place(run, s["tiles_scales"]), end * groups)
+        x_sums = int32s(place(run, s["tiles_sums"]), 1, end * groups)[0]
+        w, scales = int8s(s["w"][m], 1, d * n)[0], vector(s["scales"][m], d * groups)
+        sums = vector(scratch, int8_tiles.SUMS)
+        product(w, scales, n, size, d, x, x_scales, x_sums, rows, out, first, last, sums)
+
+    fields = "group tiles tiles_scales tiles_sums"
+    return _linear("linear_many_int8", fields, multiply, int8_tiles.ROWS)
+
+
+int8_many = _int8_many()

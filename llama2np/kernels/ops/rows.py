@@ -1,0 +1,172 @@
+"""Ops on rows of activations, value by value. A unit is a row.
+
+All of it adds in run.c's order, so that int8 models, where the last bit of an activation can decide
+how it is rounded, give runq.c's numbers. `out` may be the same buffer as `x`.
+"""
+
+import math
+from functools import cache
+
+import numpy as np
+
+from llama2np.kernels.matmul.float32 import to_float32
+from llama2np.kernels.matmul.int8 import dequantize_row
+from llama2np.kernels.matmul.tile import FLOAT32
+from llama2np.kernels.ops.exp import argmax, exp
+from llama2np.kernels.runtime.jit import inner
+from llama2np.kernels.runtime.memory import floats, int8s, int16s, int64s, vector
+from llama2np.kernels.runtime.op import op, place, rows_of
+
+
+@inner
+def _start_with(run, x, out, n, first, last):
+    """Rows of `out`, which hold those of `x` then. They mostly are the same place.
+
+    Where LLVM has to reckon with that, it makes no vectors of a loop that reads x and writes out.
+    """
+    result = rows_of(run, out, n, first, last)
+    if x != out:
+        result[:] = rows_of(run, x, n, first, last)
+    return result
+
+
+@op("x y out")
+def add(s, run, first, last, scratch):
+    """out = x + y."""
+    out = _start_with(run, s["x"], s["out"], s["n"], first, last)
+    y = rows_of(run, s["y"], s["n"], first, last)
+    for t in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            out[t, i] += y[t, i]
+
+
+@op("x out weight eps:f4")
+def rmsnorm(s, run, first, last, scratch):
+    """out = weight * x / sqrt(mean(x**2) + eps)."""
+    x, out = rows_of(run, s["x"], s["n"], first, last), rows_of(run, s["out"], s["n"], first, last)
+    weight, n, eps = vector(s["weight"], s["n"]), np.float32(s["n"]), np.float32(s["eps"])
+    for t in range(x.shape[0]):
+        squares = np.float32(0)
+        for i in range(x.shape[1]):
+            squares += x[t, i] * x[t, i]
+        scale = np.float32(1) / np.sqrt(squares / n + eps)
+        for i in range(x.shape[1]):
+            out[t, i] = weight[i] * (scale * x[t, i])
+
+
+@op("x out weight bias eps:f4")
+def layernorm(s, run, first, last, scratch):
+    """out = weight * (x - mean(x)) / sqrt(var(x) + eps) + bias (Ba et al. 2016); bias 0: none."""
+    x, out = rows_of(run, s["x"], s["n"], first, last), rows_of(run, s["out"], s["n"], first, last)
+    weight, eps = vector(s["weight"], s["n"]), np.float32(s["eps"])
+    for t in range(x.shape[0]):
+        total = 0.0
+        for i in range(x.shape[1]):
+            total += np.float64(x[t, i])
+        mean = total / x.shape[1]
+        squares = 0.0
+        for i in range(x.shape[1]):
+            squares += (x[t, i] - mean) * (x[t, i] - mean)
+        mean, scale = np.float32(mean), np.float32(1 / math.sqrt(squares / x.shape[1] + eps))
+        for i in range(x.shape[1]):
+            out[t, i] = weight[i] * (scale * (x[t, i] - mean))
+    if s["bias"]:
+        bias = vector(s["bias"], s["n"])
+        for t in range(x.shape[0]):
+            for i in range(x.shape[1]):
+                out[t, i] += bias[i]
+
+
+@op("gate up out")
+def swiglu(s, run, first, last, scratch):
+    """out = silu(gate) * up (Shazeer 2020)."""
+    out = _start_with(run, s["gate"], s["out"], s["n"], first, last)
+    up = rows_of(run, s["up"], s["n"], first, last)
+    for t in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            value = out[t, i]
+            out[t, i] = value * (np.float32(1) / (np.float32(1) + exp(-value))) * up[t, i]
+
+
+@op("x out exact")
+def gelu(s, run, first, last, scratch):
+    """out = x * P(N(0, 1) <= x), with erf if `exact`, else with tanh (Hendrycks and Gimpel 2016)."""
+    out, one = _start_with(run, s["x"], s["out"], s["n"], first, last), np.float32(1)
+    for t in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            value = out[t, i]
+            if s["exact"]:
+                share = np.float32(0.5 + 0.5 * math.erf(value * math.sqrt(0.5)))
+            else:
+                cube = np.float32(0.044715) * value * value * value
+                y = np.float32(math.sqrt(2 / math.pi)) * (value + cube)
+                share = one / (one + exp(-(y + y)))  # (1 + tanh(y)) / 2
+            out[t, i] = value * share
+
+
+# --- from tokens, and to those rows whose logits are wanted ---------------------------------------
+
+
+def _embed(name, fields, read):
+    """An op: out = the rows of a table for the tokens. read(s, token, row of out)."""
+
+    def embed(s, run, first, last, scratch):
+        out, rows = rows_of(run, s["out"], s["n"], first, last), run["rows"]
+        tokens = int64s(run["tokens"] + 8 * (rows * run["lap"] + first), last - first)
+        for t in range(last - first):
+            if run["lap"]:  # the tokens that are most likely after the lap before
+                row = (run["lap"] - 1) * rows + first + t
+                at = run["logits"] + 4 * row * s["vocab_size"]
+                tokens[t] = argmax(vector(at, run["choices"]))
+            read(s, tokens[t], out[t])
+
+    embed.__name__ = name
+    return op(f"out vocab_size {fields}")(embed)
+
+
+@inner
+def _int8_row(s, token, out):
+    n, groups = s["n"], s["n"] // s["group"]
+    scales = vector(s["scales"] + 4 * groups * token, groups)
+    dequantize_row(int8s(s["table"] + n * token, 1, n)[0], scales, out)
+
+
+@cache
+def embed_float(kind):
+    """The op `embed` for a table of float32, bfloat16 or float16."""
+    value_of = to_float32(kind)
+
+    @inner
+    def read(s, token, out):
+        n = s["n"]
+        if kind == FLOAT32:
+            row = vector(s["table"] + 4 * n * token, n)
+        else:
+            row = int16s(s["table"] + 2 * n * token, 1, n)[0]
+        for i in range(n):
+            out[i] = value_of(row[i])
+
+    return _embed(f"embed_{kind}", "table", read)
+
+
+embed_int8 = _embed("embed_int8", "table scales group", _int8_row)
+
+
+@op("x out bias")
+def add_bias(s, run, first, last, scratch):
+    """out = x + bias."""
+    out, bias = _start_with(run, s["x"], s["out"], s["n"], first, last), vector(s["bias"], s["n"])
+    for t in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            out[t, i] += bias[i]
+
+
+@op("x out")
+def pick(s, run, first, last, scratch):
+    """out = the rows of x whose logits are wanted."""
+    n, picked = s["n"], int64s(run["picked"], run["wanted"])
+    x = floats(place(run, s["x"]), run["rows"], n)
+    out = floats(place(run, s["out"]), run["wanted"], n)
+    for t in range(first, last):
+        for i in range(n):
+            out[t, i] = x[picked[t], i]

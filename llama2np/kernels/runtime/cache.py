@@ -1,0 +1,84 @@
+"""Where numba keeps the code of a kernel, under a name that the next process finds again.
+
+numba names the code of a closure by pickling what it closes over. Of another kernel, or of an
+intrinsic, the pickle holds a number drawn at random in each process: such code would be written
+anew each time and never found. Here the name says what is closed over instead. The text of all
+kernels is in the folder's name already (cache_folder.py).
+
+numba also writes an index beside the code, so two processes may leave one that does not fit, and it
+unpickles whatever it finds. Here each compiled kernel is one file, with a checksum.
+"""
+
+import hashlib
+import pickle
+import re
+from contextlib import suppress
+
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.runtime import rtsys
+from numba.core.serialize import dumps
+from numba.core.sigutils import normalize_signature
+
+from llama2np.kernels.runtime import compiler, sealed
+from llama2np.kernels.runtime.link import callees
+
+
+class Cache(NullCache):
+    """numba's cache of one function, which may close over kernels, intrinsics and plain values."""
+
+    def __init__(self, function, folder):
+        self._function, self._folder = function, folder
+
+    @property
+    def cache_path(self):
+        return str(self._folder)
+
+    def save_overload(self, sig, data):
+        if not data.library.has_dynamic_globals and all(part.can_cache for part in data.lifted):
+            path, key = self._file(sig, data.codegen)
+            with suppress(OSError):  # a disk that is full by now costs time, not the answer
+                sealed.write(path, key, dumps(data._reduce()))
+        compiler.found(self._function)
+
+    def load_overload(self, sig, target_context):
+        for call in callees(self._function):
+            call.resolve()
+        # numba's own would get ready to compile first, which takes longer than all the rest.
+        rtsys.initialize(target_context)
+        path, key = self._file(sig, target_context.codegen())
+        data = sealed.read(path, key)
+        if data is not None:
+            with suppress(Exception):  # whatever a pickle may raise: then it is compiled
+                found = CompileResult._rebuild(target_context, *pickle.loads(data))
+                if found.signature.args == normalize_signature(sig)[0]:
+                    compiler.found(self._function)
+                    return found
+            sealed.remove(path)
+        compiler.missing()
+        return None
+
+    def _file(self, sig, codegen):
+        """The path of the code for these types and this CPU, and the key of its checksum."""
+        types = tuple(map(str, normalize_signature(sig)[0]))
+        everything = types, codegen.magic_tuple(), identity(self._function)
+        key = hashlib.sha256(repr(everything).encode()).digest()
+        name = f"{self._function.__module__.rpartition('.')[2]}.{self._function.__qualname__}"
+        name = re.sub(r"[^\w.]", "", name)[:80]  # without the <> of <locals>
+        return self._folder / f"{name}-{key.hex()[:32]}.nbc", key
+
+
+def identity(value):
+    """What tells two values that a kernel may close over apart, the same in each process.
+
+    A kernel or an intrinsic is the function it was made of; a function is its name and what it
+    closes over. Anything else is its text: where that holds an address, the code is not found
+    again, which costs time and no more.
+    """
+    value = getattr(value, "py_func", None) or getattr(value, "_defn", None) or value
+    if isinstance(value, tuple):
+        return tuple(identity(part) for part in value)
+    if not hasattr(value, "__code__"):
+        return str(value)
+    cells = tuple(identity(cell.cell_contents) for cell in value.__closure__ or ())
+    return value.__module__, value.__qualname__, value.__code__.co_firstlineno, cells

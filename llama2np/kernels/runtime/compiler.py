@@ -1,0 +1,96 @@
+"""A background process that compiles too, so that the first run of all starts sooner.
+
+The kernels that a network needs are compiled separately (link.py, op.py). The main process compiles
+them in the order of use; the background process begins with the last. Each finds in the cache what
+the other has finished, so neither waits, and if the background process fails, nothing is missing.
+"""
+
+import atexit
+import os
+import subprocess
+import sys
+from contextlib import suppress
+
+import numba
+
+from llama2np.kernels.runtime.link import LINKED, callees, never_run
+
+_CODE = """\
+import sys
+sys.path[:] = {path!r}
+from llama2np import kernels
+from llama2np.kernels.runtime import compiler
+compiler.compile_all({places})
+"""
+
+
+class _Background:
+    def __init__(self):
+        self.expected = []  # kernels, in the order in which they will be called
+        self.process = None
+
+    def start(self):
+        """Start the process: a kernel is missing, so probably all expected ones are."""
+        if len(self.expected) < 2 or self.process or numba.config.NUMBA_NUM_THREADS < 2:
+            return
+        if "python" not in os.path.basename(sys.executable or "").lower():
+            return  # a program with Python embedded: it would be started a second time
+        known = list(LINKED)
+        places = [known.index(kernel) for kernel in self.expected]
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        code = _CODE.format(path=sys.path, places=places)
+        command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", code]
+        with suppress(Exception):  # whatever keeps it from starting, it is not needed
+            self.process = subprocess.Popen(command, **streams)
+            atexit.register(self.stop)
+
+    def stop(self):
+        """End the process: this one has compiled what it still compiles."""
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+            atexit.unregister(self.stop)
+
+
+_background = _Background()
+
+
+def expect(kernels):
+    """Announce kernels of LINKED that will be called soon, in this order.
+
+    Has no effect on those that are compiled or loaded already.
+    """
+    if not numba.config.DISABLE_JIT:
+        for kernel in kernels:
+            if not kernel.signatures and kernel not in _background.expected:
+                _background.expected.append(kernel)
+
+
+def missing():
+    """Note that a kernel is not in the cache."""
+    _background.start()
+
+
+def found(function):
+    """Note that a kernel was loaded or compiled."""
+    left = [kernel for kernel in _background.expected if kernel.py_func is not function]
+    if _background.expected and not left:
+        _background.stop()
+    _background.expected = left
+
+
+def compile_all(places):
+    """The background process's work: the kernels at these places in LINKED, the last first."""
+    never_run()
+    for place in reversed(places):
+        kernel = list(LINKED)[place]
+        for each in (*_called_by(kernel), kernel):
+            each.compile(LINKED[each])
+
+
+def _called_by(kernel):
+    """The kernels that this one calls by address, each after those that it calls itself."""
+    for call in callees(kernel.py_func):
+        yield from _called_by(call.kernel)
+        yield call.kernel

@@ -1,0 +1,82 @@
+"""Kernels that other kernels call by address. numba would inline and optimise every copy again.
+
+Inlined into three kernels that are inlined into a fourth, a kernel is compiled seven times: most of
+the time of the first run. A call by address costs as much as any call in C.
+"""
+
+import inspect
+
+import llvmlite.binding as llvm
+import numba
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LINKED = {}  # kernel: the types of its arguments; all kernels that are compiled separately
+_NOWHERE = 1  # an address for code that is compiled, but never run
+
+
+class _Process:
+    runs = True  # what it compiles
+
+
+def never_run():
+    """Declare that this process only compiles, so that linked kernels may be missing."""
+    _Process.runs = False
+
+
+def address_of(kernel, kinds):
+    """Compile or load `kernel` for arguments of these types; return the address of its code."""
+    kernel.compile(kinds)
+    compiled = kernel.overloads[kinds]
+    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+
+
+def linked(kernel, *kinds, returns=types.void):
+    """A stub for other kernels that calls the separately compiled `kernel` by address.
+
+    kinds: the types of its arguments, such as float32[:, ::1] for a contiguous matrix.
+    """
+    if numba.config.DISABLE_JIT:
+        return kernel
+    LINKED[kernel] = kinds
+    function, own = kernel.py_func, inspect.signature(kernel.py_func)
+    # The name that the caller's machine code has for it, also in the cache.
+    symbol = f"{function.__module__}.{function.__qualname__}{kinds}"
+
+    def resolve():
+        """Compile or load the kernel and tell LLVM its address, before code that calls it runs."""
+        llvm.add_symbol(symbol, address_of(kernel, kinds) if _Process.runs else _NOWHERE)
+
+    def generate(context, builder, _signature, arguments):
+        convention = context.call_conv
+        kind = convention.get_function_type(returns, kinds)
+        there = cgutils.get_or_insert_function(builder.module, kind, symbol)
+        status, found = convention.call_function(builder, there, returns, kinds, arguments)
+        with cgutils.if_unlikely(builder, status.is_error):
+            convention.return_status_propagate(builder, status)
+        return context.get_dummy_value() if returns is types.void else found
+
+    def call(_context, *_arguments):
+        resolve()
+        return returns(*kinds), generate
+
+    # numba reads the names of the arguments from here.
+    first = inspect.Parameter("_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    call.__signature__ = own.replace(parameters=[first, *own.parameters.values()])
+    call = intrinsic(call)
+    call.resolve, call.kernel = resolve, kernel
+    return call
+
+
+def callees(function):
+    """The stubs that this function calls, directly or in kernels that are inlined into it.
+
+    It has to know them by a name of its own: one that is called as module.stub is not found.
+    """
+    names = inspect.getclosurevars(function)
+    for value in (*names.nonlocals.values(), *names.globals.values()):
+        if hasattr(value, "resolve"):
+            yield value
+        elif hasattr(value, "py_func"):
+            yield from callees(value.py_func)

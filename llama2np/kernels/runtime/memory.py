@@ -1,0 +1,67 @@
+"""Arrays at an address, for the kernels."""
+
+import ctypes
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic
+
+from llama2np.kernels.runtime.jit import inner
+
+if numba.config.DISABLE_JIT:
+
+    def pointer(address):
+        """The address as `carray` wants it."""
+        return ctypes.c_void_p(int(address))
+
+else:
+
+    @intrinsic
+    def pointer(_context, address):
+        """The address as `carray` wants it."""
+
+        def generate(_context, builder, _signature, arguments):
+            return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+        return types.voidptr(address), generate
+
+
+# Arrays at an address. It must be aligned, and the memory must live as long as the array is used.
+
+
+@inner
+def int64s(address, count):
+    """(count,) int64."""
+    return carray(pointer(address), (count,), np.int64)
+
+
+@inner
+def vector(address, count):
+    """(count,) float32."""
+    return carray(pointer(address), (count,), np.float32)
+
+
+@inner
+def floats(address, rows, n):
+    """(rows, n) float32."""
+    return carray(pointer(address), (rows, n), np.float32)
+
+
+@inner
+def int8s(address, rows, n):
+    """(rows, n) int8."""
+    return carray(pointer(address), (rows, n), np.int8)
+
+
+@inner
+def int32s(address, rows, n):
+    """(rows, n) int32."""
+    return carray(pointer(address), (rows, n), np.int32)
+
+
+@inner
+def int16s(address, rows, n):
+    """(rows, n) int16: the bits of float16 or bfloat16."""
+    return carray(pointer(address), (rows, n), np.int16)

@@ -1,0 +1,215 @@
+"""Sharing the units of a step among threads, in compiled code.
+
+A board is an array of int64 that the threads of a pool look at. The main thread publishes a step on
+it, cut into chunks; every thread takes chunks until none is left, and the main thread waits until
+those that were taken are done. It never waits for a worker to come: if the others are late, or
+asleep, it does everything itself. Only the owner of a chunk touches the step's data, so a late
+worker can never see memory that is gone.
+
+One word of the board holds the number of the step, how many chunks it has, and the next of them. A
+chunk is taken by a compare-and-swap of that word, which fails if anything has changed since.
+"""
+
+import os
+import platform
+
+import numba
+from llvmlite import ir
+from numba import int64, types
+from numba.extending import intrinsic
+
+from llama2np.kernels.runtime.jit import exact, inner
+from llama2np.kernels.runtime.link import LINKED
+from llama2np.kernels.runtime.memory import int64s
+from llama2np.kernels.runtime.vectors import I32, call
+
+# Places on a board. Words that different threads write are a cache line apart.
+_WORD, _DONE = 0, 16
+_OP, _ROW, _RUN, _UNITS, _LONG_CHUNKS, _LONG, _SHORT = range(32, 39)  # of the step
+RUNNING, MEMBERS, WAITED = 39, 40, 41  # of the call: in progress; threads; the main thread's waits
+BOARD = 48  # int64
+
+_CHUNK_BITS = 10  # of the word: the number of the step, then chunks, then the next chunk
+_CHUNK_MASK, _STEP_MASK = 2**_CHUNK_BITS - 1, 2**42 - 1
+MAX_MEMBERS = _CHUNK_MASK // 4
+
+SMALL = 2**15  # multiply-adds below which the main thread alone is faster
+_LARGE = 2**18  # multiply-adds from which short chunks are worth taking
+
+_X86, _UNIX = platform.machine() in ("x86_64", "AMD64"), hasattr(os, "sched_yield")
+
+STEP_KINDS = (int64,) * 5  # the arguments of an op: row, run, first, last, scratch
+
+if numba.config.DISABLE_JIT:
+    OPS = []  # an op's address is its place in this list
+
+    def _load(board, place):
+        return int(int64s(board, BOARD)[place])
+
+    def _store(board, place, value):
+        int64s(board, BOARD)[place] = value
+
+    def _add(board, place, value):
+        int64s(board, BOARD)[place] += value
+
+    def _swap(board, place, expected, value):
+        found = _load(board, place)
+        if found == expected:
+            _store(board, place, value)
+        return found
+
+    def _pause():
+        pass
+
+    _yield = _pause
+
+    def call_op(op, row, run, first, last, scratch):
+        """Call the op at an address."""
+        OPS[op](row, run, first, last, scratch)
+
+else:
+
+    def _atomic(operate, returns, count):
+        """An intrinsic (board, place, ...) with `count` values. operate(builder, pointer, ...)."""
+
+        def generate(context, builder, _signature, arguments):
+            word = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+            found = operate(builder, builder.gep(word, [arguments[1]]), *arguments[2:])
+            return found if returns is types.int64 else context.get_dummy_value()
+
+        def kinds():
+            return returns(int64, types.intp, *[int64] * count), generate
+
+        functions = (
+            lambda _context, board, place: kinds(),
+            lambda _context, board, place, value: kinds(),
+            lambda _context, board, place, expected, value: kinds(),
+        )
+        return intrinsic(functions[count])
+
+    _load = _atomic(lambda b, at: b.load_atomic(at, "acquire", 8), types.int64, 0)
+    _store = _atomic(lambda b, at, v: b.store_atomic(v, at, "release", 8), types.void, 1)
+    _add = _atomic(lambda b, at, v: b.atomic_rmw("add", at, v, "acq_rel"), types.void, 1)
+    _swap = _atomic(
+        lambda b, at, old, new: b.extract_value(b.cmpxchg(at, old, new, "acq_rel", "acquire"), 0),
+        types.int64,
+        2,
+    )
+
+    def _instruction(name, result):
+        """An intrinsic that calls a function of LLVM or of the C library, without arguments."""
+
+        def generate(context, builder, _signature, _arguments):
+            call(builder, name, result)
+            return context.get_dummy_value()
+
+        return intrinsic(lambda _context: (types.void(), generate))
+
+    # PAUSE marks a loop that waits, so that it does not slow down the sibling hyper-thread. Yielding
+    # gives the processor to another thread (on Windows the scheduler is left to find out).
+    _pause = _instruction("llvm.x86.sse2.pause", ir.VoidType()) if _X86 else inner(lambda: None)
+    _yield = _instruction("sched_yield", I32) if _UNIX else _pause
+
+    @intrinsic
+    def call_op(_context, op, row, run, first, last, scratch):
+        """Call the op at an address as numba calls its own functions; errors are passed on."""
+
+        def generate(context, builder, _signature, arguments):
+            convention = context.call_conv
+            kind = convention.get_function_type(types.none, STEP_KINDS)
+            there = builder.inttoptr(arguments[0], kind.as_pointer())
+            status, _ = convention.call_function(
+                builder, there, types.none, STEP_KINDS, arguments[1:]
+            )
+            with builder.if_then(status.is_error, likely=False):
+                convention.return_status_propagate(builder, status)
+            return context.get_dummy_value()
+
+        return types.void(int64, *STEP_KINDS), generate
+
+
+@inner
+def _rest(looks):
+    """Wait a little before the board is looked at again: the longer it takes, the more."""
+    if looks & 63 and looks < 2**16:
+        _pause()
+    else:
+        _yield()
+
+
+@inner
+def _work(board, scratch):
+    """Take a chunk of the open step and compute it. Returns whether there was one."""
+    word = _load(board, _WORD)
+    chunk = word & _CHUNK_MASK
+    if chunk >= (word >> _CHUNK_BITS) & _CHUNK_MASK:
+        return False
+    if _swap(board, _WORD, word, word + 1) == word:
+        s = int64s(board, BOARD)  # the step cannot change while this chunk is not done
+        longs, short = s[_LONG_CHUNKS], max(chunk - s[_LONG_CHUNKS], 0)
+        first = min(chunk, longs) * s[_LONG] + short * s[_SHORT]
+        last = min(first + (s[_LONG] if chunk < longs else s[_SHORT]), s[_UNITS])
+        if first < last:
+            call_op(s[_OP], s[_ROW], s[_RUN], first, last, scratch)
+        _add(board, _DONE, 1)
+    return True
+
+
+@inner
+def share(board, op, row, run, units, work, scratch):
+    """As the main thread, compute all units of a step together with the workers.
+
+    op, row, run, scratch: the arguments of the op; work: multiply-adds. Each thread first gets one
+    long chunk, because memory is read faster in one go. The last quarter of a large step is handed
+    out in short chunks, so that a faster thread takes more of them.
+    """
+    s = int64s(board, BOARD)
+    members = s[MEMBERS]
+    rest = units // 4 if work >= _LARGE else 0
+    long, short = -(-(units - rest) // members), -(-units // (8 * members))
+    chunks = members + max(-((members * long - units) // short), 0)  # at most 3 * members
+    s[_OP], s[_ROW], s[_RUN], s[_UNITS] = op, row, run, units
+    s[_LONG_CHUNKS], s[_LONG], s[_SHORT] = members, long, short
+    _store(board, _DONE, 0)
+    step = ((_load(board, _WORD) >> 2 * _CHUNK_BITS) + 1) & _STEP_MASK
+    _store(board, _WORD, (step << 2 * _CHUNK_BITS) | (chunks << _CHUNK_BITS))
+    while _work(board, scratch):
+        pass
+    looks = 0
+    while _load(board, _DONE) < chunks:
+        looks += 1
+        _rest(looks)
+    s[WAITED] += looks
+
+
+@exact
+def serve(board, member, scratch, idle_looks, busy_looks):
+    """As a worker, compute chunks until there has been nothing to do for a while.
+
+    That is `busy_looks` at the board during a call of the main thread, `idle_looks` between calls.
+    """
+    looks = 0
+    while looks < (busy_looks if _load(board, RUNNING) else idle_looks):
+        if member < _load(board, MEMBERS) and _work(board, scratch):
+            looks = 0
+        else:
+            looks += 1
+            _rest(looks)
+
+
+LINKED[serve] = (int64,) * 5
+
+
+@inner
+def begin_call(board, members):
+    """Tell the workers that steps will come, for so many threads."""
+    s = int64s(board, BOARD)
+    s[WAITED] = 0
+    _store(board, MEMBERS, members)
+    _store(board, RUNNING, 1)
+
+
+@inner
+def end_call(board):
+    """Tell the workers that no more steps will come in this call."""
+    _store(board, RUNNING, 0)

@@ -1,0 +1,120 @@
+"""LLVM's vector instructions, for the innermost loops that its own vectoriser does not find.
+
+Helpers for the bodies of numba intrinsics: `builder` is llvmlite's, `base` a pointer to numbers,
+`index` and `step` are LLVM integers. A vector may be at any address.
+"""
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from llama2np.kernels.runtime.jit import inner
+
+AHEAD = 2048  # bytes of a matrix between the place that is read and the place that is prefetched
+
+I8, I16, I32, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
+
+
+def data_of(context, builder, signature, arguments, *places):
+    """The pointers to the values of the arrays at these places among the arguments."""
+    return [
+        context.make_array(signature.args[k])(context, builder, arguments[k]).data for k in places
+    ]
+
+
+def same(vector, value):
+    """A constant vector of this type with `value` in every lane."""
+    return ir.Constant(vector, [value] * vector.count)
+
+
+def spread(builder, value, vector):
+    """A vector of this type with the number `value` in every lane."""
+    lone = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
+    return builder.shuffle_vector(lone, lone, same(ir.VectorType(I32, vector.count), 0))
+
+
+def load(builder, base, index, vector):
+    """A vector of this type from base[index] and its neighbours."""
+    return builder.load(_address(builder, base, index, vector), align=1)
+
+
+def load_first(builder, base, index, vector, count):
+    """The same for its first `count` lanes, with zeros in the others, whose memory is not read."""
+    numbers = ir.VectorType(I32, vector.count)
+    lane = ir.Constant(numbers, list(range(vector.count)))
+    count = builder.trunc(count, I32) if count.type != I32 else count
+    mask = builder.icmp_signed("<", lane, spread(builder, count, numbers))
+    address = _address(builder, base, index, vector)
+    kind = "f32" if vector.element == F32 else f"i{vector.element.width}"
+    name = f"llvm.masked.load.v{vector.count}{kind}.p0"
+    zeros = ir.Constant(vector, None)
+    return call(builder, name, vector, address, ir.Constant(I32, 1), mask, zeros)
+
+
+def store(builder, value, base, index):
+    """Put a vector into base[index] and its neighbours."""
+    builder.store(value, _address(builder, base, index, value.type), align=1)
+
+
+def prefetch(builder, base, index):
+    """Prefetch the cache line of base[index], which may be after the end of the array."""
+    address = builder.bitcast(builder.gep(base, [index]), I8.as_pointer())
+    read, soon, data = ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), address, read, soon, data)
+
+
+def _address(builder, base, index, vector):
+    return builder.bitcast(builder.gep(base, [index]), vector.as_pointer())
+
+
+def stepped(builder, index, step, count):
+    """index + step * count. count is a Python integer; step may be one too."""
+    step = ir.Constant(index.type, step) if isinstance(step, int) else step
+    return builder.add(index, builder.mul(step, ir.Constant(index.type, count)))
+
+
+def call(builder, name, result, *arguments):
+    """Call an LLVM function, mostly an instruction of one CPU, by its name."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def cells(builder, zero, *shape):
+    """Accumulators that LLVM keeps in registers: {index: pointer}, each holding `zero`."""
+    rows, columns = shape
+    held = {}
+    for index in ((r, v) for r in range(rows) for v in range(columns)):
+        held[index] = cgutils.alloca_once(builder, zero.type)
+        builder.store(zero, held[index])
+    return held
+
+
+if numba.config.DISABLE_JIT:
+
+    def half(value):
+        """The float32 of a float16 whose bits are an int16, or of an array of them."""
+        return value.view(np.float16).astype(np.float32)
+
+    def bfloat16(value):
+        """The float32 of a bfloat16 whose bits are an int16, or of an array of them."""
+        return (value.astype(np.int32) << 16).view(np.float32)
+
+else:
+
+    @intrinsic
+    def half(_context, value):
+        """The float32 of a float16 whose bits are an int16."""
+
+        def generate(_context, builder, _signature, arguments):
+            return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), F32)
+
+        return types.float32(types.int16), generate
+
+    @inner(forceinline=True)
+    def bfloat16(value):
+        """The float32 of a bfloat16 whose bits are an int16."""
+        bits = np.int32(np.int32(value) << np.int32(16))
+        return bits.view(np.float32)

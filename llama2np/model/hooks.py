@@ -1,0 +1,345 @@
+"""Looking at the arrays of a forward pass, and changing them: Trace and Edit.
+
+Both are hooks for `Llama.with_hooks`: the program is computed in pieces, and between two steps the
+hooks see what was made. An array has one of these names; each block of a Llama has those in the
+middle. T is the number of tokens that are read at once.
+
+    embedding    (T, dim)                      the residual stream before the first block
+    attn_norm    (T, dim)                      its normalised copy, which q, k and v are made from
+    q            (T, n_heads, head_dim)        after RoPE
+    k            (T, n_kv_heads, head_dim)     after RoPE, as it goes into the cache
+    v            (T, n_kv_heads, head_dim)     as it goes into the cache
+    attention    (n_heads, T, positions)       how much each token takes from each position so far
+    mixed        (T, n_heads, head_dim)        the attention output before wo: each head's mean of v
+    attn_out     (T, dim)                      wo mixed: what attention adds to the stream
+    resid_mid    (T, dim)                      the stream after attention
+    ffn_norm     (T, dim)                      its normalised copy, which gate and up are made from
+    gate, up     (T, hidden_dim)               before SwiGLU
+    mlp          (T, hidden_dim)               silu(gate) * up
+    mlp_out      (T, dim)                      w_down mlp: what the feed-forward branch adds
+    resid_post   (T, dim)                      the stream after the block
+    logits       (T or 1, vocab_size)          for the tokens whose logits were asked for
+
+All are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from llama2np.arguments import function, whole
+from llama2np.model.config import Config
+from llama2np.model.engine import Run
+from llama2np.model.program import Program, Step, Value
+from llama2np.model.state import State
+
+ENDS = ("embedding", "logits")  # there is one of these, not one in each block
+POINTS = (
+    *("embedding", "attn_norm", "q", "k", "v", "attention", "mixed", "attn_out", "resid_mid"),
+    *("ffn_norm", "gate", "up", "mlp", "mlp_out", "resid_post", "logits"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an array is made: its name, its block, and the positions (T,) of its tokens."""
+
+    name: str
+    layer: int | None  # None for the embedding and the logits
+    positions: np.ndarray
+
+
+class Hook(Protocol):
+    """Sees each array of `names` in `layers` (None: all of them) as it is made.
+
+    One with `every` set sees those of `names` that the network has; of others it must have all.
+    """
+
+    names: tuple[str, ...]
+    layers: tuple[int, ...] | None
+
+    def visit(self, array: np.ndarray, place: Place) -> None:
+        """See the array that the network goes on with, or change it in place."""
+
+
+class Edit:
+    """Change the array `name` on its way: in all blocks, or in `layers` (-1 is the last).
+
+    `change(array, place)` changes the array in place, or returns what to put there. It is called
+    for each run of tokens that is read together: place.positions tells which. Whatever comes
+    after follows from the change; what is done to k and v stays in the cache of the State.
+
+    >>> def ablate(mixed, place):
+    ...     mixed[:, 3] = 0
+    >>> story = model.with_hooks(Edit("mixed", ablate, layers=2)).generate("Once upon a time")
+
+    Raises ValueError for a name that no array has.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        change: Callable[[np.ndarray, Place], np.ndarray | None],
+        layers: int | Iterable[int] | None = None,
+    ):
+        self.names = _checked([name])
+        self.layers = _integers("layers", layers)
+        function("change", change, "an array and its place")
+        self._change = change
+
+    def __repr__(self) -> str:
+        return f"Edit({self.names[0]!r}, layers={self.layers})"
+
+    def visit(self, array: np.ndarray, place: Place) -> None:
+        """Change `array` in place."""
+        changed = self._change(array, place)
+        if changed is not None:
+            array[...] = changed
+
+
+class Trace:
+    """Remember arrays: those `names` (by default all), in `layers` (all), at `positions` (all).
+
+    -1 is the last layer; positions count from 0.
+
+    >>> trace = Trace("attention", "resid_post")
+    >>> state = model.new_state()
+    >>> logits = model.with_hooks(trace).forward(model.tokenizer.encode("Once"), state)
+    >>> trace["attention", 2].shape                     # in block 2: (n_heads, T, positions)
+    >>> trace["resid_post"].shape                       # in all blocks: (n_layers, T, dim)
+
+    Every array is a copy. What several calls of `forward` show is put one after the other, a row
+    for each token; so use a Trace for one sequence, and in one thread at a time. With a draft there
+    are rows of rejected guesses, too: `positions` tells which.
+    Raises ValueError for a name that no array has, and for negative positions.
+    """
+
+    def __init__(
+        self,
+        *names: str,
+        layers: int | Iterable[int] | None = None,
+        positions: int | Iterable[int] | None = None,
+    ):
+        self.names, self.every = _checked(names or POINTS), not names
+        self.layers = _integers("layers", layers)
+        self._wanted = _integers("positions", positions)
+        if min(self._wanted or (0,)) < 0:
+            raise ValueError("positions count from 0, the end of a sequence is not known ahead")
+        self._seen: dict[tuple[str, int | None], list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    def visit(self, array: np.ndarray, place: Place) -> None:
+        """Keep a copy of the rows that are wanted."""
+        positions = place.positions
+        if self._wanted is not None:
+            rows = np.flatnonzero(np.isin(positions, self._wanted))
+            if not rows.size:
+                return
+            axis = 1 if place.name == "attention" else 0
+            positions, array = positions[rows], array.take(rows, axis)
+        seen = self._seen.setdefault((place.name, place.layer), [])
+        seen.append((positions.copy(), array.copy()))
+
+    def __getitem__(self, key: str | tuple[str, int]) -> np.ndarray:
+        """trace[name, layer]: the array in that block; trace[name]: in all that were recorded,
+        (layers, ...) by rising layer; of the embedding and the logits there is one.
+
+        Raises KeyError for what was not recorded.
+        """
+        name, layer = (key, None) if isinstance(key, str) else key
+        if layer is not None or name in ENDS:
+            return _joined(name, [array for _, array in self._rows(name, layer)])
+        layers = sorted(i for found, i in self._seen if found == name and i is not None)
+        if not layers:
+            self._rows(name, None)
+        return np.stack([self[name, at] for at in layers])
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(self)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of what was recorded, in the order of POINTS."""
+        return iter(sorted({name for name, _ in self._seen}, key=POINTS.index))
+
+    def __repr__(self) -> str:
+        """What was recorded, for a look."""
+        layers = sorted({layer for _, layer in self._seen if layer is not None})
+        return f"Trace({', '.join(self) or 'of nothing yet'}; layers {layers})"
+
+    def positions(self, name: str) -> np.ndarray:
+        """The positions (rows,) of the tokens of trace[name]. Raises KeyError."""
+        layer = next((at for recorded, at in self._seen if recorded == name), None)
+        return np.concatenate([positions for positions, _ in self._rows(name, layer)])
+
+    def clear(self) -> None:
+        """Forget everything, to begin another sequence."""
+        self._seen.clear()
+
+    def _rows(self, name: str, layer: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
+        try:
+            return self._seen[name, layer]
+        except KeyError:
+            what = name if layer is None else f"{name} of layer {layer}"
+            raise KeyError(f"no {what} was recorded, but {self!r}") from None
+
+
+def _joined(name: str, arrays: list[np.ndarray]) -> np.ndarray:
+    """Rows one below the other; attention is as wide as its last row, and 0 where it saw less."""
+    if name != "attention":
+        return np.concatenate(arrays)
+    width = max(array.shape[2] for array in arrays)
+    padded = [np.pad(a, ((0, 0), (0, 0), (0, width - a.shape[2]))) for a in arrays]
+    return np.concatenate(padded, axis=1)
+
+
+def _checked(names: Iterable[str]) -> tuple[str, ...]:
+    names = tuple(names)
+    for name in names:
+        if name not in POINTS:
+            raise ValueError(f"no array is called {name!r}; there are {', '.join(POINTS)}")
+    return tuple(dict.fromkeys(names))
+
+
+def _integers(name: str, values: int | Iterable[int] | None) -> tuple[int, ...] | None:
+    if values is None:
+        return None
+    # Text is no row of numbers, nor is an array without dimensions, though both claim to be.
+    if (
+        isinstance(values, Iterable)
+        and not isinstance(values, str)
+        and getattr(values, "ndim", True)
+    ):
+        return tuple(whole(name, value) for value in values)
+    return (whole(name, values),)
+    return tuple(values) if isinstance(values, Iterable) else (values,)
+
+
+# --- how a program is computed with hooks ---------------------------------------------------------
+
+_BY_HEAD = ("q", "k", "v", "mixed")
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """After a step: the arrays that hooks want to see."""
+
+    index: int  # of the step in the program
+    step: Step
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Visits:
+    """Which hooks see what: by name and layer, and the stops that this takes."""
+
+    hooks: dict[tuple[str, int | None], list[Hook]] = field(default_factory=dict)
+    stops: tuple[_Stop, ...] = ()
+
+
+def visits_of(hooks: Iterable[Hook], program: Program) -> Visits:
+    """Raises ValueError for a name or a layer that the network does not have."""
+    made: dict[tuple[str, int | None], tuple[int, Step, Value]] = {}
+    for i, step in enumerate(program.steps):
+        for value in step.outputs:  # a later step may make another array of the same name
+            made[value.name, step.layer] = i, step, value
+        if step.op == "attention":
+            made["attention", step.layer] = i, step, step.outputs[0]
+    seen: dict[tuple[str, int | None], list[Hook]] = {}
+    for hook in hooks:
+        layers = _layers(hook, program.config)
+        for name in hook.names:
+            places = [place for place in made if place[0] == name]
+            if not places and not getattr(hook, "every", False):
+                known = ", ".join(dict.fromkeys(name for name, _ in made if name))
+                raise ValueError(f"this network has no array called {name!r}; it has {known}")
+            for place in places:
+                if place[1] is None or place[1] in layers:
+                    seen.setdefault(place, []).append(hook)
+    stops: dict[int, list[Value]] = {}
+    for place in seen:
+        i, _, value = made[place]
+        if place[0] != "logits" and value not in stops.setdefault(i, []):
+            stops[i].append(value)
+    steps = program.steps
+    return Visits(seen, tuple(_Stop(i, steps[i], tuple(stops[i])) for i in sorted(stops)))
+
+
+def _layers(hook: Hook, config: Config) -> set[int]:
+    """The layers of a hook, counted from 0."""
+    count = config.n_layers
+    for layer in hook.layers or ():
+        if not -count <= layer < count:
+            raise ValueError(f"layer {layer} is not one of the {count}: 0 to {count - 1}")
+    return set(range(count)) if hook.layers is None else {layer % count for layer in hook.layers}
+
+
+def show(
+    visits: Visits, name: str, layer: int | None, array: np.ndarray, positions: np.ndarray
+) -> None:
+    """Show an array to the hooks that want to see it, in their order.
+
+    Each gets a view of its own: what it does to the view's shape does not matter to others.
+    """
+    for hook in visits.hooks.get((name, layer), ()):
+        hook.visit(array.view(), Place(name, layer, positions.copy()))
+
+
+def go(
+    run: Run, program: Program, visits: Visits, state: State, count: int, logits: np.ndarray
+) -> None:
+    """Compute a pass of `count` rows of one sequence in pieces, with the hooks in between.
+
+    logits: those that the pass fills, of its last rows.
+    """
+    start, pos = 0, state.pos
+    positions = np.arange(pos, pos + count)
+    for stop in visits.stops:
+        run.go(start, stop.index + 1)
+        start = stop.index + 1
+        layer = stop.step.layer
+        for value in stop.values:
+            array = run.array(value)
+            if stop.step.op == "attention" and ("attention", layer) in visits.hooks:
+                q = run.array(stop.step.inputs["q"])
+                _show_attention(q, state, stop.step, visits, positions, array)
+            if value.name in _BY_HEAD:
+                array = array.reshape(count, -1, program.config.head_dim)
+            show(visits, value.name, layer, array, positions)
+    run.go(start, None)
+    if len(logits):
+        show(visits, "logits", None, logits, positions[-len(logits) :])
+
+
+def _show_attention(
+    q: np.ndarray, state: State, step: Step, visits: Visits, positions: np.ndarray, out: np.ndarray
+) -> None:
+    """Show the weights (n_heads, T, positions); where they were changed, compute `out` from them."""
+    assert step.layer is not None
+    n_heads, head_dim = int(step.numbers["n_heads"]), int(step.numbers["head_dim"])
+    keys, values = state.layer(step.layer, int(positions[-1]) + 1)
+    weights = attention_weights(q.reshape(len(q), n_heads, head_dim), keys, int(positions[0]))
+    shown = weights.copy()
+    show(visits, "attention", step.layer, shown, positions)
+    if not np.array_equal(weights, shown):
+        grouped = shown.reshape(len(values), -1, shown.shape[2])  # a row for each (head, token)
+        mixed = (grouped @ values).reshape(*shown.shape[:2], -1)
+        out[:] = mixed.swapaxes(0, 1).reshape(out.shape)
+
+
+def attention_weights(q: np.ndarray, keys: np.ndarray, pos: int) -> np.ndarray:
+    """Return softmax(q k / sqrt(head_dim)), causal: (n_heads, T, pos + T); each row sums to 1.
+
+    q: (T, n_heads, head_dim) at pos and on, after RoPE; keys: (n_kv_heads, pos + T, head_dim).
+    """
+    count, n_heads, head_dim = q.shape
+    n_kv_heads, end = len(keys), pos + count
+    grouped = q.swapaxes(0, 1).reshape(n_kv_heads, -1, head_dim)  # heads that share their keys
+    scores = (grouped @ keys.swapaxes(1, 2)).reshape(n_heads, count, end)
+    scores /= np.sqrt(np.float32(head_dim))
+    scores[:, np.arange(end) > np.arange(pos, end)[:, None]] = -np.inf
+    shares: np.ndarray = np.exp(scores - scores.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
+    return shares

@@ -1,0 +1,216 @@
+"""The program in NumPy: for reading, for debugging, and where numba cannot be installed.
+
+Each op is a function of a few lines, (step, run) -> arrays (rows, width) float32 for its outputs.
+It is some hundred times slower than the compiled engine, and differs from it in the last bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from llama2np.model.hooks import attention_weights
+from llama2np.model.program import Program, Step, Value, rope_frequencies
+from llama2np.model.state import State
+from llama2np.model.weights import Int8, Matrix
+
+Arrays = tuple[np.ndarray, ...]
+
+
+class NumpyEngine:
+    """Computes a Program's steps with NumPy. See model/engine.py."""
+
+    def __init__(self, program: Program):
+        self.program = program
+
+    def run(
+        self,
+        tokens: np.ndarray,
+        states: list[State],
+        counts: list[int],
+        logits: np.ndarray,
+        picked: np.ndarray | None = None,
+        laps: int = 1,
+    ) -> NumpyRun:
+        """Prepare a pass: see Engine.run."""
+        return NumpyRun(self.program, tokens, states, counts, logits, picked, laps)
+
+
+class NumpyRun:
+    """One pass: the values that exist, by what they are."""
+
+    def __init__(
+        self,
+        program: Program,
+        tokens: np.ndarray,
+        states: list[State],
+        counts: list[int],
+        logits: np.ndarray,
+        picked: np.ndarray | None,
+        laps: int,
+    ):
+        self.program, self.states, self.counts = program, states, counts
+        self._tokens, self._logits, self._laps = tokens, logits, laps
+        rows, wanted = len(tokens) // laps, len(logits) // laps
+        self.picked = np.arange(rows - wanted, rows) if picked is None else picked
+        self._start(0)
+
+    def _start(self, lap: int) -> None:
+        rows, wanted = len(self._tokens) // self._laps, len(self._logits) // self._laps
+        self.tokens = self._tokens[lap * rows : (lap + 1) * rows]
+        self.logits = self._logits[lap * wanted : (lap + 1) * wanted]
+        self.positions = np.concatenate(
+            [np.arange(s.pos + lap, s.pos + lap + n) for s, n in zip(self.states, self.counts, strict=True)]
+        )
+        self.values: dict[Value, np.ndarray] = {}
+
+    def go(self, start: int = 0, stop: int | None = None) -> None:
+        """Compute the steps start ... stop - 1; None: to the end, in all laps."""
+        for lap in range(self._laps if stop is None else 1):
+            if lap:
+                chosen = self.logits.argmax(-1)
+                self._start(lap)
+                self.tokens[:] = chosen
+            for step in self.program.steps[start:stop]:
+                made = OPS[step.op](step, self)
+                self.values.update(zip(step.outputs, made, strict=True))
+
+    def array(self, value: Value) -> np.ndarray:
+        """What a step made: (rows, width)."""
+        return self.values[value]
+
+    def put(self, value: Value, array: np.ndarray) -> None:
+        """Set a value: (rows, width)."""
+        self.values[value] = np.array(array, np.float32)
+
+    def inputs(self, step: Step) -> list[np.ndarray]:
+        """The arrays that a step reads, in their order."""
+        return [self.values[value] for value in step.inputs.values()]
+
+    def weights(self, step: Step, kind: str) -> list[object]:
+        """The tensors of a step."""
+        return [self.program.weights[n] if n else None for n in step.weights.get(kind, ())]
+
+
+def embed(step: Step, run: NumpyRun) -> Arrays:
+    (table,) = run.weights(step, "table")
+    return (table.rows(run.tokens),)  # type: ignore[attr-defined]
+
+
+def rmsnorm(step: Step, run: NumpyRun) -> Arrays:
+    (x,), (weight,) = run.inputs(step), run.weights(step, "weight")
+    mean = (x * x).mean(-1, keepdims=True)
+    return (weight * (x / np.sqrt(mean + np.float32(step.numbers["eps"]))),)  # type: ignore[operator]
+
+
+def layernorm(step: Step, run: NumpyRun) -> Arrays:
+    (x,), (weight,) = run.inputs(step), run.weights(step, "weight")
+    x = x - x.mean(-1, keepdims=True)
+    out = weight * (x / np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(step.numbers["eps"])))
+    return (_with_bias(out, run.weights(step, "bias"), 0),)
+
+
+def linear(step: Step, run: NumpyRun) -> Arrays:
+    (x,), biases = run.inputs(step), run.weights(step, "bias")
+    products = [multiply(matrix, x) for matrix in run.program.matrices(step)]
+    return tuple(_with_bias(product, biases, i) for i, product in enumerate(products))
+
+
+def logits(step: Step, run: NumpyRun) -> Arrays:
+    (x,) = run.inputs(step)
+    (matrix,) = run.program.matrices(step)
+    out = multiply(matrix, x[run.picked])
+    run.logits[:] = _with_bias(out, run.weights(step, "bias"), 0)
+    return (run.logits,)
+
+
+def angles(step: Step, run: NumpyRun) -> Arrays:
+    turn = run.positions[:, None].astype(np.float32) * rope_frequencies(run.program.config)
+    return np.cos(turn.astype(float)).astype(np.float32), np.sin(turn.astype(float)).astype(np.float32)
+
+
+def rope(step: Step, run: NumpyRun) -> Arrays:
+    q, k, cos, sin = run.inputs(step)
+    return rotate(q, cos, sin, step), rotate(k, cos, sin, step)
+
+
+def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, step: Step) -> np.ndarray:
+    """x (T, heads * head_dim) with the pairs of each head turned by the angles (T, pairs)."""
+    out = x.reshape(len(x), -1, int(step.numbers["head_dim"])).copy()
+    width = int(step.numbers["rotary_dim"])
+    first = slice(0, width // 2) if step.numbers["halves"] else slice(0, width, 2)
+    second = slice(width // 2, width) if step.numbers["halves"] else slice(1, width, 2)
+    a, b, cos, sin = out[..., first].copy(), out[..., second].copy(), cos[:, None], sin[:, None]
+    out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos
+    return out.reshape(x.shape)
+
+
+def attention(step: Step, run: NumpyRun) -> Arrays:
+    q, k, v = (x.reshape(len(x), -1, int(step.numbers["head_dim"])) for x in run.inputs(step))
+    out, start = np.empty_like(q), 0
+    for state, count in zip(run.states, run.counts, strict=True):
+        rows = slice(start, start + count)
+        positions = run.positions[rows]
+        state.write(step.layer or 0, positions, k[rows], v[rows])
+        keys, values = state.layer(step.layer or 0, int(positions[-1]) + 1)
+        weights = attention_weights(q[rows], keys, int(positions[0]))
+        grouped = weights.reshape(len(values), -1, weights.shape[2]) @ values
+        out[rows] = grouped.reshape(*weights.shape[:2], -1).swapaxes(0, 1)
+        start += count
+    return (out.reshape(len(out), -1),)
+
+
+def swiglu(step: Step, run: NumpyRun) -> Arrays:
+    gate, up = run.inputs(step)
+    with np.errstate(over="ignore"):
+        return (gate / (1 + np.exp(-gate)) * up,)
+
+
+def gelu(step: Step, run: NumpyRun) -> Arrays:
+    (x,) = run.inputs(step)
+    if step.numbers["exact"]:
+        erf = np.vectorize(math.erf, otypes=[np.float32])
+        return (x * (1 + erf(x * np.float32(0.5**0.5))) / 2,)
+    return (x / 2 * (1 + np.tanh(np.float32((2 / np.pi) ** 0.5) * (x + np.float32(0.044715) * x**3))),)
+
+
+def add(step: Step, run: NumpyRun) -> Arrays:
+    x, y = run.inputs(step)
+    return (x + y,)
+
+
+OPS: dict[str, Callable[[Step, NumpyRun], Arrays]] = {
+    op.__name__: op
+    for op in (
+        *(embed, rmsnorm, layernorm, linear, angles, rope, attention, swiglu, gelu, add, logits),
+    )
+}
+
+
+def multiply(matrix: Matrix, x: np.ndarray) -> np.ndarray:
+    """x (T, n) times a matrix (d, n): (T, d) float32. An int8 matrix takes x rounded, as runq.c does."""
+    if not isinstance(matrix, Int8):
+        return x @ np.asarray(matrix.w, np.float32).T
+    q, scales = quantize(x, matrix.group)
+    out = np.zeros((len(x), len(matrix.q)), np.float32)
+    for g in range(matrix.scales.shape[1]):
+        some = slice(g * matrix.group, (g + 1) * matrix.group)
+        sums = (q[:, some].astype(float) @ matrix.q[:, some].astype(float).T).astype(np.float32)
+        out += sums * matrix.scales[:, g] * scales[:, g : g + 1]
+    return out
+
+
+def quantize(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """x (T, n) rounded to int8 by groups, halves away from zero, and the scales (T, n / group)."""
+    groups = x.reshape(len(x), -1, group)
+    scales = np.abs(groups).max(-1) / np.float32(127)
+    usable = (scales > 0) & (scales < np.inf)
+    ratio = np.divide(groups, scales[..., None], where=usable[..., None], out=np.zeros_like(groups))
+    rounded = np.trunc(ratio.astype(float) + np.copysign(0.5, ratio))
+    return rounded.astype(np.int8).reshape(x.shape), scales
+
+
+def _with_bias(out: np.ndarray, biases: list[object], i: int) -> np.ndarray:
+    return out if not biases or biases[i] is None else out + biases[i]  # type: ignore[operator,no-any-return]

@@ -1,0 +1,104 @@
+"""A sequence's state in a file: a .npz (NumPy's zip of arrays), read without pickle.
+
+`config` is the network's shape as JSON; `tokens` (pos,) int64; `keys`, after their rotation, and
+`values` (n_layers, n_kv_heads, pos, head_dim) float32.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zipfile
+from dataclasses import asdict
+
+import numpy as np
+
+from llama2np import kinds
+from llama2np.atomic import replacing
+from llama2np.model.config import Config
+from llama2np.files import open_regular, zip_file
+from llama2np.output import printable
+
+_NAMES = ("config", "tokens", "keys", "values")
+_LARGEST_CONFIG = 2**16  # bytes of JSON, which takes many times as much memory when it is read
+_HEADERS = {  # by the version of the .npy format
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+def write(
+    path: str | os.PathLike[str],
+    config: Config,
+    tokens: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+) -> None:
+    """Write a state, all of it or nothing. Raises OSError."""
+    shape = np.array(json.dumps(asdict(config)))
+    with replacing(path, tokens.nbytes + keys.nbytes + values.nbytes) as file:
+        np.savez(file, config=shape, tokens=tokens, keys=keys, values=values)
+
+
+def read(path: str | os.PathLike[str], config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the tokens, keys and values of a state saved for a network of this shape.
+
+    Raises ValueError for another network's and for what is no saved state, and OSError.
+    """
+    with open_regular(path) as file:
+        try:
+            with zip_file(file) as archive:
+                arrays = {name: _array(archive, name) for name in _NAMES}
+            saved = json.loads(str(arrays["config"]))
+            if saved == asdict(config):
+                found = arrays["tokens"], arrays["keys"], arrays["values"]
+                _check(config, *found)
+                return found
+        except Exception as error:  # zipfile and NumPy raise all sorts, tokenize's too
+            reason = " ".join(str(error).split()) or type(error).__name__
+            text = kinds.explained(path, "state")
+            text = text or f"{path}: not a saved state, or damaged: {reason}"
+            raise ValueError(printable(text)) from None
+    difference = _difference(saved, asdict(config))
+    raise ValueError(printable(f"{path}: saved for another model: {difference}"))
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    if f"{name}.npy" not in archive.namelist():
+        raise ValueError(f"it has no {name}")
+    if archive.getinfo(f"{name}.npy").compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed, which a small file can do to any size")
+    if name == "config" and archive.getinfo("config.npy").file_size > _LARGEST_CONFIG:
+        raise ValueError(f"its config is larger than {_LARGEST_CONFIG:,} bytes")
+    with archive.open(f"{name}.npy") as member:
+        shape, by_columns, dtype = _HEADERS[np.lib.format.read_magic(member)](member)
+        values = member.read()
+    # NumPy's own reader takes room for what the header claims before it looks.
+    if dtype.hasobject or len(values) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{name} has {len(values):,} bytes for {dtype} {shape}")
+    return np.ndarray(shape, dtype, values, order="F" if by_columns else "C")
+
+
+def _check(config: Config, tokens: np.ndarray, keys: np.ndarray, values: np.ndarray) -> None:
+    pos = tokens.shape[0] if tokens.ndim == 1 else -1
+    if tokens.dtype != np.int64 or not 0 <= pos <= config.seq_len:
+        raise ValueError(
+            f"tokens are {tokens.dtype} {tokens.shape}, expected int64 and "
+            f"at most {config.seq_len} in a row"
+        )
+    if not ((tokens >= 0) & (tokens < config.vocab_size)).all():
+        raise ValueError(f"a token is not in the vocabulary of 0 to {config.vocab_size - 1}")
+    shape = (config.n_layers, config.n_kv_heads, pos, config.head_dim)
+    for name, array in (("keys", keys), ("values", values)):
+        if array.dtype != np.float32 or array.shape != shape:
+            raise ValueError(f"{name} are {array.dtype} {array.shape}, expected float32 {shape}")
+
+
+def _difference(saved: object, expected: dict[str, float]) -> str:
+    if not isinstance(saved, dict):
+        return "its config is unreadable"
+    names = [name for name, value in expected.items() if saved.get(name) != value]
+    if not names:
+        return f"its config has fields unknown here: {', '.join(saved.keys() - expected.keys())}"
+    return ", ".join(f"{name} is {saved.get(name)}, expected {expected[name]}" for name in names)

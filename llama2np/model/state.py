@@ -1,0 +1,245 @@
+"""What a sequence is thinking: its tokens, its position, its KV cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llama2np.aligned import aligned_zeros
+from llama2np.arguments import path_like, whole
+from llama2np.model import snapshot
+from llama2np.model.config import Config
+from llama2np.output import brief
+from llama2np.owner import Owner
+
+BLOCK = 64  # positions of a block of keys; a chunk is a multiple of it
+_CHUNK, _CHUNK_BYTES = 512, 2**26  # most positions of a chunk, and most bytes if that is less
+
+_IN_USE = (
+    "the State is being read by another thread, or by the call that this one comes from (a hook?): "
+    "use a State of its own for each thread and hook, made with new_state() or, before, with fork()"
+)
+
+
+class State:
+    """What one sequence is thinking: its position, its tokens and its KV cache.
+
+    The cache grows with use, in chunks of up to 512 positions, without copying; a fork shares the
+    chunks that are full until either side writes to them. Many threads may share one model, each
+    with a State of its own: while one call reads or changes a State, any other raises ValueError.
+    """
+
+    def __init__(self, config: Config):
+        if not isinstance(config, Config):
+            raise TypeError(
+                f"State() takes a Config, not {brief(config)}: model.new_state() makes one, and "
+                "State.load(path, model.config) opens a file"
+            )
+        self._config, self._pos = config, 0
+        self.owner = Owner(_IN_USE)  # whoever reads or changes it; `with state.owner:`
+        c = config
+        width = 2 * c.n_layers * c.kv_dim  # float32 of a position
+        fitting = max(_CHUNK_BYTES // (4 * width * BLOCK), 1) * BLOCK
+        self.chunk = min(_CHUNK, fitting, -(-c.seq_len // BLOCK) * BLOCK)  # positions of a chunk
+        self._chunks: list[np.ndarray] = []
+        self._shared: list[bool] = []  # whether a fork may have the chunk, too
+        self.addresses = np.zeros(0, np.int64)  # of the chunks, for the kernels
+        self._tokens = np.zeros(0, np.int64)
+        self.run: Any = None  # what an engine keeps for reading one token after the other
+
+    def __repr__(self) -> str:
+        return f"State({self.pos:,} of {self.config.seq_len:,} positions read)"
+
+    @property
+    def config(self) -> Config:
+        """The shape of the network that it is for."""
+        return self._config
+
+    @property
+    def pos(self) -> int:
+        """How many tokens have been read, and the position of the next one."""
+        return self._pos
+
+    @pos.setter
+    def pos(self, pos: int) -> None:
+        with self.owner:
+            self._pos = whole("pos", pos)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The tokens read so far: a view, (pos,) int64."""
+        return self._tokens[: self._pos]
+
+    @property
+    def capacity(self) -> int:
+        """The positions that there is memory for."""
+        return len(self._chunks) * self.chunk
+
+    @property
+    def keys(self) -> np.ndarray:
+        """The keys, after their rotation: a copy, (n_layers, n_kv_heads, pos, head_dim) float32."""
+        return self._gathered(0, slice(None), self._pos)
+
+    @property
+    def values(self) -> np.ndarray:
+        """The values: a copy, (n_layers, n_kv_heads, pos, head_dim) float32."""
+        return self._gathered(1, slice(None), self._pos)
+
+    def layer(self, layer: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first `count` keys and values of a layer: copies, (n_kv_heads, count, head_dim)."""
+        one = slice(layer, layer + 1)
+        return self._gathered(0, one, count)[0], self._gathered(1, one, count)[0]
+
+    def write(self, layer: int, positions: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
+        """Put k and v (T, n_kv_heads, head_dim) into a layer's cache, at `positions` (T,)."""
+        for t, pos in enumerate(positions):
+            chunk = self._views(self._chunks[pos // self.chunk])
+            block, lane = divmod(pos % self.chunk, BLOCK)
+            for view, rows in zip(chunk, (k, v), strict=True):
+                view[layer, :, block, lane] = rows[t]
+
+    def truncate(self, pos: int) -> None:
+        """Forget all but the first `pos` tokens. Raises ValueError if there are fewer."""
+        with self.owner:
+            self._truncate(whole("pos", pos))
+
+    def _truncate(self, pos: int) -> None:
+        if not 0 <= pos <= self._pos:
+            raise ValueError(f"pos must be 0 to {self._pos}, what has been read, not {pos}")
+        self._pos = pos
+
+    def reuse(self, tokens: Sequence[int]) -> list[int]:
+        """Forget what is not the beginning of `tokens`; return those that are still to be read.
+
+        At least the last one is: its logits are not kept.
+        """
+        with self.owner:
+            most = max(min(self._pos, len(tokens) - 1), 0)
+            differ = np.flatnonzero(self._tokens[:most] != np.asarray(tokens[:most]))
+            self._truncate(int(differ[0]) if differ.size else most)
+            return list(tokens[self._pos :])
+
+    # The next three are for whoever owns the State.
+
+    def make_room(self, count: int) -> None:
+        """Reserve memory for `count` more tokens. Raises ValueError where the context ends before."""
+        pos, seq_len = self._pos, self._config.seq_len
+        if not 0 <= pos <= seq_len - count:
+            raise ValueError(
+                f"{count} tokens at position {pos} do not fit into the context of {seq_len}"
+            )
+        self._reserve(pos + count)
+
+    def append(self, tokens: np.ndarray) -> None:
+        """Record `tokens` (T,) at pos and after, where there is room; pos does not change."""
+        self._tokens[self._pos : self._pos + len(tokens)] = tokens
+
+    def advance(self, count: int) -> None:
+        """Note that `count` more tokens have been read."""
+        self._pos += count
+
+    def fork(self) -> State:
+        """A copy that continues independently: one prompt, read once, with many continuations."""
+        with self.owner:
+            twin, full = State(self._config), self._pos // self.chunk
+            twin._chunks, twin._shared = self._chunks[:full], [True] * full
+            self._shared[:full] = [True] * full
+            if self._pos % self.chunk:  # this one would be written to at once
+                twin._chunks.append(_copy(self._chunks[full]))
+                twin._shared.append(False)
+            twin._note_addresses()
+            twin._tokens = np.zeros(twin.capacity, np.int64)
+            twin._tokens[: self._pos] = self.tokens
+            twin._pos = self._pos
+            return twin
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the tokens and the KV cache to a .npz, complete or not at all. Raises OSError."""
+        path = path_like("path", path)
+        with self.owner:
+            snapshot.write(path, self._config, self.tokens, self.keys, self.values)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], config: Config) -> State:
+        """Read what `save` wrote; it continues token for token where that State was.
+
+        The caller has to know that the weights are the same, too. Raises ValueError for a state of
+        a network of another shape and for other files, and OSError.
+        """
+        state = cls(config)
+        tokens, keys, values = snapshot.read(path_like("path", path), config)
+        state._reserve(len(tokens))
+        for i, chunk in enumerate(state._chunks):
+            some = slice(i * state.chunk, (i + 1) * state.chunk)
+            for view, array in zip(state._views(chunk), (keys, values), strict=True):
+                rows = np.zeros((*view.shape[:2], state.chunk, config.head_dim), np.float32)
+                rows[:, :, : array[:, :, some].shape[2]] = array[:, :, some]
+                view[:] = rows.reshape(view.shape)
+        state.append(tokens)
+        state.advance(len(tokens))
+        return state
+
+    def reserve(self, count: int) -> None:
+        """Make room for `count` positions in all, and for writing at pos and after."""
+        with self.owner:
+            self._reserve(whole("count", count))
+
+    def _reserve(self, count: int) -> None:
+        first = self._pos // self.chunk  # the first chunk that may be written to
+        needed = -(-count // self.chunk)
+        if needed <= len(self._chunks) and not any(self._shared[first:needed]):
+            return
+        c = self._config
+        chunks, shared = self._chunks.copy(), self._shared.copy()
+        for i in range(first, min(needed, len(chunks))):
+            if shared[i]:
+                chunks[i], shared[i] = _copy(chunks[i]), False
+        while len(chunks) < needed:
+            chunks.append(aligned_zeros((c.n_layers, 2, c.n_kv_heads, self.chunk * c.head_dim)))
+            shared.append(False)
+        tokens = np.zeros(len(chunks) * self.chunk, np.int64)
+        tokens[: len(self._tokens)] = self._tokens
+        # Together: a Ctrl-C before leaves the State as it was.
+        self._chunks, self._shared, self._tokens = chunks, shared, tokens
+        self._note_addresses()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what belongs to this process: the lock, the addresses, an engine's memory."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_owner", "run", "addresses")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._shared = [False] * len(self._chunks)
+        self._note_addresses()
+
+    def _note_addresses(self) -> None:
+        self.addresses = np.array([chunk.ctypes.data for chunk in self._chunks], np.int64)
+        self.run = None
+
+    def _views(self, chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A chunk's keys and values as views: (n_layers, n_kv_heads, blocks, BLOCK, head_dim)."""
+        c, blocks = self._config, self.chunk // BLOCK
+        heads = c.n_layers, c.n_kv_heads, blocks
+        keys = chunk[:, 0].reshape(*heads, c.head_dim, BLOCK).swapaxes(3, 4)
+        return keys, chunk[:, 1].reshape(*heads, BLOCK, c.head_dim)
+
+    def _gathered(self, kind: int, layers: slice, count: int) -> np.ndarray:
+        """The keys (kind 0) or values (1) of some layers: (layers, n_kv_heads, count, head_dim)."""
+        c = self._config
+        n_layers = len(range(c.n_layers)[layers])
+        out = np.zeros((n_layers, c.n_kv_heads, count, c.head_dim), np.float32)
+        for i, start in enumerate(range(0, count, self.chunk)):
+            rows = self._views(self._chunks[i])[kind][layers]
+            rows = rows.reshape(n_layers, c.n_kv_heads, self.chunk, c.head_dim)
+            out[:, :, start : start + self.chunk] = rows[:, :, : count - start]
+        return out
+
+
+def _copy(chunk: np.ndarray) -> np.ndarray:
+    """A chunk of one's own with the same content."""
+    twin = aligned_zeros(chunk.shape)
+    twin[:] = chunk
+    return twin

@@ -1,0 +1,255 @@
+"""The forward pass: tokens in, logits out. Knows no text and no file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+
+from llama2np.arguments import whole, wrong
+from llama2np.model import hooks as hooking
+from llama2np.model.architectures import llama
+from llama2np.model.config import Config
+from llama2np.model.engine import Engine
+from llama2np.model.hooks import Hook
+from llama2np.model.program import Describe, Program, Step
+from llama2np.model.state import State
+from llama2np.model.weights import Weights
+
+__all__ = ["BLOCK", "State", "Transformer"]
+
+# A prompt is read in blocks of this many tokens: enough to keep the matrix products busy.
+BLOCK = 256
+
+# The most multiply-adds and tokens in one call of `greedy`: 10 to 20 milliseconds.
+_GREEDY_WORK, _GREEDY_TOKENS = 2**27, 16
+
+
+class Transformer:
+    """A network: the description of its steps, its weights, and an engine that computes them.
+
+    It is read-only: any number of States can run through it. describe: the architecture, such as
+    `architectures.llama`; engine: "compiled" (numba) or "numpy" (slow, without numba). Raises
+    ValueError for weights that are not of the shapes that `config` says.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        weights: Weights,
+        describe: Describe = llama,
+        engine: str = "compiled",
+    ):
+        self._weights = weights
+        self._program = Program(config, weights.own(), describe)
+        self._engine = _engine(engine, self._program)
+        self._engine_name = engine
+        self._hooks: tuple[Hook, ...] = ()
+        self._visits = hooking.Visits()
+
+    @property
+    def config(self) -> Config:
+        """The shape of the network."""
+        return self._program.config
+
+    @property
+    def weights(self) -> Weights:
+        """The tensors of the network. The engine has their addresses: they cannot be exchanged."""
+        return self._weights
+
+    @property
+    def program(self) -> Program:
+        """The steps of the network; print it."""
+        return self._program
+
+    @property
+    def hooks(self) -> tuple[Hook, ...]:
+        """What sees the arrays of this network, in the order in which they see them."""
+        return self._hooks
+
+    @property
+    def max_greedy_tokens(self) -> int:
+        """How many tokens one call of `greedy` may read without delaying anyone; 1: it is no use."""
+        if self._hooks or type(self).forward is not Transformer.forward:
+            return 1
+        return max(min(_GREEDY_WORK // max(self._program.work, 1), _GREEDY_TOKENS), 1)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copies and pickles are made again: the engine has the addresses of these arrays."""
+        p = self._program
+        arguments = p.config, self._weights, p.describe, self._engine_name
+        return _remade, (type(self), arguments, self._hooks)
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"{type(self).__name__}({c.n_layers} layers of dim {c.dim}, {c.n_heads} heads, "
+            f"context {c.seq_len:,}, vocabulary {c.vocab_size:,})"
+        )
+
+    def with_hooks(self, hooks: Sequence[Hook]) -> Transformer:
+        """The same network whose arrays are shown to `hooks`, after those it has already.
+
+        Raises ValueError for a name or a layer that the network does not have.
+        """
+        for hook in hooks:
+            if not all(hasattr(hook, name) for name in ("names", "layers", "visit")):
+                raise wrong("a hook", "a Trace, an Edit or what has names, layers and visit", hook)
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._hooks = (*self._hooks, *hooks)
+        twin._visits = hooking.visits_of(twin._hooks, self._program)
+        return twin
+
+    def forward(
+        self, tokens: Sequence[int] | np.ndarray, state: State, all_logits: bool = False
+    ) -> np.ndarray:
+        """Read `tokens` (T,) at state.pos and on; return what follows the last of them.
+
+        Returns float32 logits (vocab_size,), or those of every token (T, vocab_size) if
+        `all_logits`; the array is the caller's. Raises ValueError for a token outside the
+        vocabulary, no tokens, more of them than the context has room for, and a State that is
+        being read already.
+        """
+        with state.owner:
+            tokens = self._checked(tokens, state)
+            count, vocab_size = len(tokens), self.config.vocab_size
+            logits = np.empty((count if all_logits else 1, vocab_size), np.float32)
+            state.make_room(count)
+            for start in range(0, count, BLOCK):
+                block = tokens[start : start + BLOCK]
+                last = start + len(block) == count
+                wanted = logits[start:][: len(block)] if all_logits else logits[: int(last)]
+                state.append(block)
+                run = self._engine.run(block, [state], [len(block)], wanted)
+                if self._hooks:
+                    hooking.go(run, self._program, self._visits, state, len(block), wanted)
+                else:
+                    run.go()
+                state.advance(len(block))
+        return logits if all_logits else logits[0]
+
+    def forward_rows(
+        self, pieces: Sequence[Sequence[int] | np.ndarray], states: Sequence[State]
+    ) -> np.ndarray:
+        """Read pieces[i] at states[i].pos and on, all in one pass: what follows the last of each.
+
+        Returns float32 logits (len(states), vocab_size), each row to the bit what `forward` returns
+        for that sequence alone. Raises ValueError as `forward` does, and for a State that comes
+        twice; no State has changed then.
+        """
+        if len(pieces) != len(states) or not states:
+            raise ValueError(f"{len(pieces)} pieces for {len(states)} states")
+        if self._hooks:  # each sequence alone: the same bits, and arrays of one sequence
+            return np.stack([self.forward(p, s) for p, s in zip(pieces, states, strict=True)])
+        with ExitStack() as stack:
+            for state in states:
+                stack.enter_context(state.owner)
+            rows = [self._checked(p, s) for p, s in zip(pieces, states, strict=True)]
+            counts = [len(some) for some in rows]
+            logits = np.empty((len(states), self.config.vocab_size), np.float32)
+            for state, some in zip(states, rows, strict=True):
+                state.make_room(len(some))
+            for state, some in zip(states, rows, strict=True):
+                state.append(some)
+            picked = np.cumsum(counts) - 1
+            self._engine.run(np.concatenate(rows), list(states), counts, logits, picked).go()
+            for state, count in zip(states, counts, strict=True):
+                state.advance(count)
+        return logits
+
+    def greedy(self, token: int, state: State, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read `token` at state.pos, and `count` - 1 more, each the most likely after those before.
+
+        Returns them, (count,) int64, and what follows each, float32 logits (count, vocab_size): to
+        the bit what `forward` returns for one after the other, but without Python in between, which
+        takes as long as a small network. `max_greedy_tokens` is a good count. Raises ValueError as
+        `forward` does, and for a network with hooks.
+        """
+        if self._hooks:
+            raise ValueError("greedy: a network with hooks goes on token by token, with forward")
+        with state.owner:
+            count = whole("count", count, 0)
+            tokens = self._checked(np.full(count, whole("token", token)), state)
+            logits = np.empty((count, self.config.vocab_size), np.float32)
+            state.make_room(count)
+            self._engine.run(tokens, [state], [1], logits, laps=count).go()
+            state.append(tokens)
+            state.advance(count)
+        return tokens, logits
+
+    def walk(
+        self, tokens: Sequence[int] | np.ndarray, state: State | None = None
+    ) -> Iterator[tuple[Step, dict[str, np.ndarray]]]:
+        """Read `tokens` (T,) step by step: yields each step when it is computed, with what it made.
+
+        The arrays, (T, width) by their names, may be changed in place. At most BLOCK tokens; state:
+        an empty one if not given. Raises ValueError as `forward` does.
+        """
+        state = State(self.config) if state is None else state
+        with state.owner:
+            tokens = self._checked(tokens, state)
+            if len(tokens) > BLOCK:
+                raise ValueError(f"walk: {len(tokens)} tokens, at most {BLOCK} go in one pass")
+            logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
+            state.make_room(len(tokens))
+            state.append(tokens)
+            run = self._engine.run(tokens, [state], [len(tokens)], logits)
+            for i, step in enumerate(self._program.steps):
+                run.go(i, i + 1)
+                yield step, {value.name: run.array(value) for value in step.outputs}
+            state.advance(len(tokens))
+
+    def unembed(self, x: np.ndarray) -> np.ndarray:
+        """What the network would say if the residual stream after its last block were x (T, dim).
+
+        That is the final norm and the classifier: float32 logits (T, vocab_size).
+        """
+        steps, state = self._program.steps, State(self.config)
+        first = next(i for i, step in enumerate(steps) if not any(s.layer is not None for s in steps[i:]))
+        (stream,) = steps[first].inputs.values()
+        logits = np.empty((len(x), self.config.vocab_size), np.float32)
+        for start in range(0, len(x), BLOCK):
+            rows = logits[start : start + BLOCK]
+            run = self._engine.run(np.zeros(len(rows), np.int64), [state], [len(rows)], rows)
+            run.put(stream, x[start : start + BLOCK])
+            run.go(first)
+        return logits
+
+    def _checked(self, tokens: Sequence[int] | np.ndarray, state: State) -> np.ndarray:
+        """The one border to the engines: what passes here is in range."""
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 1 or not tokens.size or tokens.dtype.kind not in "iu":
+            raise ValueError(f"tokens must be one or more integers in a row, not {tokens!r}")
+        tokens = tokens.astype(np.int64)  # a copy, so that the kernels see one type of array
+        # Read without a sign, -1 is the largest. One token is it: that is the usual case.
+        worst = int(tokens.view(np.uint64).argmax()) if tokens.size > 1 else 0
+        if not 0 <= tokens[worst] < self.config.vocab_size:
+            most = self.config.vocab_size - 1
+            raise ValueError(f"token {tokens[worst]} is not in the vocabulary of 0 to {most}")
+        if not isinstance(state, State):
+            raise wrong("state", "a State", state)
+        if state.config is not self.config and state.config != self.config:
+            raise ValueError("the state was made for a model of another shape")
+        return tokens
+
+
+def _engine(name: str, program: Program) -> Engine:
+    """numba is imported only by the compiled engine, so that the package works without it."""
+    if name == "compiled":
+        from llama2np.kernels.engine import CompiledEngine
+
+        return CompiledEngine(program)
+    if name == "numpy":
+        from llama2np.model.numpy_engine import NumpyEngine
+
+        return NumpyEngine(program)
+    raise ValueError(f"engine must be 'compiled' or 'numpy', not {name!r}")
+
+
+def _remade(
+    kind: type[Transformer], arguments: tuple[Config, Weights, Describe, str], hooks: Sequence[Hook]
+) -> Transformer:
+    made = kind(*arguments)
+    return made.with_hooks(hooks) if hooks else made
