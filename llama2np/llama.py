@@ -46,7 +46,8 @@ class Llama:
             raise TypeError("Llama() takes a Transformer and a Tokenizer; Llama.load opens both")
         self.transformer = transformer
         # A model may have more rows than its tokenizer pieces: for padding, for added tokens.
-        self.tokenizer = tokenizer.extended(transformer.config.vocab_size)
+        rows = transformer.config.vocab_size
+        self.tokenizer = tokenizer and tokenizer.extended(rows)  # None, for a network alone
 
     def __repr__(self) -> str:
         c = self.config

@@ -62,7 +62,7 @@ def test_whole_numbers(kind):
         (np.bool_(True), "True"),
         (np.float32(2.5), "2.5"),
         (np.array([1, 2]), "of type ndarray"),
-        (object(), "of type object"),
+        pytest.param(object(), "of type object", id="object"),
     ],
     ids=repr,
 )
