@@ -21,6 +21,7 @@ import time
 import traceback
 import tracemalloc
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -28,6 +29,7 @@ from tools.hostile import KINDS, OURS, damaged, exercise, valid, write_case
 
 _BATCH = 400  # cases for a process
 _SECONDS = 1.0  # of the processor, for one case
+_WAIT = 60.0  # by the clock: what waits, for a FIFO perhaps, takes none of the processor
 _MEMORY = (2**23, 100)  # bytes: a constant, and what a byte of the files may take
 _ADDRESS_SPACE = 2**34  # what a runaway library may take of it
 _STUCK = 300.0  # seconds for a batch that does not come back, a case in C code perhaps
@@ -48,9 +50,10 @@ def problem(kind: str, folder: Path, size: int) -> str:
     def slow(_signal, _frame):
         raise _Slow
 
-    before = signal.signal(signal.SIGPROF, slow)
+    before = {number: signal.signal(number, slow) for number in (signal.SIGPROF, signal.SIGALRM)}
     tracemalloc.start()
     signal.setitimer(signal.ITIMER_PROF, 4 * _SECONDS)  # tracing makes it slower
+    signal.setitimer(signal.ITIMER_REAL, _WAIT)
     try:
         exercise(kind, folder)
     except OURS as error:
@@ -62,9 +65,11 @@ def problem(kind: str, folder: Path, size: int) -> str:
         return traceback.format_exc()
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        signal.signal(signal.SIGPROF, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if peak > memory_bound(size):
         return f"memory: {peak:,} bytes for files of {size:,}"
     return ""
@@ -92,7 +97,8 @@ def _batch(kind: str, seed: int, folder: Path, findings: Path) -> None:
 
 
 def _keep(case: Path, place: Path, found: str) -> None:
-    shutil.copytree(case, place, dirs_exist_ok=True)
+    with suppress(shutil.Error):  # a FIFO cannot be copied
+        shutil.copytree(case, place, symlinks=True, dirs_exist_ok=True)
     (place / "FINDING.txt").write_text(found, errors="backslashreplace")
     print(f"{place}: {found.strip().splitlines()[-1]}", flush=True)
 

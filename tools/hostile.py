@@ -1,6 +1,7 @@
 """Hostile files: valid ones of every kind that is read, and damage that makes sense for them.
 
-A case is a dictionary of file names and bytes, for a folder. What to do with one is in `exercise`.
+A case is a dictionary of file names and bytes, for a folder; in place of bytes, one of odd.SPECIAL
+says what there is instead of a regular file. What to do with a case is in `exercise`.
 """
 
 from __future__ import annotations
@@ -24,14 +25,28 @@ from llama2np.convert.torch_zip import TorchFile
 from llama2np.convert.write import write_bin, write_huggingface
 from llama2np.llama import Llama
 from llama2np.tokenizer import Tokenizer, TokenizerError
+<<<<<<< HEAD
 from llama2np.model.transformer import State, Transformer
 from tools import faults
+=======
+from llama2np.transformer import State, Transformer
+from tools import odd
+>>>>>>> limits
 from tools.torch_files import Tensor, pickled, write_archive
 
-Case = dict[str, bytes]
+Case = dict[str, bytes | str]
 OURS = (CheckpointError, TokenizerError)
+<<<<<<< HEAD
 KINDS = ("bin", "tokenizer.bin", "tokenizer.model", "torch", "safetensors", "hf", "meta", "state")
 KINDS += ("kernel-cache", "write-failure")
+=======
+_MAIN = {  # of each kind, the file that is there whatever the case
+    **{"bin": "model.bin", "tokenizer.bin": "tokenizer.bin", "tokenizer.model": "tokenizer.model"},
+    **{"torch": "model.pt", "safetensors": "model.safetensors", "hf": "config.json"},
+    **{"meta": "params.json", "state": "state.npz"},
+}
+KINDS = (*_MAIN, "special")
+>>>>>>> limits
 SMALL = Config(8, 12, 2, 2, 1, 20, 16)
 WIDE = Config(64, 64, 1, 2, 2, 20, 16)  # its groups of 32 take the fast int8 kernels
 
@@ -57,19 +72,26 @@ def exercise(kind: str, folder: Path) -> None:
         "tokenizer.bin": lambda f: _exercise_tokenizer(f / "tokenizer.bin"),
         "tokenizer.model": lambda f: _exercise_tokenizer(f / "tokenizer.model"),
         "torch": _exercise_torch,
-        "safetensors": lambda f: _read_all(f / "model.safetensors", safetensors.read),
+        "safetensors": lambda f: _exercise_safetensors(f / "model.safetensors"),
         "hf": lambda f: _convert(f, huggingface.read),
         "meta": lambda f: _convert(f, meta.read),
         "state": _exercise_state,
+<<<<<<< HEAD
         "kernel-cache": faults.exercise_cache,
         "write-failure": faults.exercise_write,
+=======
+        "special": _exercise_special,
+>>>>>>> limits
     }[kind](folder)
 
 
 def write_case(case: Case, folder: Path) -> int:
     """Write the files of a case; return their size."""
     for name, data in case.items():
-        (folder / name).write_bytes(data)
+        if isinstance(data, str):
+            odd.put_special(folder / name, data)
+        else:
+            (folder / name).write_bytes(data)
     return sum(map(len, case.values()))
 
 
@@ -79,7 +101,11 @@ def damaged(kind: str, random: Random) -> Case:
     if kind == "write-failure":
         return case | {"fault.json": faults.write_fault(random)}
     name = random.choice(sorted(case))
-    if name.endswith(".json") and random.random() < 0.7:
+    if kind == "special":
+        case[name] = random.choice(odd.SPECIAL)
+    elif kind in odd.MADE and random.random() < 0.5:
+        case[name] = odd.MADE[kind](random)
+    elif name.endswith(".json") and random.random() < 0.7:
         case[name] = _damaged_json(case[name], random)
     elif name.endswith(".safetensors") and random.random() < 0.6:
         case[name] = _damaged_header(case[name], random)
@@ -90,7 +116,7 @@ def damaged(kind: str, random: Random) -> Case:
     elif kind == "state" and random.random() < 0.7:
         case[name] = _damaged_arrays(case[name], random)
     else:
-        others = [other for each in valid(random.choice(KINDS)) for other in each.values()]
+        others = [other for each in valid(random.choice(list(_MAIN))) for other in each.values()]
         case[name] = _damaged_bytes(case[name], random, random.choice(others))
     return case
 
@@ -107,8 +133,12 @@ def valid(kind: str) -> list[Case]:
         "hf": _hf_folders,
         "meta": _meta_folders,
         "state": _states,
+<<<<<<< HEAD
         "kernel-cache": lambda: [{"kernel.nbc": faults.sealed_file(_scratch())}],
         "write-failure": _write_failures,
+=======
+        "special": lambda: [case for each in _MAIN for case in valid(each)],
+>>>>>>> limits
     }[kind]()
 
 
@@ -143,6 +173,30 @@ def _exercise_tokenizer(path: Path) -> None:
 def _exercise_torch(folder: Path) -> None:
     _read_all(folder / "model.pt", lambda path: TorchFile(path).tensors())
     _convert(folder / "model.pt", llama2c.read_pt)
+
+
+def _exercise_safetensors(path: Path) -> None:
+    expected = odd.reference(path) if path.is_file() else None  # it would wait for a FIFO
+    try:
+        found = {name: tensor.shape for name, tensor in safetensors.read(path).items()}
+    except CheckpointError as error:
+        if expected is not None:
+            raise AssertionError(f"the safetensors package accepts {expected}") from error
+        raise
+    if expected is None or found != {name: shape for name, (_, shape) in expected.items()}:
+        raise AssertionError(f"the safetensors package finds {expected}, we find {found}")
+    _read_all(path, safetensors.read)
+
+
+def _exercise_special(folder: Path) -> None:
+    """A case of another kind in which one file may not be regular."""
+    there = {path.name for path in folder.iterdir()}
+    kind = next(kind for kind, name in _MAIN.items() if name in there)
+    try:
+        exercise(kind, folder)
+    except OSError as error:
+        if not error.filename or not error.strerror:
+            raise AssertionError("an error that names no file") from error
 
 
 def _read_all(path: Path, read) -> None:

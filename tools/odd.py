@@ -174,7 +174,7 @@ def odd_tokenizer_bin(random: Random) -> bytes:
     for _ in range(random.choice((0, 1, 3, 60))):
         pieces.append(_odd_piece(random))
     if random.random() < 0.1:
-        pieces += [b"x"] * random.choice((5000, 2**20))
+        pieces += [b"x"] * random.choice((5000, 40_000))
     claims = [len(piece) for piece in pieces]
     if random.random() < 0.3:
         at = random.randrange(len(claims))
@@ -218,8 +218,14 @@ def _field(number: int, data: bytes) -> bytes:
     return bytes([number << 3 | 2]) + length + bytes([size]) + data
 
 
-# What is no regular file
+MADE = {
+    "safetensors": odd_safetensors,
+    "tokenizer.bin": odd_tokenizer_bin,
+    "tokenizer.model": odd_sentencepiece,
+}
 
+
+# What is no regular file
 
 SPECIAL = ("FIFO", "socket", "folder", "/dev/zero", "/dev/full", "/dev/tty", "loop", "nowhere")
 
