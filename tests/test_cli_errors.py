@@ -355,7 +355,7 @@ def compiling(folder, start, interruptible, tmp_path):
     child = start(
         folder / "model.bin", *GREEDY, env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     )
-    while not list(tmp_path.rglob("*.nbi")) and child.poll() is None:
+    while not list(tmp_path.rglob("*.nbc")) and child.poll() is None:
         time.sleep(0.05)
     return child
 
