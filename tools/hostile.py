@@ -25,28 +25,18 @@ from llama2np.convert.torch_zip import TorchFile
 from llama2np.convert.write import write_bin, write_huggingface
 from llama2np.llama import Llama
 from llama2np.tokenizer import Tokenizer, TokenizerError
-<<<<<<< HEAD
 from llama2np.model.transformer import State, Transformer
-from tools import faults
-=======
-from llama2np.transformer import State, Transformer
-from tools import odd
->>>>>>> limits
+from tools import faults, odd
 from tools.torch_files import Tensor, pickled, write_archive
 
 Case = dict[str, bytes | str]
 OURS = (CheckpointError, TokenizerError)
-<<<<<<< HEAD
-KINDS = ("bin", "tokenizer.bin", "tokenizer.model", "torch", "safetensors", "hf", "meta", "state")
-KINDS += ("kernel-cache", "write-failure")
-=======
 _MAIN = {  # of each kind, the file that is there whatever the case
     **{"bin": "model.bin", "tokenizer.bin": "tokenizer.bin", "tokenizer.model": "tokenizer.model"},
     **{"torch": "model.pt", "safetensors": "model.safetensors", "hf": "config.json"},
     **{"meta": "params.json", "state": "state.npz"},
 }
-KINDS = (*_MAIN, "special")
->>>>>>> limits
+KINDS = (*_MAIN, "special", "kernel-cache", "write-failure")
 SMALL = Config(8, 12, 2, 2, 1, 20, 16)
 WIDE = Config(64, 64, 1, 2, 2, 20, 16)  # its groups of 32 take the fast int8 kernels
 
@@ -76,12 +66,9 @@ def exercise(kind: str, folder: Path) -> None:
         "hf": lambda f: _convert(f, huggingface.read),
         "meta": lambda f: _convert(f, meta.read),
         "state": _exercise_state,
-<<<<<<< HEAD
         "kernel-cache": faults.exercise_cache,
         "write-failure": faults.exercise_write,
-=======
         "special": _exercise_special,
->>>>>>> limits
     }[kind](folder)
 
 
@@ -133,12 +120,9 @@ def valid(kind: str) -> list[Case]:
         "hf": _hf_folders,
         "meta": _meta_folders,
         "state": _states,
-<<<<<<< HEAD
         "kernel-cache": lambda: [{"kernel.nbc": faults.sealed_file(_scratch())}],
         "write-failure": _write_failures,
-=======
         "special": lambda: [case for each in _MAIN for case in valid(each)],
->>>>>>> limits
     }[kind]()
 
 
