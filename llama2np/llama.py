@@ -135,9 +135,7 @@ class Llama:
         is not disturbed, and does not slow down. Results that no Edit changes are the same bits.
         Raises ValueError for a layer that the network has not.
         """
-        from llama2np.watched import Watched  # only for those who look
-
-        return Llama(Watched(self.transformer, hooks), self.tokenizer)
+        return Llama(self.transformer.with_hooks(hooks), self.tokenizer)
 
 
 def _sampler(caller: str, options: SamplingOptions) -> Sampler:
