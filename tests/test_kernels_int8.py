@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops import Buffer, call, out
 
-from llama2np.kernels.matmul import int8, int8_dot, int8_isa, int8_tiles
+from llama2np.kernels.matmul import int8_dot, int8_isa, int8_tiles
+from llama2np.kernels.matmul.int8 import int8_rows
 from llama2np.kernels.ops import linear, rows
 from llama2np.kernels.runtime.jit import exact
 
@@ -111,14 +112,14 @@ def check_matmul(matmul, count, d, group, groups, seed=0):
 
 
 @exact
-def int8_rows(q, scales, start, end, x, x_scales, x_sums, out):
-    int8.int8_rows(q, scales, start, end, x, x_scales, x_sums, out)
+def multiply_rows(q, scales, start, end, x, x_scales, x_sums, out):
+    int8_rows(q, scales, start, end, x, x_scales, x_sums, out)
 
 
 def by_rows(q, scales, x, x_scales, x_sums, out):
     middle = len(q) // 2
     for start, end in ((0, middle), (middle, len(q))):
-        int8_rows(q, scales, start, end, x, x_scales, x_sums, out)
+        multiply_rows(q, scales, start, end, x, x_scales, x_sums, out)
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -192,7 +193,7 @@ def test_tiles_with_every_instruction_set(isa, group):
 
 
 @exact
-def lay(x, tokens, n, first, last, out):
+def lay_out(x, tokens, n, first, last, out):
     int8_tiles.lay(x, tokens, n, first, last, out)
 
 
@@ -201,7 +202,7 @@ def in_tiles(x):
     count, n = x.shape
     narrow = -(-count // int8_tiles.NARROW)
     words = np.full(narrow * int8_tiles.NARROW * n, 99, np.int32)
-    lay(x.view(np.int32).reshape(-1), count, n, 0, narrow, words)
+    lay_out(x.view(np.int32).reshape(-1), count, n, 0, narrow, words)
     return words.view(x.dtype)
 
 
