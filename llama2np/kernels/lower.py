@@ -39,6 +39,14 @@ _WORTH = {
 }
 
 
+def make_all_ops() -> None:
+    """Make those ops, too, that are made when a network first has matrices of their kind."""
+    for kind in FEW:
+        if kind != "int8":
+            for make in (rows.embed_float, linear.float_few, linear.float_many):
+                make(kind)
+
+
 def row_class(count: int) -> int:
     """Counts of rows of one class have the same table."""
     return sum(count > bound for bound in _BOUNDS)
