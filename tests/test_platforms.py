@@ -10,7 +10,7 @@ from llama2np import checkpoint
 from llama2np.checkpoint import Header
 from llama2np.cli.screen import Screen
 from llama2np.convert import safetensors
-from llama2np.kernels import jit
+from llama2np.kernels.runtime import jit
 from tools.hostile import valid, write_case
 
 
@@ -20,12 +20,12 @@ def test_nowhere_to_keep_compiled_kernels(files, tmp_path, python, missing):
     kept = {name: value for name, value in os.environ.items() if name != "HOME"}
     env = kept | {"NUMBA_CACHE_DIR": os.devnull + "/x" if missing != "HOME" else ""}
     code = (
-        "import sys; from llama2np.kernels import jit, add; import numpy as np;"
-        "x = np.ones((1, 2), np.float32); add(x, x); print(jit.CACHE_FOLDER, x[0, 0])"
+        "from llama2np.kernels import CACHE_FOLDER, softmax; import numpy as np;"
+        "x = np.ones(2, np.float32); softmax(x, np.float32(1), x); print(CACHE_FOLDER, x[0])"
     )
     child = python("-c", code, env=env)
     out, err = child.communicate(timeout=300)
-    assert child.returncode == 0 and out.endswith(" 2.0\n") and not err
+    assert child.returncode == 0 and out.endswith(" 0.5\n") and not err
     assert out.startswith("None ") == (missing != "HOME")
 
 
@@ -34,12 +34,12 @@ def test_nowhere_to_keep_compiled_kernels(files, tmp_path, python, missing):
 def test_a_disk_without_room_for_compiled_kernels(tmp_path, python):
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"
-        "from llama2np.kernels import jit, add; import numpy as np;"
-        "x = np.ones((1, 2), np.float32); add(x, x); print(jit.CACHE_FOLDER, x[0, 0])"
+        "from llama2np.kernels import CACHE_FOLDER, softmax; import numpy as np;"
+        "x = np.ones(2, np.float32); softmax(x, np.float32(1), x); print(CACHE_FOLDER, x[0])"
     )
     child = python("-c", code, env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)})
     out, err = child.communicate(timeout=300)
-    assert out.startswith(str(tmp_path)) and out.endswith(" 2.0\n") and not err
+    assert out.startswith(str(tmp_path)) and out.endswith(" 0.5\n") and not err
 
 
 def test_a_user_without_a_home(tmp_path, monkeypatch):
@@ -48,10 +48,9 @@ def test_a_user_without_a_home(tmp_path, monkeypatch):
     for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    closed = tmp_path / "file" / "kernels" / "jit.py"
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setattr(jit, "_fingerprint", lambda: "x")
-    monkeypatch.setattr(jit, "__file__", str(closed))
+    monkeypatch.setattr(jit, "_KERNELS_FOLDER", tmp_path / "file" / "kernels")
     assert jit._cache_folder() is None
     assert os.listdir(tmp_path) == ["file"]
 
