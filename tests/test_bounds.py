@@ -80,7 +80,7 @@ np.save(sys.argv[1], np.concatenate(found))
 
 @pytest.mark.compiled
 def test_the_table_is_right_with_checks_and_without_a_compiler(python, write, tmp_path):
-    """The same table drives plain Python. Float32 sums have another order there, exp other roundings."""
+    """In plain Python, float32 sums have another order, and exp may be rounded otherwise."""
     paths = [write("f.bin", Header(1, TINY, True)), write("q.bin", Header(2, TINY, False, 16))]
     found = []
     for name in ("", "NUMBA_BOUNDSCHECK", "NUMBA_DISABLE_JIT"):
