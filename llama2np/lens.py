@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from llama2np import kernels
 from llama2np.llama import Llama
 from llama2np.tokenizer import BOS, EOS, Tokenizer
 from llama2np.model.hooks import Trace
@@ -21,13 +20,8 @@ def logit_lens(model: Llama, tokens: Sequence[int] | np.ndarray) -> Iterator[np.
     """
     trace = Trace("embedding", "resid_post")
     model.with_hooks(trace).forward(tokens, model.new_state())
-    weights, eps = model.transformer.weights, np.float32(model.config.norm_eps)
     for x in (trace["embedding"], *trace["resid_post"]):
-        h = np.empty_like(x)
-        kernels.rmsnorm(x, weights.final_norm, eps, h)
-        logits = np.empty((len(x), model.config.vocab_size), np.float32)
-        weights.classifier(h, logits)
-        yield logits
+        yield model.transformer.unembed(x)
 
 
 def best(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,32 +1,46 @@
-"""What a token costs: the bytes that it makes the machine read, and the multiply-adds it takes."""
+"""What a token costs: the bytes that the machine must read, and the multiply-adds it must do.
+
+All of it follows from the steps of the program.
+"""
 
 from __future__ import annotations
 
-from llama2np.model.config import Config
-from llama2np.model.weights import Weights
+from llama2np.model.listing import bytes_of
+from llama2np.model.program import Program, multiply_adds
 
 
-def bytes_to_generate(config: Config, weights: Weights, depth: int, count: int) -> float:
+def bytes_to_generate(program: Program, depth: int, count: int) -> float:
     """Bytes read for one token of `count` that follow the first `depth`, on average.
 
     Each matrix and norm once, one row of the embedding, and the keys and values of all tokens so
     far. A model that fits into the CPU's caches is read faster than memory.
     """
-    norms = 4 * config.dim * (2 * config.n_layers + 1)
     seen = depth + (count + 1) / 2
-    cache = 2 * 4 * config.n_layers * config.kv_dim * seen
-    matrices = sum(array.nbytes for matrix in weights.multiplied for array in matrix.arrays)
-    return matrices + norms + cache
+    cache = sum(2 * 4 * step.inputs["k"].width for step in _attentions(program))
+    tied = program.steps[-1].weights["w"][0]
+    weights = 0
+    for step in program.steps:
+        shares_memory = step.op == "embed" and _same(program, step.weights["table"][0], tied)
+        weights += 0 if shares_memory else bytes_of(program, step)
+    return weights + cache * seen
 
 
-def operations_to_read(config: Config, depth: int, count: int) -> float:
-    """Multiplications and additions for one token of a prompt of `count` behind `depth` others.
+def operations_to_read(program: Program, depth: int, count: int) -> float:
+    """Multiplications and additions for one token of a prompt of `count` after `depth` others.
 
     Two for each value of the blocks' matrices, and attention's, over half of the prompt on average.
-    The classifier, which only a prompt's last token needs, is left out, and so are norms, softmax
-    and the like.
+    The logits, which only a prompt's last token needs, are left out, and so are norms, softmax and
+    the like.
     """
-    c = config
-    matrices = c.n_layers * (2 * c.dim * c.dim + 2 * c.dim * c.kv_dim + 3 * c.dim * c.hidden_dim)
-    attention = 2 * c.n_layers * c.dim * (depth + (count + 1) / 2)
+    matrices = sum(multiply_adds(program, step) for step in program.steps if step.op != "logits")
+    seen = depth + (count + 1) / 2
+    attention = sum(2 * step.inputs["q"].width * seen for step in _attentions(program))
     return 2 * (matrices + attention)
+
+
+def _attentions(program: Program):  # type: ignore[no-untyped-def]
+    return [step for step in program.steps if step.op == "attention"]
+
+
+def _same(program: Program, a: str, b: str) -> bool:
+    return program.weights[a] is program.weights[b]

@@ -16,7 +16,7 @@ from statistics import median
 
 import numpy as np
 
-from llama2np.kernels.reading import row_sums
+from llama2np.kernels import row_sums
 
 _READ_BYTES = 2**29  # more than caches hold
 # Whichever library NumPy multiplies with obeys one of these.

@@ -145,7 +145,7 @@ class _Model:
     def rate(self, task: Task, count: int | None = None) -> float:
         """Tokens per second of a test, or of its first `count` tokens."""
         count = count or task.count
-        self._state.pos = task.depth  # what stands behind it in the cache is written over
+        self._state.pos = task.depth  # what comes after it in the cache is overwritten
         tokens = self._tokens[task.depth : task.depth + count]
         start = time.perf_counter()
         if task.kind == "prompt":
@@ -158,12 +158,11 @@ class _Model:
 
     def share(self, task: Task, rate: float, machine: MachineResult) -> float:
         """The part of the machine's latest speed that the rate takes."""
-        config, weights = self._transformer.config, self._transformer.weights
+        program = self._transformer.program
         if task.kind == "prompt":
-            return (
-                rate * operations_to_read(config, task.depth, task.count) / machine.sgemm.values[-1]
-            )
-        needed = bytes_to_generate(config, weights, task.depth, task.count)
+            needed = operations_to_read(program, task.depth, task.count)
+            return rate * needed / machine.sgemm.values[-1]
+        needed = bytes_to_generate(program, task.depth, task.count)
         return rate * needed / machine.read.values[-1]
 
 

@@ -8,7 +8,7 @@
 | runtime/ | how numba is made to do it: compiling, the cache, threads, memory |
 """
 
-from llama2np.kernels.engine import CompiledEngine
+from llama2np.kernels.engine import CompiledEngine, row_sums
 from llama2np.kernels.ops.sampling import sample, softmax
 from llama2np.kernels.runtime.jit import CACHE_FOLDER, counts, on_first_compile
 from llama2np.kernels.runtime.pool import max_threads, set_threads, threads
@@ -19,6 +19,7 @@ __all__ = [
     "counts",
     "max_threads",
     "on_first_compile",
+    "row_sums",
     "sample",
     "set_threads",
     "softmax",

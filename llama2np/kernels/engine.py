@@ -14,6 +14,7 @@ from llama2np.aligned import aligned_zeros
 from llama2np.kernels.interpreter import go
 from llama2np.kernels.lower import Entry, lower, places, row_class
 from llama2np.kernels.matmul.int8_tiles import NARROW
+from llama2np.kernels.ops import bandwidth
 from llama2np.kernels.ops.attention import TOGETHER
 from llama2np.kernels.runtime import compiler
 from llama2np.kernels.runtime.op import RUN, SPAN, STEP_BYTES
@@ -66,6 +67,16 @@ def _skip_pick(entries: list[Entry], starts: list[int]) -> None:
             for name, part in entry.fields.items()
         }
     starts[-1] -= 1
+
+
+def row_sums(rows: np.ndarray, out: np.ndarray) -> None:
+    """out[i] = the sum of row i, with all threads. rows: (n, width), out: (n,) float32."""
+    record, run = np.zeros(1, bandwidth.row_sums.dtype), np.zeros(1, RUN)
+    record["op"], record["units"], record["n"] = bandwidth.row_sums.address, len(rows), rows.shape[1]
+    record["x"], record["out"], record["work"] = rows.ctypes.data, out.ctypes.data, rows.size
+    run["rows"] = 1
+    nothing = np.zeros(0, np.int64), np.zeros((0, 0), np.float32), 0, 1, 0
+    POOL.run(go, rows.size, record.ctypes.data, 1, run.ctypes.data, *nothing)
 
 
 class CompiledEngine:
@@ -134,20 +145,18 @@ class CompiledRun:
         f["rows"], f["room"], f["arena"] = rows, room, self.arena.ctypes.data
         f["scores"], f["capacity"] = self.scores.ctypes.data, capacity
         f["spans"], f["n_spans"] = self.spans.ctypes.data, len(states)
-        f["picked"] = self.picked.ctypes.data
+        f["picked"], f["choices"] = self.picked.ctypes.data, c.vocab_size
         self._address = self._record.ctypes.data
-        self._numbers = self._record.view(np.int64)
+        self._positions = self.spans["pos"]  # a view
         self._work = engine.program.work * rows
 
     def start(self, tokens: np.ndarray, logits: np.ndarray, laps: int, wanted: int) -> None:
         """Set what differs from pass to pass."""
-        self.tokens, self.logits = tokens, logits
-        f, positions = self.fields, [state.pos for state in self.states]
-        f["tokens"], f["logits"] = tokens.ctypes.data, logits.ctypes.data
-        f["wanted"], f["laps"], f["lap"] = wanted, laps, 0
-        f["choices"] = self.engine.program.config.vocab_size
-        self.spans["pos"] = positions
-        f["seen"] = sum(n * (pos + n) for n, pos in zip(self.counts, positions, strict=True))
+        seen = 0
+        for i, (state, count) in enumerate(zip(self.states, self.counts, strict=True)):
+            self._positions[i] = state.pos
+            seen += count * (state.pos + count)
+        self.logits, self._arguments = logits, (self._address, tokens, logits, wanted, laps, seen)
         # Without logits, the last step is left out.
         self._end = self.table.starts[-1 if wanted else -2]
 
@@ -157,7 +166,7 @@ class CompiledRun:
         end = self._end if stop is None else min(self.table.starts[stop], self._end)
         if first < end:
             table = self.table.address + first * STEP_BYTES
-            POOL.run(go, self._work, table, end - first, self._address)
+            POOL.run(go, self._work, table, end - first, *self._arguments)
 
     def array(self, value: Value) -> np.ndarray:
         """What a step that was just computed made: (rows, width)."""
@@ -166,6 +175,10 @@ class CompiledRun:
             return self.logits
         start, rows = place * int(f["room"]), int(f["rows"])
         return self.arena[start : start + rows * value.width].reshape(rows, value.width)
+
+    def put(self, value: Value, array: np.ndarray) -> None:
+        """Set a value as if its step had been computed: (rows, width)."""
+        self.array(value)[:] = array
 
 
 def _aligned(program: Program) -> Program:

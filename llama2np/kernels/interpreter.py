@@ -6,7 +6,7 @@ network; each op is compiled separately, when a network first needs it.
 """
 
 import numpy as np
-from numba import carray, int64
+from numba import carray, float32, int64
 
 from llama2np.kernels.runtime.jit import exact
 from llama2np.kernels.runtime.link import LINKED
@@ -18,24 +18,26 @@ _STEP = np.dtype(HEADER, align=True)
 
 
 @exact
-def go(board, members, scratch, table, steps, run):
-    """Compute `steps` steps of the table at this address, as often as the run has laps.
+def go(board, members, scratch, table, steps, run, tokens, logits, wanted, laps, seen):
+    """Compute `steps` steps of the table at this address, `laps` times.
 
-    board, members, scratch: of the pool; run: the address of a RUN. With more than one lap, the
-    first step takes the most likely token of the lap before.
+    board, members, scratch: of the pool; run: the address of a RUN, whose fields for what follows
+    are set here, because that is quicker than in Python. tokens: (laps * rows,), logits: (laps *
+    wanted, vocab_size). In each further lap, the first step takes the most likely token of the one
+    before. seen: the positions that all rows see together.
     """
     r = run_at(run)
+    r["tokens"], r["logits"], r["wanted"] = tokens.ctypes.data, logits.ctypes.data, wanted
     if members > 1:
         begin_call(board, members)
-    for lap in range(r["laps"]):
+    for lap in range(laps):
         r["lap"] = lap
         row = table
         for _ in range(steps):
             step = carray(pointer(row), (1,), _STEP)[0]
             rows = row_count(step["picked"], r)
             units = step["units"] if step["units"] else -(-rows // step["each"])
-            seen = r["seen"] + lap * rows
-            work = step["work"] * rows + step["seen_work"] * seen
+            work = step["work"] * rows + step["seen_work"] * (seen + lap * rows)
             if members > 1 and units > 1 and work >= SMALL:
                 share(board, step["op"], row, run, units, work, scratch)
             elif units:
@@ -45,4 +47,4 @@ def go(board, members, scratch, table, steps, run):
         end_call(board)
 
 
-LINKED[go] = (int64,) * 6
+LINKED[go] = (*(int64,) * 6, int64[::1], float32[:, ::1], *(int64,) * 3)

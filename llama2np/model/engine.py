@@ -19,6 +19,9 @@ class Run(Protocol):
     def array(self, value: Value) -> np.ndarray:
         """What a step that was just computed made: (rows, width), which may be changed in place."""
 
+    def put(self, value: Value, array: np.ndarray) -> None:
+        """Set a value as if its step had been computed. array: (rows, width)."""
+
 
 class Engine(Protocol):
     """Computes the steps of a Program."""

@@ -81,6 +81,10 @@ class NumpyRun:
         """What a step made: (rows, width)."""
         return self.values[value]
 
+    def put(self, value: Value, array: np.ndarray) -> None:
+        """Set a value: (rows, width)."""
+        self.values[value] = np.array(array, np.float32)
+
     def inputs(self, step: Step) -> list[np.ndarray]:
         """The arrays that a step reads, in their order."""
         return [self.values[value] for value in step.inputs.values()]

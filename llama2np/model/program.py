@@ -192,7 +192,7 @@ class Block:
         return outputs[0] if len(outputs) == 1 else outputs
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Program:
     """The steps of a network, with its config and weights.
 
@@ -214,6 +214,12 @@ class Program:
             raise ValueError("a description ends with logits")
         object.__setattr__(self, "steps", tuple(b.steps))
 
+    def __str__(self) -> str:
+        """The table of the steps."""
+        from llama2np.model.listing import table
+
+        return table(self)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all values, in the order in which they are first made."""
@@ -223,6 +229,9 @@ class Program:
     def work(self) -> int:
         """Multiply-adds of the matrix products for one token."""
         return sum(multiply_adds(self, step) for step in self.steps)
+
+    def __repr__(self) -> str:
+        return f"Program({len(self.steps)} steps; print it to see them)"
 
     def matrices(self, step: Step) -> list[Matrix]:
         """The matrices of a linear step or of the logits."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -152,18 +151,34 @@ class State:
         self._chunks, self._shared, self._tokens = chunks, shared, tokens
         self._note_addresses()
 
-    @contextmanager
-    def owned(self) -> Iterator[None]:
-        """For the length of a forward pass, refuse all others. Raises ValueError."""
-        if not self._owner.acquire(blocking=False):
+    def acquire(self) -> None:
+        """Refuse all other users until `release`. Raises ValueError if there is one already."""
+        if not self._owner.acquire(False):
             raise ValueError(
                 "this State is being read already, by another thread or by the caller of this hook:"
                 " use a State of your own, such as state.fork() made before"
             )
-        try:
-            yield
-        finally:
-            self._owner.release()
+
+    def release(self) -> None:
+        """Let others use this State again."""
+        self._owner.release()
+
+    def __enter__(self) -> State:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.release()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what belongs to this process: the lock, the addresses, an engine's memory."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_owner", "run", "addresses")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._owner = threading.Lock()
+        self._shared = [False] * len(self._chunks)
+        self._note_addresses()
 
     def _note_addresses(self) -> None:
         self.addresses = np.array([chunk.ctypes.data for chunk in self._chunks], np.int64)

@@ -104,7 +104,7 @@ class Transformer:
         vocabulary, no tokens, more of them than the context has room for, and a State that is
         being read already.
         """
-        with state.owned():
+        with state:
             tokens = self._checked(tokens, state)
             count, vocab_size = len(tokens), self.config.vocab_size
             logits = np.empty((count if all_logits else 1, vocab_size), np.float32)
@@ -139,7 +139,7 @@ class Transformer:
             return np.stack([self.forward(p, s) for p, s in zip(pieces, states, strict=True)])
         with ExitStack() as stack:
             for state in states:
-                stack.enter_context(state.owned())
+                stack.enter_context(state)
             rows = [self._checked(p, s) for p, s in zip(pieces, states, strict=True)]
             counts = [len(some) for some in rows]
             logits = np.empty((len(states), self.config.vocab_size), np.float32)
@@ -162,7 +162,7 @@ class Transformer:
         """
         if self._hooks:
             raise ValueError("greedy: a network with hooks goes on token by token, with forward")
-        with state.owned():
+        with state:
             tokens = self._checked(np.full(count, token), state)
             logits = np.empty((count, self.config.vocab_size), np.float32)
             state.reserve(state.pos + count)
@@ -180,7 +180,7 @@ class Transformer:
         an empty one if not given. Raises ValueError as `forward` does.
         """
         state = State(self.config) if state is None else state
-        with state.owned():
+        with state:
             tokens = self._checked(tokens, state)
             if len(tokens) > BLOCK:
                 raise ValueError(f"walk: {len(tokens)} tokens, at most {BLOCK} go in one pass")
@@ -192,6 +192,22 @@ class Transformer:
                 run.go(i, i + 1)
                 yield step, {value.name: run.array(value) for value in step.outputs}
             state.pos += len(tokens)
+
+    def unembed(self, x: np.ndarray) -> np.ndarray:
+        """What the network would say if the residual stream after its last block were x (T, dim).
+
+        That is the final norm and the classifier: float32 logits (T, vocab_size).
+        """
+        steps, state = self._program.steps, State(self.config)
+        first = next(i for i, step in enumerate(steps) if not any(s.layer is not None for s in steps[i:]))
+        (stream,) = steps[first].inputs.values()
+        logits = np.empty((len(x), self.config.vocab_size), np.float32)
+        for start in range(0, len(x), BLOCK):
+            rows = logits[start : start + BLOCK]
+            run = self._engine.run(np.zeros(len(rows), np.int64), [state], [len(rows)], rows)
+            run.put(stream, x[start : start + BLOCK])
+            run.go(first)
+        return logits
 
     def _checked(self, tokens: Sequence[int] | np.ndarray, state: State) -> np.ndarray:
         """The one border to the engines: what passes here is in range."""

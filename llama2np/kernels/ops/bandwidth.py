@@ -1,16 +1,23 @@
-"""Reading memory and nothing else: what generation is held against."""
+"""Reading memory and nothing else: the upper bound of generation speed, as STREAM measures it."""
 
 import numpy as np
-from numba import prange
 
 from llama2np.kernels.runtime.jit import kernel
+from llama2np.kernels.runtime.memory import vector
+from llama2np.kernels.runtime.op import op
 
 
-@kernel(parallel=True)
-def row_sums(rows, out):
-    """out[i] = the sum of row i. rows: (n, width), out: (n,) float32; threads share the rows."""
-    for i in prange(rows.shape[0]):
-        row, total = rows[i], np.float32(0)
-        for k in range(row.shape[0]):  # by index: over the values, LLVM makes no vectors of it
-            total += row[k]
-        out[i] = total
+@kernel
+def _sum(row):
+    total = np.float32(0)
+    for k in range(row.shape[0]):  # by index: over the values, LLVM makes no vectors of it
+        total += row[k]
+    return total
+
+
+@op("x out")
+def row_sums(s, run, first, last, scratch):
+    """out[i] = the sum of row i of x, (rows, n) at an address. A unit is a row."""
+    out = vector(s["out"], last)
+    for i in range(first, last):
+        out[i] = _sum(vector(s["x"] + 4 * s["n"] * i, s["n"]))

@@ -18,14 +18,26 @@ from llama2np.kernels.runtime.memory import floats, int8s, int16s, int64s, vecto
 from llama2np.kernels.runtime.op import op, place, rows_of
 
 
+@inner
+def _start_with(run, x, out, n, first, last):
+    """Rows of `out`, which hold those of `x` then. They mostly are the same place.
+
+    Where LLVM has to reckon with that, it makes no vectors of a loop that reads x and writes out.
+    """
+    result = rows_of(run, out, n, first, last)
+    if x != out:
+        result[:] = rows_of(run, x, n, first, last)
+    return result
+
+
 @op("x y out")
 def add(s, run, first, last, scratch):
     """out = x + y."""
-    x, y = rows_of(run, s["x"], s["n"], first, last), rows_of(run, s["y"], s["n"], first, last)
-    out = rows_of(run, s["out"], s["n"], first, last)
+    out = _start_with(run, s["x"], s["out"], s["n"], first, last)
+    y = rows_of(run, s["y"], s["n"], first, last)
     for t in range(out.shape[0]):
         for i in range(out.shape[1]):
-            out[t, i] = x[t, i] + y[t, i]
+            out[t, i] += y[t, i]
 
 
 @op("x out weight eps:f4")
@@ -68,22 +80,21 @@ def layernorm(s, run, first, last, scratch):
 @op("gate up out")
 def swiglu(s, run, first, last, scratch):
     """out = silu(gate) * up (Shazeer 2020)."""
-    gate = rows_of(run, s["gate"], s["n"], first, last)
-    up, out = rows_of(run, s["up"], s["n"], first, last), rows_of(run, s["out"], s["n"], first, last)
-    for t in range(gate.shape[0]):
-        for i in range(gate.shape[1]):
-            value = gate[t, i]
+    out = _start_with(run, s["gate"], s["out"], s["n"], first, last)
+    up = rows_of(run, s["up"], s["n"], first, last)
+    for t in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            value = out[t, i]
             out[t, i] = value * (np.float32(1) / (np.float32(1) + exp(-value))) * up[t, i]
 
 
 @op("x out exact")
 def gelu(s, run, first, last, scratch):
     """out = x * P(N(0, 1) <= x), with erf if `exact`, else with tanh (Hendrycks and Gimpel 2016)."""
-    x, out = rows_of(run, s["x"], s["n"], first, last), rows_of(run, s["out"], s["n"], first, last)
-    one = np.float32(1)
-    for t in range(x.shape[0]):
-        for i in range(x.shape[1]):
-            value = x[t, i]
+    out, one = _start_with(run, s["x"], s["out"], s["n"], first, last), np.float32(1)
+    for t in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            value = out[t, i]
             if s["exact"]:
                 share = np.float32(0.5 + 0.5 * math.erf(value * math.sqrt(0.5)))
             else:
@@ -144,11 +155,10 @@ embed_int8 = _embed("embed_int8", "table scales group", _int8_row)
 @op("x out bias")
 def add_bias(s, run, first, last, scratch):
     """out = x + bias."""
-    x, out = rows_of(run, s["x"], s["n"], first, last), rows_of(run, s["out"], s["n"], first, last)
-    bias = vector(s["bias"], s["n"])
-    for t in range(x.shape[0]):
-        for i in range(x.shape[1]):
-            out[t, i] = x[t, i] + bias[i]
+    out, bias = _start_with(run, s["x"], s["out"], s["n"], first, last), vector(s["bias"], s["n"])
+    for t in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            out[t, i] += bias[i]
 
 
 @op("x out")

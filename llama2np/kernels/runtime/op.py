@@ -34,16 +34,14 @@ RUN = np.dtype(
         ("wanted", "i8"),  # rows whose logits are wanted
         ("room", "i8"),  # rows that each buffer of the arena has room for
         ("arena", "i8"),  # addresses, from here on
-        ("tokens", "i8"),  # (laps * rows,) int64
-        ("logits", "i8"),  # (laps * wanted, vocab_size) float32
+        ("tokens", "i8"),  # int64, those of one lap after those of the other
+        ("logits", "i8"),  # float32, likewise
         ("picked", "i8"),  # (wanted,) int64: the rows whose logits are wanted
         ("spans", "i8"),  # SPANs
         ("scores", "i8"),  # (n_heads * 8, capacity) float32: scratch of attention
         ("capacity", "i8"),  # positions that `scores` has room for
         ("n_spans", "i8"),
-        ("laps", "i8"),  # how often the table is gone through, with one more token each time
-        ("lap", "i8"),
-        ("seen", "i8"),  # positions that all rows see together
+        ("lap", "i8"),  # the table is gone through several times, with one more token each time
         ("choices", "i8"),  # how many tokens, from 0 on, a next lap may choose from
     ],
     align=True,

@@ -77,6 +77,7 @@ class _Pool:
         """Begin without workers: at import, and in a forked process, which has none."""
         self.busy = _thread.allocate_lock()
         self.board = aligned_zeros((BOARD,), np.int64)
+        self.address = self.board.ctypes.data
         self.workers, self.calls, self.stopped = [], 0, False
         self.contention = _Contention()
         self.scratch = threading.local()
@@ -95,15 +96,18 @@ class _Pool:
 
         work: multiply-adds of the whole call.
         """
-        members = threads() if work >= _SHARED_WORK and not PLAIN else 1
         scratch = self.own_scratch()
-        now = time.perf_counter()
-        if members == 1 or now < self.contention.alone_until or not self.busy.acquire(False):
-            kernel(self.board.ctypes.data, 1, scratch, *arguments)
+        members = threads() if work >= _SHARED_WORK and not PLAIN else 1
+        if members > 1:
+            now = time.perf_counter()
+            if now < self.contention.alone_until or not self.busy.acquire(False):
+                members = 1
+        if members == 1:
+            kernel(self.address, 1, scratch, *arguments)
             return
         try:
             self._wake(members - 1)
-            kernel(self.board.ctypes.data, members, scratch, *arguments)
+            kernel(self.address, members, scratch, *arguments)
             end = time.perf_counter()
             waited = int(self.board[WAITED]) * _seconds_of_a_look()
             self.contention.note(end - now, waited, end)
@@ -125,11 +129,11 @@ class _Pool:
 
     def _serve(self, member):
         """A worker's life. What is done here is done under the GIL, so a wake-up is never lost."""
-        worker, seen, board = self.workers[member - 1], 0, self.board
+        worker, board = self.workers[member - 1], self.address
         scratch = self.own_scratch()
         while not self.stopped:
             seen = self.calls
-            serve(board.ctypes.data, member, scratch, _IDLE_LOOKS, _BUSY_LOOKS)
+            serve(board, member, scratch, _IDLE_LOOKS, _BUSY_LOOKS)
             if self.calls == seen:
                 worker.asleep = True
                 worker.wake.acquire()

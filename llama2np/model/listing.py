@@ -1,0 +1,69 @@
+"""A program as a table to read: what each step reads, uses, makes and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from llama2np.model.program import Program, Step, Value, multiply_adds
+
+_HEAD = ("#", "step", "layer", "reads", "weights", "makes", "width", "bytes", "multiply-adds")
+
+
+def rows(program: Program, seconds: Sequence[float] | None = None) -> Iterator[tuple[str, ...]]:
+    """The table's head, a row for each step, and the sums. seconds: of each step, in a run.
+
+    Bytes are those of the weights that a step reads for one token; multiply-adds are those of its
+    matrices for one token.
+    """
+    yield (*_HEAD, "µs") if seconds is not None else _HEAD
+    names = _names(program)
+    for i, step in enumerate(program.steps):
+        reads = " ".join(filter(None, (names[value] for value in step.inputs.values())))
+        weights = " ".join(w.split(".", 2)[-1] for some in step.weights.values() for w in some if w)
+        makes = " ".join(names[value] for value in step.outputs)
+        width = " ".join(str(value.width) for value in step.outputs)
+        layer = "" if step.layer is None else str(step.layer)
+        size, work = bytes_of(program, step), multiply_adds(program, step)
+        row = (str(i), step.op, layer, reads, weights, makes, width, f"{size:,}", f"{work:,}")
+        yield (*row, f"{seconds[i] * 1e6:,.1f}") if seconds is not None else row
+    size = sum(bytes_of(program, step) for step in program.steps)
+    row = ("", "all", "", "", "", "", "", f"{size:,}", f"{program.work:,}")
+    yield (*row, f"{sum(seconds) * 1e6:,.1f}") if seconds is not None else row
+
+
+def table(program: Program, seconds: Sequence[float] | None = None) -> str:
+    """The rows as text with aligned columns; numbers are aligned at their ends."""
+    found = list(rows(program, seconds))
+    widths = [max(len(row[i]) for row in found) for i in range(len(found[0]))]
+    lines = []
+    for row in found:
+        cells = [
+            text.rjust(width) if i == 0 or i >= 7 else text.ljust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def bytes_of(program: Program, step: Step) -> int:
+    """The bytes of weights that a step reads for one token: of the embedding, one row."""
+    total = 0
+    for kind, names in step.weights.items():
+        for name in names:
+            tensor = program.weights[name] if name else None
+            arrays = getattr(tensor, "arrays", (tensor,) if tensor is not None else ())
+            size = sum(array.nbytes for array in arrays)
+            total += size // tensor.shape[0] if kind == "table" and tensor is not None else size
+    return total
+
+
+def _names(program: Program) -> dict[Value, str]:
+    """What each value is called; one without a name is called after its step."""
+    names: dict[Value, str] = {}
+    for step in program.steps:
+        own = {"angles": ("cos", "sin")}.get(step.op, ())
+        for i, value in enumerate(step.outputs):
+            names[value] = value.name or (own[i] if own else step.op)
+    return names
+
+
