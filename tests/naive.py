@@ -1,5 +1,7 @@
 """The slow truth: each kernel in a few lines of float64 NumPy, and the whole network from them."""
 
+import math
+
 import numpy as np
 
 
@@ -12,15 +14,28 @@ def rmsnorm(x, weight, eps):
     return weight * x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
 
 
+def layernorm(x, weight, bias, eps):
+    x = x.astype(float)
+    return weight * (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) + bias
+
+
 def rope_angles(frequencies, pos, count):
     return np.outer(pos + np.arange(count), frequencies.astype(float))
 
 
-def rotate(rows, angles, head_dim):
-    """Pairs of neighbours as complex numbers, turned. rows: (T, heads * head_dim)."""
-    pairs = rows.astype(float).reshape(len(rows), -1, head_dim // 2, 2) @ [1, 1j]
-    turned = pairs * np.exp(1j * angles)[:, None]
-    return np.stack([turned.real, turned.imag], -1).reshape(rows.shape)
+def rotate(rows, angles, head_dim, rotary_dim=None, halves=False):
+    """Pairs as complex numbers, turned. rows: (T, heads * head_dim).
+
+    Pairs of neighbours, or with `halves` of values that are rotary_dim / 2 apart.
+    """
+    heads = rows.astype(float).reshape(len(rows), -1, head_dim)
+    turned, kept = heads[..., : rotary_dim or head_dim], heads[..., rotary_dim or head_dim :]
+    axes = (2, -1) if halves else (-1, 2)
+    pairs = turned.reshape(*heads.shape[:2], *axes)
+    pairs = np.tensordot(pairs, [1, 1j], axes=([2 if halves else 3], [0]))
+    pairs = pairs * np.exp(1j * angles)[:, None]
+    turned = np.stack([pairs.real, pairs.imag], 2 if halves else 3).reshape(turned.shape)
+    return np.concatenate([turned, kept], -1).reshape(rows.shape)
 
 
 def softmax(scores):
@@ -41,6 +56,13 @@ def attention(q, k, v, head_dim, pos):
 def swiglu(gate, up):
     gate = gate.astype(float)
     return gate / (1 + np.exp(-gate)) * up
+
+
+def gelu(x, exact):
+    x = x.astype(float)
+    if exact:
+        return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+    return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
 
 
 def quantize(x, group):

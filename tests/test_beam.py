@@ -23,7 +23,7 @@ class Table:
 
     def forward(self, tokens, state, all_logits=False):
         state.reserve(state.pos + len(tokens))
-        state.note(np.array(tokens))
+        state.append(np.array(tokens))
         state.pos += len(tokens)
         a, b = (*state.tokens[-2:], 0)[:2]
         return self.table[a, b]

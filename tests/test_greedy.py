@@ -6,6 +6,7 @@ from conftest import TINY
 
 from llama2np import checkpoint
 from llama2np.checkpoint import Header
+from llama2np.model.hooks import Trace
 from llama2np.model.transformer import State, Transformer
 
 
@@ -43,20 +44,17 @@ def test_a_network_with_other_steps_does_not_go_on_by_itself(write):
         def forward(self, tokens, state, all_logits=False):
             return 2 * super().forward(tokens, state, all_logits)
 
-    class Attentive(Transformer):
-        def attend(self, *arguments):
-            super().attend(*arguments)
-
     loaded = checkpoint.load(write("tiny.bin", Header(1, TINY, True)))
-    assert Transformer(*loaded).stride > 1
-    assert Louder(*loaded).stride == Attentive(*loaded).stride == 1
-    with pytest.raises(ValueError, match="greedy: no kernel"):
-        Attentive(*loaded).greedy(5, State(TINY), 2)
+    watched = Transformer(*loaded).with_hooks([Trace("logits")])
+    assert Transformer(*loaded).max_greedy_tokens > 1
+    assert Louder(*loaded).max_greedy_tokens == watched.max_greedy_tokens == 1
+    with pytest.raises(ValueError, match="greedy: a network with hooks goes on token by token"):
+        watched.greedy(5, State(TINY), 2)
 
 
-def told(model, monkeypatch, stride, state=None):
-    """A greedy story, and where its state was after each piece, in steps of at most `stride`."""
-    monkeypatch.setattr(type(model.transformer), "stride", stride)
+def told(model, monkeypatch, most, state=None):
+    """A greedy story, and where its state was after each piece, in calls of at most `most`."""
+    monkeypatch.setattr(type(model.transformer), "max_greedy_tokens", most)
     state = state or model.new_state()
     story = model.generate("ABC", state=state, temperature=0, max_new_tokens=50, logprobs=2)
     places = [(piece, state.pos, state.tokens.tolist()) for piece in story]
@@ -65,7 +63,7 @@ def told(model, monkeypatch, stride, state=None):
 
 
 def test_a_network_that_goes_on_by_itself_tells_the_same(model, monkeypatch):
-    (one, places), (many, others) = (told(model, monkeypatch, stride) for stride in (1, 16))
+    (one, places), (many, others) = (told(model, monkeypatch, most) for most in (1, 16))
     assert places == others and len(many.tokens) == 50
     assert (one.tokens, one.text, one.stop_reason) == (many.tokens, many.text, many.stop_reason)
     assert (one.logprobs, one.top_logprobs) == (many.logprobs, many.top_logprobs)

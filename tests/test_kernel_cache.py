@@ -13,8 +13,8 @@ import pytest
 from conftest import ROOT
 
 from llama2np import box
-from llama2np.kernels import cache_folder, sealed
-from llama2np.kernels.cache import Cache
+from llama2np.kernels.runtime import cache_folder, sealed
+from llama2np.kernels.runtime.cache import Cache
 
 posix = pytest.mark.skipif(os.name == "nt", reason="owners and modes")
 KEY, CODE = b"a key", b"machine code" * 9

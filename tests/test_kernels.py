@@ -1,18 +1,24 @@
-"""Every kernel against its naive twin, over sizes that are not round."""
+"""Every op against its naive twin, over sizes that are not round."""
 
+import ml_dtypes
 import naive
-import numba
 import numpy as np
 import pytest
+from conftest import TINY
+from ops import Buffer, call, out
 
 from llama2np import kernels
-from llama2np.kernels import multiply as multiply_
-from llama2np.kernels.exp import exp
-from llama2np.kernels.jit import exact
-from llama2np.kernels.lanes import weighted_sum
-from llama2np.model.weights import Dense, Int8, in_tiles
+from llama2np.kernels.matmul import float32
+from llama2np.kernels.ops import attention, linear, positions, rows
+from llama2np.kernels.ops.exp import argmax, exp
+from llama2np.kernels.ops.weighted_sum import weighted_sum
+from llama2np.kernels.runtime.jit import PLAIN, exact
+from llama2np.model.config import Config
+from llama2np.model.state import State
 
 SIZES = (1, 7, 64, 65, 200)
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+by_name = pytest.mark.skipif(PLAIN, reason="vectors by name need numba's compiler")
 
 
 def normal(*shape, seed=0):
@@ -23,108 +29,130 @@ def close(fast, slow):
     np.testing.assert_allclose(fast, slow, rtol=2e-6, atol=2e-5)
 
 
-@pytest.mark.parametrize("members", (1, 2, 5))
+def product(op, x, *matrices, block=1, members=1):
+    """The outputs of one step of `op`: x times each of the matrices."""
+    outs = [out(len(x), len(w)) for w in matrices]
+    units = sum(-(-len(w) // block) for w in matrices)
+    fields = {"w": list(matrices), "d": [len(w) for w in matrices], "out": outs}
+    fields |= {"n": x.shape[1], "count": len(matrices), "x": Buffer(x)}
+    call(op, len(x), units=units, work=2**20, members=members, **fields)  # enough to be shared
+    return [each.rows for each in outs]
+
+
+def few(x, *matrices, kind="float32", members=1):
+    return product(linear.float_few(kind), x, *matrices, members=members)
+
+
+def many(x, *matrices, kind="float32", members=1):
+    op = linear.float_many(kind)
+    return product(op, x, *matrices, block=float32.ROWS, members=members)
+
+
 @pytest.mark.parametrize("n", (*SIZES, 31, 32, 172))
-def test_matmul(n, members):
+def test_few_tokens_times_a_matrix(n):
     for d in SIZES:
-        w, x, out = normal(d, n), normal(1, n, seed=1), np.full((1, d), np.nan, np.float32)
-        kernels.matmul(w, x, out, members)
-        close(out, naive.matmul(w, x))
+        w, x = normal(d, n), normal(float32.FEW, n, seed=1)
+        alone = np.concatenate([few(row[None], w)[0] for row in x])
+        close(alone, naive.matmul(w, x))
+        for count in (2, 3, 5, float32.FEW):  # each token gets the bits that it has alone
+            np.testing.assert_array_equal(few(x[:count], w)[0], alone[:count])
 
 
-@pytest.mark.parametrize("members", (1, 2, 5))
-@pytest.mark.parametrize("shape", ((600, 172), (33, 1000), (33000, 1), (4099, 64), (263, 1000)))
-def test_matmul_by_a_team(shape, members):
-    """More than there are processors, too: those that come too late find nothing to do."""
-    w, x = normal(*shape), normal(1, shape[1], seed=1)
-    alone, out = np.zeros((1, shape[0]), np.float32), np.full((1, shape[0]), np.nan, np.float32)
-    kernels.matmul(w, x, alone, 1)
-    kernels.matmul(w, x, out, members)
-    np.testing.assert_array_equal(out, alone)
-    close(out, naive.matmul(w, x))
+@by_name
+@pytest.mark.parametrize("n", (*SIZES, 1024, 1025, 2100))
+def test_many_tokens_times_a_matrix(n):
+    """Past a block of k, a block of tokens and a block of rows: the bits of one token alone."""
+    for d in (6, 7, 65):
+        for count in (1, 2, 3, 9, 17, 64, 65, 67):
+            w, x = normal(d, n), normal(count, n, seed=1)
+            (found,) = many(x, w)
+            close(found, naive.matmul(w, x)) if n < 500 else None
+            np.testing.assert_array_equal(
+                found, np.concatenate([few(row[None], w)[0] for row in x])
+            )
 
 
 @pytest.mark.parametrize("members", (1, 2))
-@pytest.mark.parametrize("kind", ("float32", "int8"))
-def test_matrices_that_share_an_input(kind, members):
-    """Two or three at once are what each is alone, to the bit; by a leader whom no one helps."""
-    x, shapes = normal(1, 64, seed=9), (520, 28, 90)
-    room = (x,)
-    if kind == "float32":
-        matrices = [Dense(normal(d, 64, seed=d)) for d in shapes]
-        multiply = multiply_.multiply_float32
-    else:
-        pairs = ((normal(d, 64, seed=d) * 40, normal(d, 2, seed=d)) for d in shapes)
-        matrices = [Int8(q.astype(np.int8), scales) for q, scales in pairs]
-        multiply = multiply_.multiply_int8
-        room = tuple(np.zeros((1, n), kind) for n, kind in ((64, "i1"), (2, "f4"), (2, "i4")))
-    for count in (1, 2, 3):
-        outs = [np.zeros((1, d), np.float32) for d in shapes]
-        leader = np.zeros(48, np.int64), 0, members
-        step = multiply(leader, 1, count, *(m.arrays for m in matrices), x, room, *outs)
-        assert step == (1 if numba.config.BOUNDSCHECK else members)  # 2: this one was opened
-        for i, (matrix, out) in enumerate(zip(matrices, outs, strict=True)):
-            expected = np.zeros_like(out)
-            if i < count:
-                matrix(x, expected)
-            np.testing.assert_array_equal(out, expected)
+@pytest.mark.parametrize("form", ("few", "many"))
+def test_matrices_that_share_an_input(form, members):
+    """Up to four at once are what each is alone, to the bit; by a main thread that nobody helps."""
+    if form == "many" and PLAIN:
+        pytest.skip("vectors by name need numba's compiler")
+    multiply = {"few": few, "many": many}[form]
+    x, matrices = normal(9, 64, seed=9), [normal(d, 64, seed=d) for d in (520, 28, 7, 90)]
+    for count in (2, 3, 4):
+        found = multiply(x, *matrices[:count], members=members)
+        for w, product in zip(matrices, found, strict=False):
+            np.testing.assert_array_equal(product, few(x, w)[0])
 
 
-@pytest.mark.skipif(kernels.matmul_few is None, reason="vectors by name need numba's compiler")
-@pytest.mark.parametrize("n", (*SIZES, 31, 32, 172))
-def test_matmul_of_a_few_tokens(n):
-    """Each of them gets the bits that it has alone."""
-    w, x = normal(33, n), normal(kernels.FEW, n, seed=1)
-    alone = np.zeros((kernels.FEW, 33), np.float32)
-    for t in range(kernels.FEW):
-        kernels.matmul(w, x[t : t + 1], alone[t : t + 1], 1)
-    for count in range(1, kernels.FEW + 1):
-        out = np.full((count, 33), np.nan, np.float32)
-        kernels.matmul_few(w, x[:count], out)
-        np.testing.assert_array_equal(out, alone[:count])
+@pytest.mark.parametrize("kind", ("bfloat16", "float16"))
+def test_half_precision_is_float32_of_the_same_values(kind):
+    """To the bit, for one, few and many tokens; subnormal, infinite and negative values, too."""
+    w = (normal(65, 200) * 3).astype(DTYPES[kind])
+    tiny = ml_dtypes.finfo(w.dtype).smallest_subnormal
+    w[3, :5] = [tiny, -tiny, 3 * tiny, -0.0, ml_dtypes.finfo(w.dtype).max]
+    w[7, 4], w[8, 4] = np.inf, -np.inf
+    x, wide = normal(33, 200, seed=1), w.astype(np.float32)
+    forms = ((few, 1), (few, 3), (few, 8)) + (() if PLAIN else ((many, 33), (many, 2)))
+    for multiply, count in forms:
+        with np.errstate(over="ignore"):
+            found = multiply(x[:count], w.view(np.int16), kind=kind)[0]
+            np.testing.assert_array_equal(found, multiply(x[:count], wide)[0])
 
 
-@pytest.mark.skipif(kernels.matmul_tiles is None, reason="vectors by name need numba's compiler")
-@pytest.mark.parametrize("n", SIZES)
-def test_matmul_of_tiles(n):
-    for d in (6, 7, 65):
-        for rows in (1, 2, 15, 16, 17, 63, 64, 65, 150):
-            w, x, out = (
-                normal(d, n),
-                normal(rows, n, seed=1),
-                np.full((rows, d), np.nan, np.float32),
-            )
-            kernels.matmul_tiles(w, in_tiles(x), out)
-            close(out, naive.matmul(w, x))
-
-
-@pytest.mark.skipif(kernels.matmul_tiles is None, reason="vectors by name need numba's compiler")
-def test_tiles_give_the_same_however_a_prompt_is_cut():
-    w, x = normal(70, 200), normal(100, 200, seed=1)
-    whole = np.zeros((100, 70), np.float32)
-    kernels.matmul_tiles(w, in_tiles(x), whole)
-    for start, end in ((0, 1), (3, 70), (90, 100)):
-        part = np.zeros((end - start, 70), np.float32)
-        kernels.matmul_tiles(w, in_tiles(x[start:end]), part)
-        np.testing.assert_array_equal(part, whole[start:end])
+@pytest.mark.parametrize("kind", DTYPES)
+def test_embed(kind):
+    table = normal(9, 7).astype(DTYPES[kind])
+    tokens, found = np.array([8, 0, 3, 3]), out(4, 7)
+    call(rows.embed_float(kind), 4, tokens=tokens, n=7, out=found, vocab_size=9, table=table)
+    np.testing.assert_array_equal(found.rows, table[tokens].astype(np.float32))
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_rmsnorm_and_add(n):
-    x, weight, out = normal(3, n), normal(n, seed=1), np.zeros((3, n), np.float32)
-    kernels.rmsnorm(x, weight, np.float32(1e-5), out)
-    close(out, naive.rmsnorm(x, weight, 1e-5))
-    total = x.copy()
-    kernels.add(total, out)
-    np.testing.assert_array_equal(total, x + out)
+def test_norms_and_sums(n):
+    x, y, weight, found = normal(3, n), normal(3, n, seed=2), normal(n, seed=1), out(3, n)
+    call(rows.rmsnorm, 3, n=n, x=Buffer(x), out=found, weight=weight, eps=1e-5)
+    close(found.rows, naive.rmsnorm(x, weight, 1e-5))
+    for bias in (0, normal(n, seed=3)):
+        fields = {"weight": weight, "bias": bias, "eps": 1e-5}
+        call(rows.layernorm, 3, n=n, x=Buffer(x + 7), out=found, **fields)
+        np.testing.assert_allclose(
+            found.rows, naive.layernorm(x + 7, weight, bias, 1e-5), rtol=1e-5, atol=1e-5
+        )
+    call(rows.add, 3, n=n, x=Buffer(x), y=Buffer(y), out=found)
+    np.testing.assert_array_equal(found.rows, x + y)
+    call(rows.add_bias, 3, n=n, x=Buffer(x), out=found, bias=weight)
+    np.testing.assert_array_equal(found.rows, x + weight)
+
+
+def test_an_output_may_be_where_an_input_is():
+    """The arena uses places again."""
+    x, y, weight = normal(3, 65), normal(3, 65, seed=2), normal(65, seed=1)
+    for op, names, fields in (
+        (rows.rmsnorm, ["x"], {"weight": weight, "eps": 1e-5}),
+        (rows.layernorm, ["x"], {"weight": weight, "bias": weight, "eps": 1e-5}),
+        (rows.gelu, ["x"], {"exact": 0}),
+        (rows.swiglu, ["gate", "up"], {}),
+        (rows.add, ["x", "y"], {}),
+    ):
+        inputs = dict(zip(names, (x, y), strict=False))
+        expected = out(3, 65)
+        call(op, 3, n=65, out=expected, **{k: Buffer(v) for k, v in inputs.items()}, **fields)
+        for name in names:
+            buffers = {k: Buffer(v.copy()) for k, v in inputs.items()}
+            call(op, 3, n=65, out=buffers[name], **buffers, **fields)
+            np.testing.assert_array_equal(buffers[name].rows, expected.rows)
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_swiglu(n):
-    gate, up = normal(3, n) * 20, normal(3, n, seed=1)
-    expected = naive.swiglu(gate, up)
-    kernels.swiglu(gate, up)
-    close(gate, expected)
+def test_activations(n):
+    gate, up, found = normal(3, n) * 20, normal(3, n, seed=1), out(3, n)
+    call(rows.swiglu, 3, n=n, gate=Buffer(gate), up=Buffer(up), out=found)
+    close(found.rows, naive.swiglu(gate, up))
+    for exactly in (0, 1):
+        call(rows.gelu, 3, n=n, x=Buffer(gate), out=found, exact=exactly)
+        close(found.rows, naive.gelu(gate, exactly))
 
 
 @exact
@@ -144,47 +172,80 @@ def test_exp_is_rounded_from_float64():
     assert (found != expected)[~np.isnan(x)].sum() <= 2
 
 
+@exact
+def argmax_of(x):
+    return argmax(x)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_argmax_is_the_first_of_the_largest(n):
+    x = normal(n)
+    assert argmax_of(x) == x.argmax()
+    x[[n // 3, n // 2]] = 9
+    assert argmax_of(x) == n // 3
+    assert argmax_of(-np.abs(x) - 1) == (-np.abs(x)).argmax()
+
+
 @pytest.mark.parametrize("pairs", (1, 4, 33))
-def test_rope_angles(pairs):
+def test_angles(pairs):
+    """Those of two sequences, at positions of their own."""
     frequencies = np.float32(1) / np.float32(1e4) ** np.linspace(0, 1, pairs, dtype=np.float32)
-    cos, sin = np.zeros((5, pairs), np.float32), np.zeros((5, pairs), np.float32)
-    kernels.rope_angles(frequencies, 1000, cos, sin)
-    angles = naive.rope_angles(frequencies, 1000, 5)
+    cos, sin, states = out(7, pairs), out(7, pairs), [State(TINY), State(TINY)]
+    states[0].pos, states[1].pos = 1000, 3
+    call(positions.angles, 7, states, (5, 2), n=pairs, cos=cos, sin=sin, frequencies=frequencies)
+    angles = np.concatenate(
+        [naive.rope_angles(frequencies, pos, count) for pos, count in ((1000, 5), (3, 2))]
+    )
     # an angle near 1000 is itself rounded to 3e-5
-    np.testing.assert_allclose([cos, sin], [np.cos(angles), np.sin(angles)], atol=5e-5)
+    np.testing.assert_allclose([cos.rows, sin.rows], [np.cos(angles), np.sin(angles)], atol=5e-5)
 
 
-@pytest.mark.parametrize("attention", (kernels.attention, kernels.attention_threaded))
+@pytest.mark.parametrize("halves", (0, 1))
+@pytest.mark.parametrize("head_dim, rotary_dim", ((2, 2), (8, 8), (34, 34), (10, 4)))
+def test_rope(head_dim, rotary_dim, halves):
+    q, k = normal(5, 3 * head_dim), normal(5, 2 * head_dim, seed=1)
+    angles = naive.rope_angles(1 / 100 ** np.linspace(0, 1, rotary_dim // 2), 3, 5)
+    cos, sin = (Buffer(f(angles).astype(np.float32)) for f in (np.cos, np.sin))
+    numbers = {"head_dim": head_dim, "rotary_dim": rotary_dim, "halves": halves}
+    widths = {"q_width": q.shape[1], "k_width": k.shape[1]}
+    fields = {"q": Buffer(q), "k": Buffer(k), "cos": cos, "sin": sin, **widths, **numbers}
+    for elsewhere in (True, False):
+        outs = (out(*q.shape), out(*k.shape)) if elsewhere else (fields["q"], fields["k"])
+        call(positions.rope, 5, q_out=outs[0], k_out=outs[1], **fields)
+        for found, x in zip(outs, (q, k), strict=True):
+            close(found.rows, naive.rotate(x, angles, head_dim, rotary_dim, halves))
+
+
 @pytest.mark.parametrize("kv_heads, head_dim", ((6, 2), (2, 8), (1, 64), (3, 34)))
-def test_rope_and_attention(attention, kv_heads, head_dim):
-    """Rotated keys and values go into the cache, and a later block attends to all of it."""
-    capacity, n_heads, pairs = 2 * kernels.BLOCK, 6, head_dim // 2
-    frequencies = 1 / 1e4 ** (np.arange(pairs, dtype=np.float32) / pairs).astype(np.float32)
-    keys = np.zeros((kv_heads, 2, head_dim, kernels.BLOCK), np.float32)
-    values = np.full((kv_heads, capacity, head_dim), np.nan, np.float32)
-    scores = np.full((n_heads * kernels.TOGETHER, capacity), np.nan, np.float32)
-    slow_k, slow_v = [], []
-    for pos, count in ((0, 1), (1, 7), (8, 60)):
-        q = normal(count, n_heads * head_dim, seed=pos)
-        k = normal(count, kv_heads * head_dim, seed=pos + 1)
-        v = normal(count, kv_heads * head_dim, seed=pos + 2)
-        angles = naive.rope_angles(frequencies, pos, count)
-        slow_q = naive.rotate(q, angles, head_dim)
-        slow_k.append(naive.rotate(k, angles, head_dim))
-        slow_v.append(v)
-        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        kernels.rope(q, k, v, cos, sin, pos, keys, values)
-        close(q, slow_q)
-        out = np.full_like(q, np.nan)
-        attention(q, keys, values, pos, scores, out)
-        expected = naive.attention(
-            slow_q, np.concatenate(slow_k), np.concatenate(slow_v), head_dim, pos
-        )
-        close(out, expected)
-        by_position = keys.transpose(1, 3, 0, 2).reshape(capacity, -1)
-        close(by_position[: pos + count], np.concatenate(slow_k))
-        assert not by_position[pos + count :].any()
-    assert np.isnan(values[:, 68:]).all()
+def test_attention_over_a_cache_of_several_chunks(kv_heads, head_dim):
+    """Keys and values go into the cache, and a later block attends to all of it; two sequences."""
+    c = Config(6 * head_dim, 8, 2, 6, kv_heads, 8, 1000)
+    states = [State(c), State(c)]
+    for state in states:
+        state.chunk = 64
+    keys, values = [[], []], [[], []]
+    numbers = {"layer": 1, "n_kv_heads": kv_heads, "head_dim": head_dim, "chunk": 64}
+    for counts in ((1, 1), (7, 3), (60, 1), (1, 70)):
+        count = sum(counts)
+        q = normal(count, c.q_dim, seed=count)
+        k, v = normal(count, c.kv_dim, seed=count + 1), normal(count, c.kv_dim, seed=count + 2)
+        for state, some in zip(states, counts, strict=True):
+            state.reserve(state.pos + some)
+        k_rows, v_rows, found = Buffer(k), Buffer(v), out(*q.shape)
+        call(attention.append, count, states, counts, n=c.kv_dim, k=k_rows, v=v_rows, **numbers)
+        fields = {"q": Buffer(q), "out": found, "n_heads": 6, "n": c.q_dim, **numbers}
+        call(attention.attend, count, states, counts, units=6, **fields)
+        for i, state in enumerate(states):
+            part = slice(sum(counts[:i]), sum(counts[: i + 1]))
+            keys[i].append(k[part]), values[i].append(v[part])
+            all_k, all_v = np.concatenate(keys[i]), np.concatenate(values[i])
+            close(found.rows[part], naive.attention(q[part], all_k, all_v, head_dim, state.pos))
+            state.pos += counts[i]
+            shape = (state.pos, kv_heads, head_dim)
+            np.testing.assert_array_equal(state.keys[1], all_k.reshape(shape).swapaxes(0, 1))
+            np.testing.assert_array_equal(state.values[1], all_v.reshape(shape).swapaxes(0, 1))
+            assert not state.keys[0].any() and not state.values[0].any()
+    assert [len(state.addresses) for state in states] == [2, 2]
 
 
 @pytest.mark.parametrize("width", (1, 7, 8, 16, 23, 32, 48, 57, 63, 64, 96, 200))
@@ -217,12 +278,11 @@ def test_softmax(n, temperature):
 
 def test_nan_and_infinity_pass_through():
     """The sampler must see them: no kernel may take them for impossible."""
-    x, out = normal(1, 64), np.zeros((1, 64), np.float32)
-    x[0, 3] = np.nan
-    for members in (1, 2):
-        kernels.matmul(normal(64, 64), x, out, members)
-        assert np.isnan(out).all()
-    kernels.rmsnorm(x, normal(64), np.float32(1e-5), out)
-    assert np.isnan(out).all()
-    kernels.swiglu(x, normal(1, 64))
-    assert np.isnan(x[0, 3]) and np.isfinite(x[0, :3]).all()
+    x, found = normal(9, 64), out(9, 64)
+    x[:, 3] = np.nan
+    for multiply in (few,) if PLAIN else (few, many):
+        assert np.isnan(multiply(x, normal(64, 64))[0]).all()
+    call(rows.rmsnorm, 9, n=64, x=Buffer(x), out=found, weight=normal(64), eps=1e-5)
+    assert np.isnan(found.rows).all()
+    call(rows.swiglu, 9, n=64, gate=Buffer(x), up=Buffer(normal(9, 64)), out=found)
+    assert np.isnan(found.rows[:, 3]).all() and np.isfinite(found.rows[:, :3]).all()

@@ -1,15 +1,16 @@
-"""The int8 kernels against their naive twins, bit for bit, in every flavour this CPU can run."""
+"""The int8 ops against their naive twins, bit for bit, with every instruction set of this CPU."""
 
 import naive
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops import Buffer, call, out
 
-from llama2np import kernels
-from llama2np.kernels import int8, int8_dot, int8_flavours, int8_tiles
-from llama2np.kernels.jit import exact
-from llama2np.model.weights import in_tiles
+from llama2np.kernels.matmul import int8_dot, int8_isa, int8_tiles
+from llama2np.kernels.matmul.int8 import int8_rows
+from llama2np.kernels.ops import linear, rows
+from llama2np.kernels.runtime.jit import exact
 
 GROUPS = (1, 4, 7, 8, 16, 32, 48, 64, 96, 128)
 
@@ -28,10 +29,10 @@ def normal(*shape, seed=0):
 
 
 @pytest.mark.parametrize("size", (32, 64))
-@pytest.mark.parametrize("flavour", int8_flavours.usable())
-def test_products4(flavour, size):
-    """Every flavour, at odd offsets, with the largest products there are: equal bits."""
-    products4 = int8_dot.products4(flavour, size)
+@pytest.mark.parametrize("isa", int8_isa.usable())
+def test_products4(isa, size):
+    """Every instruction set, at odd offsets, with the largest products there are: equal bits."""
+    products4 = int8_dot.products4(isa, size)
 
     @exact
     def four(a, i, b, j, a_scales, s, b_scales, b_sums, r):
@@ -53,29 +54,36 @@ def test_products4(flavour, size):
                 assert found[k] == product * a_scales[s + k] * b_scales[r + k]
 
 
-def test_flavours_end_with_the_portable_one():
-    assert int8_flavours.usable()[-1] == "portable"
-    assert int8_flavours.FLAVOUR in int8_flavours.usable()
+def test_the_instruction_sets_end_with_the_portable_one():
+    assert int8_isa.usable()[-1] == "portable"
+    assert int8_isa.ISA in int8_isa.usable()
+
+
+def buffers(x, groups, tokens=None):
+    """Where q, scales and sums of x (T, n) go, or with `tokens` those of its tiles."""
+    shape = (tokens or len(x), groups)
+    q = Buffer(np.full((tokens or len(x), x.shape[1]), 99, np.int8))
+    return q, out(*shape), Buffer(np.full(shape, 99, np.int32))
 
 
 def quantized(x, groups):
-    """x: (T, n) -> q, scales, sums, as the kernel fills them."""
-    q = np.full(x.shape, 99, np.int8)
-    scales, sums = np.zeros((len(x), groups), np.float32), np.zeros((len(x), groups), np.int32)
-    kernels.quantize(x, q, scales, sums)
-    return q, scales, sums
+    """x: (T, n) -> q, scales, sums, as the op fills them."""
+    q, scales, sums = buffers(x, groups)
+    fields = {"n": x.shape[1], "group": x.shape[1] // groups, "x": Buffer(x)}
+    call(linear.quantize, len(x), **fields, q=q, q_scales=scales, q_sums=sums)
+    return q.rows, scales.rows, sums.rows
 
 
 @pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("rows", (1, 5))
-def test_quantize(group, rows):
-    x = normal(rows, 3 * group) * 100
+@pytest.mark.parametrize("count", (1, 5))
+def test_quantize(group, count):
+    x = normal(count, 3 * group) * 100
     x[0, :group] = 0
     q, scales, sums = quantized(x, 3)
     expected = naive.quantize(x, group)
     np.testing.assert_array_equal(q, expected[0])
     np.testing.assert_array_equal(scales, expected[1])
-    np.testing.assert_array_equal(sums, q.reshape(rows, 3, group).sum(-1))
+    np.testing.assert_array_equal(sums, q.reshape(count, 3, group).sum(-1))
     assert not q[0, :group].any() and scales[0, 0] == 0
 
 
@@ -94,19 +102,24 @@ def test_quantize_does_not_hide_what_is_not_finite(broken):
     assert np.isfinite(scales[0, 0]) and not np.isfinite(scales[0, 1])
 
 
-def check_matmul(matmul, rows, d, group, groups, seed=0):
-    q, x = integers(d, groups * group, seed=seed), activations(rows, groups * group, seed=seed + 1)
-    scales, x_scales = normal(d, groups, seed=seed), normal(rows, groups, seed=seed + 1)
-    x_sums = x.reshape(rows, groups, group).sum(-1, dtype=np.int32)
-    out = np.full((rows, d), np.nan, np.float32)
+def check_matmul(matmul, count, d, group, groups, seed=0):
+    q, x = integers(d, groups * group, seed=seed), activations(count, groups * group, seed=seed + 1)
+    scales, x_scales = normal(d, groups, seed=seed), normal(count, groups, seed=seed + 1)
+    x_sums = x.reshape(count, groups, group).sum(-1, dtype=np.int32)
+    out = np.full((count, d), np.nan, np.float32)
     matmul(q, scales, x, x_scales, x_sums, out)
     np.testing.assert_array_equal(out, naive.matmul_int8(q, scales, x, x_scales))
+
+
+@exact
+def multiply_rows(q, scales, start, end, x, x_scales, x_sums, out):
+    int8_rows(q, scales, start, end, x, x_scales, x_sums, out)
 
 
 def by_rows(q, scales, x, x_scales, x_sums, out):
     middle = len(q) // 2
     for start, end in ((0, middle), (middle, len(q))):
-        int8.int8_rows(q, scales, start, end, x, x_scales, x_sums, out)
+        multiply_rows(q, scales, start, end, x, x_scales, x_sums, out)
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -122,31 +135,94 @@ def test_any_shape(tokens, group, groups, seed):
     check_matmul(by_rows, tokens, 3, group, groups, seed)
 
 
-@pytest.mark.parametrize("members", (1, 2, 5))
+def product(x, groups, *matrices, tiles=False, members=1):
+    """The outputs of the two steps that multiply x (T, n) by matrices (q, scales)."""
+    n, count = x.shape[1], len(x)
+    made = dict(zip(("q", "q_scales", "q_sums"), buffers(x, groups), strict=True))
+    fields, each, block = {"n": n, "group": n // groups}, 1, 1
+    if tiles:
+        each, block = int8_tiles.NARROW, int8_tiles.ROWS
+        names = ("tiles", "tiles_scales", "tiles_sums")
+        made |= dict(zip(names, buffers(x, groups, -(-count // each) * each), strict=True))
+    quantize = linear.quantize_tiles if tiles else linear.quantize
+    work = 2**20  # enough to be shared
+    call(quantize, count, each=each, work=work, members=members, x=Buffer(x), **fields, **made)
+    outs = [out(count, len(q)) for q, _ in matrices]
+    read = {name: buffer for name, buffer in made.items() if name.startswith("tiles") == tiles}
+    units = sum(-(-len(q) // block) for q, _ in matrices)
+    fields |= {"w": [q for q, _ in matrices], "scales": [scales for _, scales in matrices]}
+    fields |= {"d": [len(q) for q, _ in matrices], "count": len(matrices), "out": outs}
+    op = linear.int8_many if tiles else linear.int8_few
+    call(op, count, units=units, work=work, members=members, **fields, **read)
+    return [each.rows for each in outs]
+
+
+@pytest.mark.parametrize("members", (1, 2))
 @pytest.mark.parametrize("group", (32, 64, 96))
-@pytest.mark.parametrize("tokens", (1, 2, kernels.INT8_FEW))
-def test_matmul(tokens, group, members):
-    q, scales, x = integers(200, 3 * group), normal(200, 3), normal(tokens, 3 * group, seed=1)
-    out = np.full((tokens, 200), np.nan, np.float32)
-    kernels.matmul_int8(q, scales, x, out, members)
-    np.testing.assert_array_equal(out, naive.matmul_int8(q, scales, *naive.quantize(x, group)))
+@pytest.mark.parametrize("count", (1, 2, int8_tiles.FEW, 33, 90))
+def test_matrices_that_share_an_input(count, group, members):
+    """Up to four at once, for few and many tokens; by a main thread that nobody helps."""
+    matrices = [(integers(d, 3 * group, seed=d), normal(d, 3, seed=d)) for d in (200, 7, 33, 4)]
+    x = normal(count, 3 * group, seed=1)
+    expected = [naive.matmul_int8(*matrix, *naive.quantize(x, group)) for matrix in matrices]
+    for tiles in (False, True) if linear.int8_many else (False,):
+        for some in (1, 3, 4):
+            found = product(x, 3, *matrices[:some], tiles=tiles, members=members)
+            for one, other in zip(found, expected, strict=False):
+                np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("group", (4, 32, 48, 64))
-@pytest.mark.parametrize("flavour", [f for f in int8_flavours.usable() if f != "portable"])
-def test_matmul_of_tiles(flavour, group):
-    kernel = int8_tiles.matmul_by_tiles(flavour)
+@pytest.mark.parametrize("isa", [isa for isa in int8_isa.usable() if isa != "portable"])
+def test_tiles_with_every_instruction_set(isa, group):
+    multiply, sums = int8_tiles.many(isa), np.zeros(int8_tiles.SUMS, np.float32)
+
+    @exact
+    def many(q, scales, n, size, d, x, x_scales, x_sums, tokens, out, first, last, sums):
+        multiply(q, scales, n, size, d, x, x_scales, x_sums, tokens, out, first, last, sums)
 
     def matmul(q, scales, x, x_scales, x_sums, out):
-        kernel(q, scales, *map(in_tiles, (x.view(np.int32), x_scales, x_sums)), out)
+        (count, n), d, units = x.shape, len(q), -(-len(q) // int8_tiles.ROWS)
+        laid = [in_tiles(array) for array in (x.view(np.int32), x_scales, x_sums)]
+        flat, whole, middle = out.reshape(-1), (q.reshape(-1), scales.reshape(-1)), units // 2
+        for first, last in ((0, middle), (middle, units)):
+            many(*whole, n, group, d, *laid, count, flat, first, last, sums)
 
-    for rows, d, groups in ((2, 4, 1), (16, 5, 2), (17, 12, 3), (64, 7, 1), (150, 9, 2)):
-        check_matmul(matmul, rows, d, group, groups)
+    for count, d, groups in ((2, 4, 1), (16, 5, 2), (17, 12, 3), (64, 7, 1), (150, 9, 2)):
+        check_matmul(matmul, count, d, group, groups)
+
+
+@exact
+def lay_out(x, tokens, n, first, last, out):
+    int8_tiles.lay(x, tokens, n, first, last, out)
+
+
+def in_tiles(x):
+    """x (T, n) of 32-bit numbers as tiles, flat; what only fills the last one is 0."""
+    count, n = x.shape
+    narrow = -(-count // int8_tiles.NARROW)
+    words = np.full(narrow * int8_tiles.NARROW * n, 99, np.int32)
+    lay_out(x.view(np.int32).reshape(-1), count, n, 0, narrow, words)
+    return words.view(x.dtype)
+
+
+@pytest.mark.parametrize("count", (1, 16, 17, 64, 65, 150))
+def test_tokens_are_laid_out_in_wide_tiles_and_then_narrow_ones(count):
+    x = np.arange(count * 3, dtype=np.int32).reshape(count, 3) + 1
+    narrow, wide = int8_tiles.NARROW, int8_tiles._WIDE
+    laid, start = in_tiles(x), 0
+    padded = np.concatenate([x, np.zeros((-count % narrow, 3), np.int32)])
+    while start < len(padded):
+        width = wide if len(padded) - start >= wide else narrow
+        tile = laid[3 * start : 3 * (start + width)].reshape(3, width)
+        np.testing.assert_array_equal(tile, padded[start : start + width].T)
+        start += width
 
 
 @pytest.mark.parametrize("group", (4, 32, 64))
-def test_dequantize_rows(group):
+def test_embed(group):
     q, scales = integers(9, 3 * group), normal(9, 3)
-    rows, out = np.array([8, 0, 3, 3]), np.zeros((4, 3 * group), np.float32)
-    kernels.dequantize_rows(q, scales, rows, out)
-    np.testing.assert_array_equal(out, q[rows] * np.repeat(scales[rows], group, axis=1))
+    tokens, found = np.array([8, 0, 3, 3]), out(4, 3 * group)
+    fields = {"n": 3 * group, "group": group, "vocab_size": 9, "table": q, "scales": scales}
+    call(rows.embed_int8, 4, tokens=tokens, out=found, **fields)
+    np.testing.assert_array_equal(found.rows, q[tokens] * np.repeat(scales[tokens], group, axis=1))

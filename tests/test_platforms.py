@@ -10,7 +10,7 @@ from llama2np import checkpoint
 from llama2np.checkpoint import Header
 from llama2np.cli.screen import Screen
 from llama2np.convert import safetensors
-from llama2np.kernels import cache_folder
+from llama2np.kernels.runtime import cache_folder
 from tools.hostile import valid, write_case
 
 
@@ -19,12 +19,12 @@ def test_no_home_variable(python):
     env = {name: value for name, value in os.environ.items() if name != "HOME"}
     env["NUMBA_CACHE_DIR"] = ""
     code = (
-        "import sys; from llama2np.kernels import jit, add; import numpy as np;"
-        "x = np.ones((1, 2), np.float32); add(x, x); print(jit.CACHE_FOLDER, x[0, 0])"
+        "from llama2np.kernels import CACHE_FOLDER, softmax; import numpy as np;"
+        "x = np.ones(2, np.float32); softmax(x, np.float32(1), x); print(CACHE_FOLDER, x[0])"
     )
     child = python("-c", code, env=env)
     out, err = child.communicate(timeout=300)
-    assert child.returncode == 0 and out.endswith(" 2.0\n") and not err
+    assert child.returncode == 0 and out.endswith(" 0.5\n") and not err
     assert not out.startswith("None ")
 
 
@@ -33,12 +33,12 @@ def test_no_home_variable(python):
 def test_a_disk_without_room_for_compiled_kernels(tmp_path, python):
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"
-        "from llama2np.kernels import jit, add; import numpy as np;"
-        "x = np.ones((1, 2), np.float32); add(x, x); print(jit.CACHE_FOLDER, x[0, 0])"
+        "from llama2np.kernels import CACHE_FOLDER, softmax; import numpy as np;"
+        "x = np.ones(2, np.float32); softmax(x, np.float32(1), x); print(CACHE_FOLDER, x[0])"
     )
     child = python("-c", code, env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)})
     out, err = child.communicate(timeout=300)
-    assert out.startswith(str(tmp_path)) and out.endswith(" 2.0\n") and not err
+    assert out.startswith(str(tmp_path)) and out.endswith(" 0.5\n") and not err
 
 
 def test_a_user_without_a_home(tmp_path, monkeypatch):

@@ -119,8 +119,8 @@ def test_a_state_is_a_plain_npz(transformer, tmp_path):
         assert sorted(arrays) == ["config", "keys", "tokens", "values"]
         assert json.loads(str(arrays["config"]))["dim"] == 48
         assert arrays["keys"].shape == arrays["values"].shape == (3, 2, 72, 8)
-        assert np.array_equal(arrays["values"][2], state.values[2][:, :72])
-        assert arrays["keys"][1, 0, 70, 3] == state.keys[1][0, 1, 3, 6]
+        assert np.array_equal(arrays["keys"], state.keys)
+        assert np.array_equal(arrays["values"], state.values)
 
 
 def test_another_model_s_state_is_refused_by_the_difference(transformer, tmp_path):

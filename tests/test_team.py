@@ -1,84 +1,216 @@
-"""Threads that share steps: each part is done once, nobody waits for who does not come."""
+"""Threads that share steps: each unit is computed once, and the main thread waits for nobody."""
+
+import threading
+import time
+from types import SimpleNamespace
 
 import numba
 import numpy as np
 import pytest
 
-from llama2np import Llama, kernels
-from llama2np.kernels import team
+from llama2np import Llama
+from llama2np.kernels.interpreter import go
+from llama2np.kernels.runtime import pool
+from llama2np.kernels.runtime.memory import int64s
+from llama2np.kernels.runtime.op import RUN, STEP_BYTES, op
+from llama2np.kernels.runtime.shared import BOARD, MEMBERS, RUNNING, serve
 from llama2np.model.transformer import State
 
-STEPS, PARTS = 200, 7
+STEPS = 200
+ALWAYS = SimpleNamespace(alone_until=0.0, note=lambda *_: None)  # shares, whatever it costs
 
 
-def _go_through(board, member, members, taken):
-    """Take parts of all steps. taken: (members, STEPS, PARTS), and a last row for the leader."""
-    mine, step = (board, member, members), 1
-    for _ in range(STEPS):
-        if team.begin(mine, step):
-            part = team.take(mine, step, PARTS)
-            while part < PARTS:
-                taken[member, step - 1, part] += 1
-                team.done(mine)
-                part = team.take(mine, step, PARTS)
-            team.end(mine, PARTS)
-            if team.leads(mine):
-                # All parts, the others' too, are done, and seen to be.
-                taken[members, step - 1, 0] = taken[:members, step - 1].sum()
-            step += 1
-    team.finish(mine)
+@op("counts")
+def count_units(s, run, first, last, scratch):
+    """counts[i] += 1 for each unit i."""
+    counts = int64s(s["counts"], s["units"])
+    for i in range(first, last):
+        counts[i] += 1
 
 
-def _apart(member, step):
-    """What a member finds who is alone with a board on which nothing happens."""
-    mine = np.zeros(48, np.int64), member, 2
-    came = team.begin(mine, step)
-    return came, team.take(mine, step, PARTS)
+@op("counts units_before done")
+def check_units(s, run, first, last, scratch):
+    """done[0] = how many units of the step before have been computed once."""
+    counts, done = int64s(s["counts"], s["units_before"]), int64s(s["done"], 1)
+    for i in range(s["units_before"]):
+        done[0] += counts[i] == 1
 
 
-if not numba.config.DISABLE_JIT:
-    _go_through = numba.njit(_go_through)
-    _apart = numba.njit(_apart)
+class Counting:
+    """A table that counts the units of a step, and then looks at what has been counted."""
+
+    def __init__(self, units, work):
+        self.units, self.counts = units, np.zeros((STEPS, units), np.int64)
+        self.done, self.run = np.zeros(STEPS, np.int64), np.zeros(1, RUN)
+        self.run["rows"], self.run["laps"] = 1, 1
+        self.table = np.zeros((2 * STEPS, STEP_BYTES), np.uint8)
+        for i in range(STEPS):
+            at = {"counts": self.counts[i].ctypes.data}
+            self.fill(2 * i, count_units, units=units, work=work, **at)
+            done = {"done": self.done[i:].ctypes.data, "units_before": units}
+            self.fill(2 * i + 1, check_units, units=1, work=2**20, **at, **done)
+        self.arguments = self.table.ctypes.data, 2 * STEPS, self.run.ctypes.data
+
+    def fill(self, row, op, **fields):
+        record = self.table[row, : op.dtype.itemsize].view(op.dtype)[0]
+        for name, value in {"op": op.address, **fields}.items():
+            record[name] = value
+
+    def check(self):
+        assert (self.counts == 1).all()
+        assert (self.done == self.units).all()  # before the next step has begun
 
 
-@numba.njit(parallel=True)
-def together(members, taken):
-    board = np.zeros(48, np.int64)
-    for i in numba.prange(members):
-        _go_through(board, np.int64(i), members, taken)
+@pytest.fixture
+def workers():
+    """workers(count): a pool of its own whose calls have this many threads."""
+    made, before = [], pool.threads
+
+    def workers(count):
+        made.append(pool._Pool())
+        made[-1].contention = ALWAYS
+        pool.threads = lambda: count
+        return made[-1]
+
+    yield workers
+    pool.threads = before
+    for each in made:
+        each.stop()
 
 
+@pytest.mark.compiled
+@pytest.mark.parametrize("work", (2**15, 2**20))
 @pytest.mark.parametrize("members", (1, 2, 3, 8))
-def test_each_part_is_done_once_and_before_the_step_ends(members):
-    for _ in range(20 if kernels.matmul_few else 2):
-        taken = np.zeros((members + 1, STEPS, PARTS), np.int64)
-        together(members, taken)
-        assert (taken[:members].sum(axis=0) == 1).all()
-        assert (taken[members, :, 0] == PARTS).all()
+def test_each_unit_is_computed_once_and_before_the_step_ends(members, work, workers):
+    own = workers(members)
+    for units in (2, 3, 7, 16, 65, 1000):
+        for _ in range(3):
+            counting = Counting(units, work)
+            own.run(go, 2**30, *counting.arguments)
+            counting.check()
+    assert len(own.workers) == members - 1
 
 
-def test_the_leader_needs_nobody():
-    assert _apart(0, 1) == (True, 0)
+@pytest.mark.parametrize("members", (2, 5))
+def test_the_main_thread_needs_nobody(members):
+    board, counting = np.zeros(BOARD, np.int64), Counting(23, 2**20)
+    go(board.ctypes.data, members, 0, *counting.arguments)
+    counting.check()
+    assert board[MEMBERS] == members and board[RUNNING] == 0
 
 
-@pytest.mark.parametrize("step", (1, 5))
-def test_who_waits_in_vain_goes_home(step, monkeypatch):
-    if numba.config.DISABLE_JIT:
-        monkeypatch.setattr(team, "_PATIENCE", 99)
-    assert _apart(1, step) == (False, PARTS)
+def open_step(counting, chunks):
+    """A board with a step of which no chunk is taken."""
+    board = np.zeros(BOARD, np.int64)
+    board[0], board[MEMBERS] = (7 << 20) | (chunks << 10), 2
+    row, run = counting.arguments[0], counting.arguments[2]
+    board[32:39] = count_units.address, row, run, counting.units, chunks, 1, 1
+    return board
 
 
-def test_who_has_gone_home_takes_no_part():
-    assert not _apart(1, 0)[0]
+def test_a_worker_computes_the_chunks_of_an_open_step():
+    counting = Counting(5, 2**20)
+    board = open_step(counting, 5)
+    serve(board.ctypes.data, 1, 0, 50, 50)  # and returns, for nothing more comes
+    assert (counting.counts[0] == 1).all() and board[16] == 5
+
+
+def test_a_worker_that_is_no_member_of_the_call_takes_no_part():
+    counting = Counting(5, 2**20)
+    board = open_step(counting, 5)
+    serve(board.ctypes.data, 2, 0, 50, 50)
+    assert not counting.counts.any() and board[16] == 0
+
+
+@pytest.mark.compiled
+def test_workers_sleep_when_nothing_comes_and_end_when_they_are_stopped(workers):
+    own = workers(3)
+    for _ in range(2):  # those that sleep are woken
+        counting = Counting(20, 2**20)
+        own.run(go, 2**30, *counting.arguments)
+        counting.check()
+        wait_until(lambda: [worker.asleep for worker in own.workers] == [True, True])
+    before = threading.active_count()
+    own.stop()
+    wait_until(lambda: threading.active_count() == before - 2)
+
+
+def wait_until(condition):
+    """As long as it takes on a busy machine."""
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.01)
+    pytest.fail("it did not happen")
+
+
+@pytest.mark.compiled
+def test_small_work_and_calls_beside_another_run_alone(workers):
+    own = workers(2)
+    for work in (2**17, 2**30):
+        own.busy.acquire() if work > 2**20 else None  # another thread's call has the workers
+        counting = Counting(20, 2**20)
+        own.run(go, work, *counting.arguments)
+        counting.check()
+        assert own.workers == []
+    own.busy.release()
+
+
+def test_where_sharing_does_not_pay_calls_run_alone_for_a_while():
+    contention = pool._Contention()
+    contention.note(seconds=0.01, waited=0.002, now=1.0)  # a fifth of the time: worth it
+    contention.note(seconds=0.0002, waited=0.0002, now=1.0)  # too short to tell
+    assert contention.alone_until == 0
+    pauses = []
+    for _ in range(8):  # twice as long each time, up to half a second
+        contention.note(seconds=0.01, waited=0.009, now=100.0)
+        pauses.append(round(contention.alone_until - 100, 6))
+    assert pauses == [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5]
+    for _ in range(30):  # well for two seconds: it starts from the beginning
+        contention.note(seconds=0.1, waited=0.0, now=200.0)
+    contention.note(seconds=0.01, waited=0.009, now=300.0)
+    assert round(contention.alone_until - 300, 6) == 0.01
+
+
+@pytest.mark.compiled
+def test_during_such_a_while_no_worker_is_woken(workers):
+    own = workers(2)
+    own.contention = pool._Contention()
+    own.contention.alone_until = time.perf_counter() + 1000
+    counting = Counting(20, 2**20)
+    own.run(go, 2**30, *counting.arguments)
+    counting.check()
+    assert own.workers == []
+
+
+def test_more_threads_than_processors_are_as_many():
+    most = pool.max_threads()
+    assert 1 <= most <= numba.config.NUMBA_NUM_THREADS
+    try:
+        for count, used in ((1, 1), (most, most), (2 * most, most)):
+            pool.set_threads(count)
+            assert pool.threads() == used
+        pool.set_threads(1)
+        elsewhere = []  # another thread chooses for itself
+        thread = threading.Thread(target=lambda: elsewhere.append(pool.threads()))
+        thread.start()
+        thread.join()
+        assert (elsewhere, pool.threads()) == ([most], 1)
+        for count in (0, -1, 2 * most + 1):
+            with pytest.raises(ValueError, match=f"1 to {2 * most} on this machine, not {count}"):
+                pool.set_threads(count)
+    finally:
+        pool.set_threads(most)
 
 
 @pytest.mark.compiled
 @pytest.mark.parametrize("name", ("stories-box", "stories-box-q8"))
 def test_a_network_gives_the_same_bits_to_any_number(name, monkeypatch):
     transformer = Llama.load(name).transformer
+    monkeypatch.setattr(pool.POOL, "contention", ALWAYS)
     found = []
     for members in (1, 2, 5):
-        monkeypatch.setattr(kernels, "members", lambda _work, members=members: members)
+        monkeypatch.setattr(pool, "threads", lambda members=members: members)
         # From position 127 on attention is shared, too.
         found.append(transformer.greedy(5, State(transformer.config), 150))
     for tokens, logits in found[1:]:

@@ -286,9 +286,14 @@ def test_what_cannot_be_watched(model):
     with pytest.raises(ValueError, match="positions count from 0"):
         Trace(positions=[-1])
 
-    class Other(Transformer):
-        pass
 
-    other = Other(model.config, model.transformer.weights)
-    with pytest.raises(ValueError, match="not for Other"):
-        Llama(other, None).with_hooks(Trace())
+def test_hooks_leave_the_class_of_the_network(model):
+    class Louder(Transformer):
+        def forward(self, tokens, state, all_logits=False):
+            return 2 * super().forward(tokens, state, all_logits)
+
+    trace = Trace("logits")
+    louder = Llama(Louder(model.config, model.transformer.weights), None)
+    found = louder.with_hooks(trace).forward(TOKENS[:3], louder.new_state())
+    np.testing.assert_array_equal(found, 2 * trace["logits"][0])
+    np.testing.assert_array_equal(found, louder.forward(TOKENS[:3], louder.new_state()))

@@ -11,7 +11,7 @@ from conftest import ROOT, TINY
 
 from llama2np.checkpoint import Header
 from llama2np.cli import main
-from llama2np.kernels.cache import identity
+from llama2np.kernels.runtime.cache import identity
 
 # Prints "compiles" once something has to be compiled, and then proves that it would have.
 GENERATES = """

@@ -21,7 +21,7 @@ from llama2np import atomic
 from llama2np.checkpoint import load
 from llama2np.convert import llama2c, tokenizer
 from llama2np.convert.write import write_bin, write_huggingface
-from llama2np.kernels import sealed
+from llama2np.kernels.runtime import sealed
 from llama2np.model.transformer import State, Transformer
 
 WRITERS = ("export 0", "export 1", "export 2", "export -1", "tokenizer", "state")

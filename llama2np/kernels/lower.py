@@ -18,7 +18,12 @@ from llama2np.model.program import Program, Step, Value, rope_frequencies
 from llama2np.model.weights import Int8, Matrix
 
 # Up to how many rows the forms for few rows are faster, by the number format of the matrix.
-FEW = {"float32": float32.FEW, "bfloat16": float32.FEW, "float16": float32.FEW, "int8": int8_tiles.FEW}
+FEW = {
+    "float32": float32.FEW,
+    "bfloat16": float32.FEW,
+    "float16": float32.FEW,
+    "int8": int8_tiles.FEW,
+}
 # Counts of rows between these bounds have the same table.
 _BOUNDS = sorted({1, *FEW.values()})
 
@@ -37,6 +42,14 @@ _WORTH = {
     "gelu": 16,
     "angles": 32,
 }
+
+
+def make_all_ops() -> None:
+    """Make those ops, too, that are made when a network first has matrices of their kind."""
+    for kind in FEW:
+        if kind != "int8":
+            for make in (rows.embed_float, linear.float_few, linear.float_many):
+                make(kind)
 
 
 def row_class(count: int) -> int:
@@ -69,7 +82,9 @@ def lower(program: Program, count: int, wanted: int, chunk: int) -> Lowered:
     made = Lowered()
     for step in program.steps:
         made.starts.append(len(made.entries))
-        made.entries += _LOWER[step.op](program, step, wanted if step.op == "logits" else count, chunk)
+        made.entries += _LOWER[step.op](
+            program, step, wanted if step.op == "logits" else count, chunk
+        )
     made.starts.append(len(made.entries))
     return made
 
@@ -88,16 +103,17 @@ def places(entries: list[Entry]) -> tuple[dict[Value, int], int]:
     size = 0
     for i, entry in enumerate(entries):
         inputs = [v for v in _values(entry) if v not in entry.outputs]
-        dying = [v for v in inputs if last[v] == i and v in found] if entry.in_place else []
-        for value in entry.outputs:
+        for k, value in enumerate(entry.outputs):
             if value in found:
                 continue
             if value.name == "logits":
                 found[value] = -value.width
                 continue
-            same = next((v for v in dying if v.width == value.width), None)
+            own = inputs if entry.in_place else []
+            if len(entry.outputs) > 1:  # only where its own input is: the others are still read
+                own = [v for v in own[k : k + 1] if own.count(v) == 1]
+            same = next((v for v in own if last[v] == i and v.width == value.width), None)
             if same is not None:
-                dying.remove(same)
                 found[value] = found[same]
                 taken = [(s, e, value if v is same else v) for s, e, v in taken]
                 continue
@@ -160,7 +176,10 @@ def _angles(program: Program, step: Step, count: int, chunk: int) -> list[Entry]
 
 
 def _rope(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
-    (q, k), widths = step.outputs, {"q_width": step.outputs[0].width, "k_width": step.outputs[1].width}
+    (q, k), widths = (
+        step.outputs,
+        {"q_width": step.outputs[0].width, "k_width": step.outputs[1].width},
+    )
     fields = {**step.inputs, "q_out": q, "k_out": k, **widths, **step.numbers}
     entry = _rows(positions.rope, step, q.width + k.width, "rope", **fields)
     entry.in_place = True

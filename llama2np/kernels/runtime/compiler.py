@@ -18,9 +18,10 @@ from llama2np.kernels.runtime.link import LINKED, callees, never_run
 _CODE = """\
 import sys
 sys.path[:] = {path!r}
-from llama2np import kernels
+from llama2np.kernels import lower
 from llama2np.kernels.runtime import compiler
-compiler.compile_all({places})
+lower.make_all_ops()
+compiler.compile_all({names})
 """
 
 
@@ -35,10 +36,9 @@ class _Background:
             return
         if "python" not in os.path.basename(sys.executable or "").lower():
             return  # a program with Python embedded: it would be started a second time
-        known = list(LINKED)
-        places = [known.index(kernel) for kernel in self.expected]
+        names = [_name(kernel) for kernel in self.expected]
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-        code = _CODE.format(path=sys.path, places=places)
+        code = _CODE.format(path=sys.path, names=names)
         command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", code]
         with suppress(Exception):  # whatever keeps it from starting, it is not needed
             self.process = subprocess.Popen(command, **streams)
@@ -80,13 +80,19 @@ def found(function):
     _background.expected = left
 
 
-def compile_all(places):
-    """The background process's work: the kernels at these places in LINKED, the last first."""
+def compile_all(names):
+    """The background process's work: the kernels of LINKED with these names, the last first."""
     never_run()
-    for place in reversed(places):
-        kernel = list(LINKED)[place]
+    known = {_name(kernel): kernel for kernel in LINKED}
+    for name in reversed(names):
+        kernel = known[name]
         for each in (*_called_by(kernel), kernel):
             each.compile(LINKED[each])
+
+
+def _name(kernel):
+    """What a kernel is called in every process."""
+    return f"{kernel.py_func.__module__}.{kernel.py_func.__qualname__}"
 
 
 def _called_by(kernel):

@@ -1,0 +1,88 @@
+"""The arena: values that are needed at the same time never share memory."""
+
+from types import SimpleNamespace
+
+import pytest
+from conftest import TINY
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama2np import checkpoint
+from llama2np.checkpoint import Header
+from llama2np.kernels.lower import Entry, lower, places
+from llama2np.model.architectures import llama
+from llama2np.model.program import Program, Value
+
+
+def check(entries):
+    """Go through the entries; each value lives from the entry that makes it to its last reader."""
+    found, size = places(entries)
+    uses = [
+        [v for f in e.fields.values() for v in (f if isinstance(f, list) else [f])] for e in entries
+    ]
+    uses = [[v for v in some if isinstance(v, Value)] for some in uses]
+    last = {value: i for i, some in enumerate(uses) for value in some}
+    made = {}
+    for i, entry in enumerate(entries):
+        for value in entry.outputs:
+            made.setdefault(value, i)
+    inputs = [
+        [v for v in some if v not in e.outputs] for e, some in zip(entries, uses, strict=True)
+    ]
+    for value in made:
+        assert found[value] % 16 == 0 or value.name == "logits"
+        if value.name != "logits":
+            assert 0 <= found[value] <= size - value.width
+    values = [value for value in made if value.name != "logits"]
+    for a in values:
+        for b in values:
+            if a is b or not overlap(found, a, b) or made[a] > made[b]:
+                continue
+            # They share memory, so b is made after the last use of a, or by it, in place.
+            i, outputs = made[b], entries[made[b]].outputs
+            assert made[a] < i and i >= last[a]
+            if i == last[a]:
+                assert entries[i].in_place and (found[a], a.width) == (found[b], b.width)
+                # An op with several outputs makes one after the other, each from its own input.
+                own = [v for k, v in enumerate(inputs[i]) if outputs[k : k + 1] == (b,)]
+                assert len(outputs) == 1 or (own == [a] and inputs[i].count(a) == 1)
+    return found, size
+
+
+def overlap(found, a, b):
+    return found[a] < found[b] + b.width and found[b] < found[a] + a.width
+
+
+WIDTHS = st.sampled_from((1, 15, 16, 17, 48, 80))
+
+
+@st.composite
+def programs(draw):
+    """Entries that read values made before them, and make up to four; some may do so in place."""
+    entries, values = [], []
+    for _ in range(draw(st.integers(1, 15))):
+        inputs = draw(st.lists(st.sampled_from(values), max_size=3)) if values else []
+        widths = [v.width for v in inputs] or [48]
+        outputs = tuple(
+            Value("", draw(st.one_of(st.sampled_from(widths), WIDTHS)))
+            for _ in range(draw(st.integers(0, 4)))
+        )
+        fields = {"x": inputs, "out": list(outputs), "n": 5}
+        entries.append(Entry(SimpleNamespace(), fields, outputs, in_place=draw(st.booleans())))
+        values += outputs
+    return entries
+
+
+@given(programs())
+def test_no_two_values_that_are_needed_overlap(entries):
+    check(entries)
+
+
+@pytest.mark.parametrize("version, group", ((1, 0), (2, 16)))
+@pytest.mark.parametrize("count, wanted", ((1, 1), (5, 1), (8, 8), (40, 2), (40, 40)))
+def test_the_places_of_a_network_do_not_overlap(write, version, group, count, wanted):
+    config, weights = checkpoint.load(write("x.bin", Header(version, TINY, True, group)))
+    program = Program(config, weights, llama)
+    _, size = check(lower(program, count, wanted, 128).entries)
+    deeper = len(program.steps) * max(config.hidden_dim, config.dim)
+    assert size < 12 * config.hidden_dim < deeper  # places are used again, block after block
