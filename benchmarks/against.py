@@ -5,10 +5,11 @@
     python -m benchmarks.against /tmp/before box 15M --rounds 40
     python -m benchmarks.against /tmp/before 110M --threads 1 --cpu
 
-Each checkout has a process of its own, with the Python that runs this and a kernel cache of its own.
-The two take turns in short bursts, so that whatever else happens on the machine happens to both. The
-ratio is this checkout's speed by the other's: of the fast tenth of the bursts, and the median.
-`--cpu` measures processor time instead, which other programs disturb less; use it with one thread.
+Each checkout has a process of its own, with the Python that runs this and a kernel cache of its
+own. The two take turns in short bursts, so that whatever else happens on the machine happens to
+both. The ratio is this checkout's speed by the other's: of the fast tenth of the bursts, and the
+median. `--cpu` measures processor time instead, which other programs disturb less; use it with one
+thread.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ class _Checkout:
         command = [sys.executable, "-c", _WORKER, str(root), path, str(threads), str(int(cpu))]
         env = {**os.environ, "NUMBA_CACHE_DIR": cache}
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env, cwd="/")
+        self._process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, env=env, cwd="/"
+        )
         if self._answer() != "ready":
             raise SystemExit(f"{root} does not start")
 

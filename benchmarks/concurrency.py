@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 from statistics import median
 
+from llama2np.kernels.threads import layer
+
 from benchmarks.random_models import SHAPES, write_model
 from llama2np import checkpoint, kernels
-from llama2np.kernels.threads import layer
 from llama2np.model.transformer import State, Transformer
 
 

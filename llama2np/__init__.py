@@ -7,16 +7,16 @@ if TYPE_CHECKING:
     from llama2np.beam import Beam, beam_search
     from llama2np.chat import Chat
     from llama2np.checkpoint import CheckpointError
-    from llama2np.model.config import Config
     from llama2np.convert.export import export
     from llama2np.evaluation import Comparison, Evaluation, compare, evaluate
     from llama2np.generation import Generation
     from llama2np.llama import Llama
+    from llama2np.model.config import Config
+    from llama2np.model.hooks import Edit, Trace
+    from llama2np.model.transformer import State, Transformer
     from llama2np.sampler import Sampler
     from llama2np.speculative import DraftModel, PromptLookup
     from llama2np.tokenizer import Tokenizer, TokenizerError
-    from llama2np.model.hooks import Edit, Trace
-    from llama2np.model.transformer import State, Transformer
 
 __all__ = [
     "Beam",

@@ -21,10 +21,10 @@ import numpy as np
 from llama2np import advice, box, kinds
 from llama2np.arguments import whole
 from llama2np.atomic import replacing
-from llama2np.model.config import Config
 from llama2np.files import open_regular
-from llama2np.output import printable
+from llama2np.model.config import Config
 from llama2np.model.weights import LAYER_SHAPES, MATRICES, SHAPES, Dense, Int8, Weights
+from llama2np.output import printable
 
 MAGIC = 0x616B3432  # "ak42": the first word of every version but 0
 _HEADER_SIZE = {0: 28, 1: 256, 2: 256}

@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import numpy as np
 
 from llama2np.arguments import none_means_default, texts, token_list, whole, wrong
-from llama2np.model.config import Config
 from llama2np.logits import forbid, likeliest, log_softmax
+from llama2np.model.config import Config
+from llama2np.model.state import State
 from llama2np.output import brief
 from llama2np.owner import Owned, Owner
 from llama2np.sampler import Sampler
 from llama2np.tokenizer import Decoder, Tokenizer
-from llama2np.model.transformer import State, Transformer
+
+if TYPE_CHECKING:
+    from llama2np.model.transformer import Transformer
 
 StopReason = Literal["end", "stop", "max_new_tokens", "context"]
 
@@ -65,7 +68,8 @@ def continue_tokens(
     while state.pos + len(tokens) <= end:
         known = state.pos + len(tokens)
         if (count := min(stride, known - given, end - state.pos)) > 1:
-            read, logits = model.greedy(tokens[0], state, count)
+            network = cast("Transformer", model)  # what has max_greedy_tokens has greedy, too
+            read, logits = network.greedy(tokens[0], state, count)
             guess = read[1:].tolist()
         else:
             logits = model.forward([*tokens, *guess], state, all_logits=bool(guess))

@@ -7,9 +7,9 @@ import pytest
 
 from llama2np.checkpoint import Header
 from llama2np.cli import main
-from llama2np.model.config import Config
 from llama2np.convert import huggingface, llama2c
 from llama2np.convert.write import write_bin
+from llama2np.model.config import Config
 
 
 def inspect(capsys, *arguments) -> str:

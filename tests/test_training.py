@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from llama2np.model.config import Config
 from llama2np.convert import llama2c, write
 from llama2np.convert.tokenizer import write_bin
+from llama2np.model.config import Config
 from llama2np.tokenizer import BOS, Tokenizer
 from tools.stories.teller import tell
 from tools.stories.words import said_again

@@ -17,8 +17,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from llama2np.atomic import write_file  # noqa: E402
-from llama2np.model.config import Config  # noqa: E402
 from llama2np.convert import llama2c, tokenizer, write  # noqa: E402
+from llama2np.model.config import Config  # noqa: E402
 from tools.stories.words import names, words  # noqa: E402
 from tools.training.corpus import (  # noqa: E402
     HELD_OUT,

@@ -6,7 +6,7 @@ All of it follows from the steps of the program.
 from __future__ import annotations
 
 from llama2np.model.listing import bytes_of
-from llama2np.model.program import Program, multiply_adds
+from llama2np.model.program import Program, Step, multiply_adds
 
 
 def bytes_to_generate(program: Program, depth: int, count: int) -> float:
@@ -38,7 +38,7 @@ def operations_to_read(program: Program, depth: int, count: int) -> float:
     return 2 * (matrices + attention)
 
 
-def _attentions(program: Program):  # type: ignore[no-untyped-def]
+def _attentions(program: Program) -> list[Step]:
     return [step for step in program.steps if step.op == "attention"]
 
 

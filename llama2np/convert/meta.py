@@ -14,11 +14,11 @@ from typing import Any
 
 from llama2np import kinds
 from llama2np.checkpoint import CheckpointError
-from llama2np.model.config import Config
 from llama2np.convert.json_file import JsonFile
 from llama2np.convert.names import unwrapped
 from llama2np.convert.source import Source, Stored, checked, concatenated
 from llama2np.convert.torch_zip import TorchFile
+from llama2np.model.config import Config
 from llama2np.output import brief
 
 SEQ_LEN = 2048  # params.json does not say it; llama2.c's choice

@@ -71,7 +71,8 @@ def _skip_pick(entries: list[Entry], starts: list[int]) -> None:
 def row_sums(rows: np.ndarray, out: np.ndarray) -> None:
     """out[i] = the sum of row i, with all threads. rows: (n, width), out: (n,) float32."""
     record, run = np.zeros(1, bandwidth.row_sums.dtype), np.zeros(1, RUN)
-    record["op"], record["units"], record["n"] = bandwidth.row_sums.address, len(rows), rows.shape[1]
+    record["op"], record["units"] = bandwidth.row_sums.address, len(rows)
+    record["n"] = rows.shape[1]
     record["x"], record["out"], record["work"] = rows.ctypes.data, out.ctypes.data, rows.size
     run["rows"] = 1
     nothing = np.zeros(0, np.int64), np.zeros((0, 0), np.float32), 0, 1, 0
@@ -178,4 +179,3 @@ class CompiledRun:
     def put(self, value: Value, array: np.ndarray) -> None:
         """Set a value as if its step had been computed: (rows, width)."""
         self.array(value)[:] = array
-

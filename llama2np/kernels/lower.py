@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-
 from llama2np.kernels.matmul import float32, int8_tiles
 from llama2np.kernels.ops import attention, linear, positions, rows
 from llama2np.kernels.runtime.jit import PLAIN

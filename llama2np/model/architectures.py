@@ -1,6 +1,7 @@
 """The networks, each described once: a function that reads like its forward pass.
 
-To add one, write such a function; CONTRIBUTING.md shows how. The methods of Block are in program.py.
+To add one, write such a function; CONTRIBUTING.md shows how. The methods of Block are in
+program.py.
 """
 
 from llama2np.model.config import Config

@@ -29,8 +29,8 @@ class Config:
     norm_eps: float = 1e-5  # added to the mean square in RMSNorm
     head_dim: int = 0  # width of one attention head; 0: dim / n_heads
     rotary_dim: int = 0  # values of a head that rotary positions turn; 0: all
-    # The two values that one angle turns are 0: neighbours (as Meta lays them out), 1: rotary_dim / 2
-    # apart (as Hugging Face does).
+    # The two values that one angle turns are 0: neighbours (as Meta lays them out), 1: rotary_dim /
+    # 2 apart (as Hugging Face does).
     rope_halves: int = 0
 
     def __post_init__(self) -> None:

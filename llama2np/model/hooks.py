@@ -316,7 +316,7 @@ def go(
 def _show_attention(
     q: np.ndarray, state: State, step: Step, visits: Visits, positions: np.ndarray, out: np.ndarray
 ) -> None:
-    """Show the weights (n_heads, T, positions); where they were changed, compute `out` from them."""
+    """Show the weights (n_heads, T, positions); if they were changed, compute `out` from them."""
     assert step.layer is not None
     n_heads, head_dim = int(step.numbers["n_heads"]), int(step.numbers["head_dim"])
     keys, values = state.layer(step.layer, int(positions[-1]) + 1)

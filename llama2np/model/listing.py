@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from llama2np.model.program import Program, Step, Value, multiply_adds
 
 _HEAD = ("#", "step", "layer", "reads", "weights", "makes", "width", "bytes", "multiply-adds")
@@ -50,10 +52,11 @@ def bytes_of(program: Program, step: Step) -> int:
     total = 0
     for kind, names in step.weights.items():
         for name in names:
-            tensor = program.weights[name] if name else None
-            arrays = getattr(tensor, "arrays", (tensor,) if tensor is not None else ())
-            size = sum(array.nbytes for array in arrays)
-            total += size // tensor.shape[0] if kind == "table" and tensor is not None else size
+            if name:
+                tensor = program.weights[name]
+                arrays = (tensor,) if isinstance(tensor, np.ndarray) else tensor.arrays
+                size = sum(array.nbytes for array in arrays)
+                total += size // tensor.shape[0] if kind == "table" else size
     return total
 
 
@@ -65,5 +68,3 @@ def _names(program: Program) -> dict[Value, str]:
         for i, value in enumerate(step.outputs):
             names[value] = value.name or (own[i] if own else step.op)
     return names
-
-

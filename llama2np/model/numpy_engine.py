@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,10 @@ class NumpyRun:
         self.tokens = self._tokens[lap * rows : (lap + 1) * rows]
         self.logits = self._logits[lap * wanted : (lap + 1) * wanted]
         self.positions = np.concatenate(
-            [np.arange(s.pos + lap, s.pos + lap + n) for s, n in zip(self.states, self.counts, strict=True)]
+            [
+                np.arange(s.pos + lap, s.pos + lap + n)
+                for s, n in zip(self.states, self.counts, strict=True)
+            ]
         )
         self.values: dict[Value, np.ndarray] = {}
 
@@ -89,20 +93,20 @@ class NumpyRun:
         """The arrays that a step reads, in their order."""
         return [self.values[value] for value in step.inputs.values()]
 
-    def weights(self, step: Step, kind: str) -> list[object]:
+    def weights(self, step: Step, kind: str) -> list[Any]:
         """The tensors of a step."""
         return [self.program.weights[n] if n else None for n in step.weights.get(kind, ())]
 
 
 def embed(step: Step, run: NumpyRun) -> Arrays:
     (table,) = run.weights(step, "table")
-    return (table.rows(run.tokens),)  # type: ignore[attr-defined]
+    return (table.rows(run.tokens),)
 
 
 def rmsnorm(step: Step, run: NumpyRun) -> Arrays:
     (x,), (weight,) = run.inputs(step), run.weights(step, "weight")
     mean = (x * x).mean(-1, keepdims=True)
-    return (weight * (x / np.sqrt(mean + np.float32(step.numbers["eps"]))),)  # type: ignore[operator]
+    return (weight * (x / np.sqrt(mean + np.float32(step.numbers["eps"]))),)
 
 
 def layernorm(step: Step, run: NumpyRun) -> Arrays:
@@ -128,7 +132,9 @@ def logits(step: Step, run: NumpyRun) -> Arrays:
 
 def angles(step: Step, run: NumpyRun) -> Arrays:
     turn = run.positions[:, None].astype(np.float32) * rope_frequencies(run.program.config)
-    return np.cos(turn.astype(float)).astype(np.float32), np.sin(turn.astype(float)).astype(np.float32)
+    return np.cos(turn.astype(float)).astype(np.float32), np.sin(turn.astype(float)).astype(
+        np.float32
+    )
 
 
 def rope(step: Step, run: NumpyRun) -> Arrays:
@@ -173,7 +179,9 @@ def gelu(step: Step, run: NumpyRun) -> Arrays:
     if step.numbers["exact"]:
         erf = np.vectorize(math.erf, otypes=[np.float32])
         return (x * (1 + erf(x * np.float32(0.5**0.5))) / 2,)
-    return (x / 2 * (1 + np.tanh(np.float32((2 / np.pi) ** 0.5) * (x + np.float32(0.044715) * x**3))),)
+    return (
+        x / 2 * (1 + np.tanh(np.float32((2 / np.pi) ** 0.5) * (x + np.float32(0.044715) * x**3))),
+    )
 
 
 def add(step: Step, run: NumpyRun) -> Arrays:
@@ -190,7 +198,7 @@ OPS: dict[str, Callable[[Step, NumpyRun], Arrays]] = {
 
 
 def multiply(matrix: Matrix, x: np.ndarray) -> np.ndarray:
-    """x (T, n) times a matrix (d, n): (T, d) float32. An int8 matrix takes x rounded, as runq.c does."""
+    """x (T, n) times a matrix (d, n): (T, d) float32. For int8, x is rounded as runq.c does it."""
     if not isinstance(matrix, Int8):
         return x @ np.asarray(matrix.w, np.float32).T
     q, scales = quantize(x, matrix.group)
@@ -212,5 +220,5 @@ def quantize(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
     return rounded.astype(np.int8).reshape(x.shape), scales
 
 
-def _with_bias(out: np.ndarray, biases: list[object], i: int) -> np.ndarray:
-    return out if not biases or biases[i] is None else out + biases[i]  # type: ignore[operator,no-any-return]
+def _with_bias(out: np.ndarray, biases: list[Any], i: int) -> np.ndarray:
+    return out if not biases or biases[i] is None else out + biases[i]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import overload
 
 import numpy as np
 
@@ -59,9 +60,9 @@ Describe = Callable[["Block", Config], None]
 class Block:
     """Records the steps of a network, and checks names and shapes.
 
-    Values are the arrays between the steps. `layer` is the block that is being described: set it in
-    a loop, `for b.layer in range(c.n_layers)`. A weight is the tensor of that name of the block, or,
-    where the block has none, of the network.
+    Values are the arrays between the steps. `layer` is the block that is being described: set it
+    in a loop, `for b.layer in range(c.n_layers)`. A weight is the tensor of that name of the block,
+    or, where the block has none, of the network.
     """
 
     def __init__(self, config: Config, weights: Weights):
@@ -75,7 +76,7 @@ class Block:
         """The rows of a table (vocab_size, dim) for the tokens."""
         matrix = self._matrix(table)
         out = Value(name, matrix.shape[1])
-        return self._record("embed", {}, {"table": (self._full(table),)}, out)
+        return self._record("embed", {}, {"table": (self._full(table),)}, out)[0]
 
     def rmsnorm(self, x: Value, weight: str, name: str | None = None) -> Value:
         """weight * x / sqrt(mean(x**2) + norm_eps) (Zhang and Sennrich 2019)."""
@@ -85,7 +86,15 @@ class Block:
         """weight * (x - mean) / sqrt(variance + norm_eps) + its bias, if any (Ba et al. 2016)."""
         return self._norm("layernorm", x, weight, name)
 
-    def linear(self, x: Value, *matrices: str, name: str | None = None) -> tuple[Value, ...] | Value:
+    @overload
+    def linear(self, x: Value, matrix: str, /, *, name: str | None = None) -> Value: ...
+
+    @overload
+    def linear(self, x: Value, first: str, second: str, /, *more: str) -> tuple[Value, ...]: ...
+
+    def linear(
+        self, x: Value, *matrices: str, name: str | None = None
+    ) -> Value | tuple[Value, ...]:
         """x times each matrix, plus its bias where the network has one.
 
         The outputs are called as the matrices without "w" or "w_"; one output alone is returned as
@@ -95,56 +104,59 @@ class Block:
         for matrix in matrices:
             shape = self._matrix(matrix).shape
             if shape[1] != x.width:
-                raise ValueError(
-                    f"{described(self._full(matrix))} has shape {shape}, its input is {x.width} wide"
-                )
+                what = described(self._full(matrix))
+                raise ValueError(f"{what} has shape {shape}, its input is {x.width} wide")
             own = matrix.removeprefix("w").removeprefix("_") if name is None else name
             outs.append(Value(own, shape[0]))
         full = tuple(map(self._full, matrices))
         biases = tuple(self._bias(matrix) for matrix in matrices)
         weights = {"w": full} | ({"bias": biases} if any(biases) else {})
-        return self._record("linear", {"x": x}, weights, *outs)
+        made = self._record("linear", {"x": x}, weights, *outs)
+        return made if len(made) > 1 else made[0]
 
     def rope(self, q: Value, k: Value) -> tuple[Value, Value]:
         """q and k with the first rotary_dim values of each head turned by the position."""
         c = self.config
         if self._angles is None:
             cos, sin = Value("", c.rotary_dim // 2), Value("", c.rotary_dim // 2)
-            self._angles = self._record("angles", {}, {}, cos, sin)
+            self._record("angles", {}, {}, cos, sin)
+            self._angles = cos, sin
         cos, sin = self._angles
         numbers = {"head_dim": c.head_dim, "rotary_dim": c.rotary_dim, "halves": c.rope_halves}
         outs = Value(q.name, q.width), Value(k.name, k.width)
-        return self._record("rope", {"q": q, "k": k, "cos": cos, "sin": sin}, {}, *outs, **numbers)
+        self._record("rope", {"q": q, "k": k, "cos": cos, "sin": sin}, {}, *outs, **numbers)
+        return outs
 
     def attention(self, q: Value, k: Value, v: Value, name: str = "mixed") -> Value:
         """Put k and v into the KV cache, and gather what q asks for from it, causally."""
         c = self.config
         for value, width in ((q, c.q_dim), (k, c.kv_dim), (v, c.kv_dim)):
             if value.width != width:
-                raise ValueError(f"attention of {value.name}: it is {value.width} wide, not {width}")
+                found = f"it is {value.width} wide, not {width}"
+                raise ValueError(f"attention of {value.name}: {found}")
         numbers = {"n_heads": c.n_heads, "n_kv_heads": c.n_kv_heads, "head_dim": c.head_dim}
         inputs = {"q": q, "k": k, "v": v}
-        return self._record("attention", inputs, {}, Value(name, c.q_dim), **numbers)
+        return self._record("attention", inputs, {}, Value(name, c.q_dim), **numbers)[0]
 
     def swiglu(self, gate: Value, up: Value, name: str = "mlp") -> Value:
         """silu(gate) * up (Shazeer 2020)."""
-        return self._record("swiglu", {"gate": gate, "up": up}, {}, Value(name, gate.width))
+        return self._record("swiglu", {"gate": gate, "up": up}, {}, Value(name, gate.width))[0]
 
     def gelu(self, x: Value, name: str = "mlp", exact: bool = False) -> Value:
         """x * the share of a normal distribution below x: by erf if `exact`, else by tanh."""
-        return self._record("gelu", {"x": x}, {}, Value(name, x.width), exact=int(exact))
+        return self._record("gelu", {"x": x}, {}, Value(name, x.width), exact=int(exact))[0]
 
     def add(self, x: Value, y: Value, name: str = "") -> Value:
         """x + y."""
         if x.width != y.width:
             raise ValueError(f"add {name}: {x.name} is {x.width} wide, {y.name} {y.width}")
-        return self._record("add", {"x": x, "y": y}, {}, Value(name, x.width))
+        return self._record("add", {"x": x, "y": y}, {}, Value(name, x.width))[0]
 
     def logits(self, x: Value, matrix: str) -> Value:
         """The output of the network: x times the matrix, for the rows whose logits are wanted."""
         shape, bias = self._matrix(matrix).shape, self._bias(matrix)
         weights = {"w": (self._full(matrix),)} | ({"bias": (bias,)} if bias else {})
-        return self._record("logits", {"x": x}, weights, Value("logits", shape[0]))
+        return self._record("logits", {"x": x}, weights, Value("logits", shape[0]))[0]
 
     def _norm(self, op: str, x: Value, weight: str, name: str | None) -> Value:
         full = self._full(weight)
@@ -152,7 +164,7 @@ class Block:
         bias = self._bias(weight) if op == "layernorm" else ""
         weights = {"weight": (full,)} | ({"bias": (bias,)} if bias else {})
         out = Value(weight if name is None else name, x.width)
-        return self._record(op, {"x": x}, weights, out, eps=self.config.norm_eps)
+        return self._record(op, {"x": x}, weights, out, eps=self.config.norm_eps)[0]
 
     def _full(self, name: str) -> str:
         """The name of a tensor with its block, "layers.2.wq", if it belongs to one."""
@@ -184,12 +196,19 @@ class Block:
         self._tensor(full, owner.shape[:1])
         return full
 
-    def _record(self, op, inputs, weights, *outputs, **numbers):  # type: ignore[no-untyped-def]
+    def _record(
+        self,
+        op: str,
+        inputs: dict[str, Value],
+        weights: dict[str, tuple[str, ...]],
+        *outputs: Value,
+        **numbers: Number,
+    ) -> tuple[Value, ...]:
         names = [name for some in weights.values() for name in some]
         shared = names and not any(name.startswith("layers.") for name in names)
         layer = None if shared else self.layer
         self.steps.append(Step(op, inputs, weights, outputs, layer, numbers))
-        return outputs[0] if len(outputs) == 1 else outputs
+        return outputs
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -239,7 +258,7 @@ class Program:
 
 
 def multiply_adds(program: Program, step: Step) -> int:
-    """The multiply-adds of a step's matrix products for one token; 0 for a step without matrices."""
+    """The multiply-adds of a step's matrix products for one token; 0 where it has no matrices."""
     return sum(math.prod(matrix.shape) for matrix in program.matrices(step))
 
 

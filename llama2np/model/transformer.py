@@ -70,7 +70,7 @@ class Transformer:
 
     @property
     def max_greedy_tokens(self) -> int:
-        """How many tokens one call of `greedy` may read without delaying anyone; 1: it is no use."""
+        """How many tokens one call of `greedy` may read without delaying anyone; 1: it is useless."""
         if self._hooks or type(self).forward is not Transformer.forward:
             return 1
         return max(min(_GREEDY_WORK // max(self._program.work, 1), _GREEDY_TOKENS), 1)
@@ -207,7 +207,7 @@ class Transformer:
         That is the final norm and the classifier: float32 logits (T, vocab_size).
         """
         steps, state = self._program.steps, State(self.config)
-        first = next(i for i, step in enumerate(steps) if not any(s.layer is not None for s in steps[i:]))
+        first = max(i for i, step in enumerate(steps) if step.layer is not None) + 1
         (stream,) = steps[first].inputs.values()
         logits = np.empty((len(x), self.config.vocab_size), np.float32)
         for start in range(0, len(x), BLOCK):

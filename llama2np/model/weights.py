@@ -1,4 +1,5 @@
-"""What a network knows: its tensors by name. Arrays are views of the mapped file; nothing is copied.
+"""What a network knows: its tensors by name. Arrays are views of the mapped file; nothing is
+copied.
 
 A matrix is (outputs, inputs), as stored. The tensors of block i are called "layers.i.wq" and so on;
 a bias is called as its matrix or norm, with ".bias" behind it.
@@ -100,8 +101,8 @@ class Int8:
 Matrix = Dense | Int8
 Tensor = Matrix | np.ndarray  # an array is a norm or a bias, (n,) float32
 
-# The shape of each tensor in terms of Config: two names for a matrix, one for a norm. The tensors of
-# a block first, then those that a network has once.
+# The shape of each tensor in terms of Config: two names for a matrix, one for a norm. The tensors
+# of a block first, then those that a network has once.
 LAYER_SHAPES: dict[str, tuple[str, ...]] = {
     "attn_norm": ("dim",),
     "wq": ("q_dim", "dim"),
@@ -220,7 +221,9 @@ def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     matrix = isinstance(tensor, Dense | Int8)
     if matrix != (len(shape) == 2) or not (matrix or isinstance(tensor, np.ndarray)):
         expected = "Dense or Int8" if len(shape) == 2 else "a float32 array"
-        raise ValueError(f"{described(name)} is of type {type(tensor).__name__}, expected {expected}")
+        raise ValueError(
+            f"{described(name)} is of type {type(tensor).__name__}, expected {expected}"
+        )
     if tensor.shape != shape:
         raise ValueError(f"{described(name)} has shape {tensor.shape}, expected {shape}")
     if isinstance(tensor, np.ndarray):

@@ -1,4 +1,4 @@
-"""The network of `llama2np.model.transformer` in torch, for training: tensors named as llama2.c does."""
+"""The network of `llama2np` in torch, for training: tensors named as llama2.c does."""
 
 from __future__ import annotations
 

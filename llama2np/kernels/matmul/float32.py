@@ -116,9 +116,7 @@ def many(kind):
                     for b in range(blocks):
                         k, begins, ends = b * size, b == 0, b == blocks - 1
                         count = min(n - k, size)
-                        rows_by_tokens(
-                            w, i, n, d, x, start, end, out, k, count, sums, begins, ends
-                        )
+                        rows_by_tokens(w, i, n, d, x, start, end, out, k, count, sums, begins, ends)
 
     return multiply
 

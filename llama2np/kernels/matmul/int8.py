@@ -10,10 +10,10 @@ import math
 import numpy as np
 from numba import float32, int8, int32, int64
 
-from llama2np.kernels.runtime.link import linked
 from llama2np.kernels.matmul.int8_dot import dot, products4
 from llama2np.kernels.matmul.int8_isa import ISA
 from llama2np.kernels.runtime.jit import exact, inner
+from llama2np.kernels.runtime.link import linked
 
 
 @inner

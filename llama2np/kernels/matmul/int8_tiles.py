@@ -1,7 +1,7 @@
 """Q8_0 matrix products for many tokens, in register tiles, with runq.c's arithmetic.
 
-Here a tile's lanes are tokens. Four int8 of a row of the matrix, spread over a vector, meet the same
-four of all tokens of the tile, in one instruction that sums their products:
+Here a tile's lanes are tokens. Four int8 of a row of the matrix, spread over a vector, meet the
+same four of all tokens of the tile, in one instruction that sums their products:
 
                        token 0         token 1         token 2    ...
                      x[0][k:k+4]     x[1][k:k+4]     x[2][k:k+4]        one load
@@ -13,7 +13,6 @@ last bit. The tokens are laid out for this first (`lay`).
 
 from functools import cache
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -64,9 +63,7 @@ def _group(isa, rows, width):
                 weights = spread(builder, isa.biased(builder, four), integers)
                 weights = builder.bitcast(weights, int8s)
                 for v in vectors:
-                    total = isa.instruction(
-                        builder, builder.load(totals[r, v]), weights, tokens[v]
-                    )
+                    total = isa.instruction(builder, builder.load(totals[r, v]), weights, tokens[v])
                     builder.store(total, totals[r, v])
 
     def generate(context, builder, signature, arguments):
@@ -132,8 +129,8 @@ def padded(tokens):
 def lay(x, tokens, n, first, last, out):
     """Lay tokens out in tiles: NARROW tokens for each of first ... last - 1. x, out: flat, 32 bits.
 
-    x is (tokens, n). out has (padded tokens, n) values: as many wide tiles as fit, then narrow ones.
-    The tile of the tokens from t on begins at out[t * n] and is (n, width). Padding is zeros.
+    x is (tokens, n). out has (padded tokens, n) values: as many wide tiles as fit, then narrow
+    ones. The tile of the tokens from t on begins at out[t * n] and is (n, width). Padding is zeros.
     """
     wide = padded(tokens) // _WIDE * _WIDE
     for i in range(first, last):
@@ -161,7 +158,8 @@ def many(isa=ISA):
     (q, scales, n, size, d, x, x_scales, x_sums, tokens, out, first, last, sums): columns of out
     (tokens, d) for the tiles first ... last - 1 of ROWS rows each; the last tile of the matrix may
     repeat rows of the one before. q (d, n) int8 in groups of `size` (a multiple of 4) with scales;
-    x (in words of four int8), x_scales, x_sums as `lay` makes them; sums: (SUMS,), scratch. All flat.
+    x (in words of four int8), x_scales, x_sums as `lay` makes them; sums: (SUMS,), scratch. All
+    flat.
     """
     if isa not in ISAS:
         return None

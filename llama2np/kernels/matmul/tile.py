@@ -1,9 +1,9 @@
 """Register tiles of rows by tokens, whose lanes run along k: the generator of the float products.
 
-An output is the dot product of a row of the matrix and a token. It is always summed in one order: one
-vector accumulator, whose lane j adds w[k] * x[k] for k = j, j + LANES, j + 2 LANES ..., and then the
-halves of the vector are added until one number is left. Which rows and tokens share a tile does not
-change that, so one token, a few and many get the same bits.
+An output is the dot product of a row of the matrix and a token. It is always summed in one order:
+one vector accumulator, whose lane j adds w[k] * x[k] for k = j, j + LANES, j + 2 LANES ..., and
+then the halves of the vector are added until one number is left. Which rows and tokens share a tile
+does not change that, so one token, a few and many get the same bits.
 
 A tile of 2 rows and 3 tokens, in one step along k:
 
@@ -91,14 +91,14 @@ def _lanes(numbers):
 def tile(rows, tokens, kind, *, adjacent=True, unroll=1, ahead=0, next_rows=0):
     """An intrinsic that multiplies a tile of `rows` rows of a matrix of a kind and `tokens` tokens.
 
-    Its arguments: (w, at, row_stride, n, x, start, token_stride, out, o, out_row, out_token, sums, s,
-    begins, ends, soon). All arrays are flat. It fills, for r < rows and t < tokens,
+    Its arguments: (w, at, row_stride, n, x, start, token_stride, out, o, out_row, out_token, sums,
+    s, begins, ends, soon). All arrays are flat. It fills, for r < rows and t < tokens,
 
         out[o + r * out_row + t * out_token] = the sum over k < n of
             w[at + r * row_stride + k] * x[start + t * token_stride + k]
 
-    adjacent: out_row is 1, and the sum can be taken in several calls, one for each block of k: between
-    them the accumulators are kept in sums[s:], unless the tile `begins` or `ends` here.
+    adjacent: out_row is 1, and the sum can be taken in several calls, one for each block of k:
+    between them the accumulators are kept in sums[s:], unless the tile `begins` or `ends` here.
     unroll: steps along k in one turn of the loop. ahead: how many bytes ahead its rows are
     prefetched. next_rows: so many rows are prefetched from w[soon] on.
     """

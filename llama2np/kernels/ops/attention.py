@@ -80,7 +80,9 @@ def _divide_by_sum(row, total, summed, n):
 
 
 @inner
-def _attend(first, end, count, n, q, out, chunks, at, kv_stride, chunk, n_heads, n_kv_heads, scores):
+def _attend(
+    first, end, count, n, q, out, chunks, at, kv_stride, chunk, n_heads, n_kv_heads, scores
+):
     """Softmax-weighted means of the values, for heads first ... end - 1 and `count` rows.
 
     q, out: (count, n_heads * head_dim), count <= TOGETHER. The first row sees n positions, each

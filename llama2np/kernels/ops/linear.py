@@ -117,7 +117,10 @@ def quantize_tiles(s, run, first, last, scratch):
 @inner
 def _int8_few(s, run, m, first, last, out, scratch):
     n, groups, d, rows = s["n"], s["n"] // s["group"], s["d"][m], row_count(s["picked"], run)
-    x, x_scales = int8s(place(run, s["q"]), rows, n), floats(place(run, s["q_scales"]), rows, groups)
+    x, x_scales = (
+        int8s(place(run, s["q"]), rows, n),
+        floats(place(run, s["q_scales"]), rows, groups),
+    )
     x_sums = int32s(place(run, s["q_sums"]), rows, groups)
     w, scales = int8s(s["w"][m], d, n), floats(s["scales"][m], d, groups)
     call_int8_rows(w, scales, first, last, x, x_scales, x_sums, out.reshape(rows, d))

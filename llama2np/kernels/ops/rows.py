@@ -90,7 +90,7 @@ def swiglu(s, run, first, last, scratch):
 
 @op("x out exact")
 def gelu(s, run, first, last, scratch):
-    """out = x * P(N(0, 1) <= x), with erf if `exact`, else with tanh (Hendrycks and Gimpel 2016)."""
+    """out = x * P(N(0, 1) <= x), by erf if `exact`, else by tanh (Hendrycks and Gimpel 2016)."""
     out, one = _start_with(run, s["x"], s["out"], s["n"], first, last), np.float32(1)
     for t in range(out.shape[0]):
         for i in range(out.shape[1]):

@@ -4,8 +4,8 @@ import numpy as np
 from numba import float32, int64
 
 from llama2np.kernels.ops.exp import exps
-from llama2np.kernels.runtime.link import LINKED
 from llama2np.kernels.runtime.jit import exact, inner
+from llama2np.kernels.runtime.link import LINKED
 
 
 @exact

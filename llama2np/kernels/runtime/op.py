@@ -69,8 +69,8 @@ def run_at(address):
 def span_at(run, k, first, last):
     """Of the k-th SPAN: (start, stop, pos, chunks).
 
-    The rows start ... stop - 1 are those of first ... last - 1 that belong to it, row t is at position
-    pos + t, and chunks is the address of the addresses of its cache's chunks.
+    The rows start ... stop - 1 are those of first ... last - 1 that belong to it, row t is at
+    position pos + t, and chunks is the address of the addresses of its cache's chunks.
     """
     span = carray(pointer(run["spans"]), (run["n_spans"],), SPAN)[k]
     start, stop = max(first, span["first"]), min(last, span["first"] + span["rows"])

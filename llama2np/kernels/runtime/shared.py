@@ -105,8 +105,8 @@ else:
 
         return intrinsic(lambda _context: (types.void(), generate))
 
-    # PAUSE marks a loop that waits, so that it does not slow down the sibling hyper-thread. Yielding
-    # gives the processor to another thread (on Windows the scheduler is left to find out).
+    # PAUSE marks a loop that waits, so that it does not slow down the sibling hyper-thread.
+    # Yielding gives the processor to another thread (on Windows the scheduler is left to find out).
     _pause = _instruction("llvm.x86.sse2.pause", ir.VoidType()) if _X86 else inner(lambda: None)
     _yield = _instruction("sched_yield", I32) if _UNIX else _pause
 
