@@ -8,7 +8,7 @@ engines, by hooks, by `inspect --steps` and by the benchmarks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import overload
 
@@ -42,7 +42,7 @@ class Step:
 
     op: str  # the name of a method of Block
     inputs: dict[str, Value]
-    weights: dict[str, tuple[str, ...]]  # names of tensors
+    weights: Mapping[str, tuple[str, ...]]  # names of tensors
     outputs: tuple[Value, ...]
     layer: int | None
     numbers: dict[str, Number]
@@ -200,7 +200,7 @@ class Block:
         self,
         op: str,
         inputs: dict[str, Value],
-        weights: dict[str, tuple[str, ...]],
+        weights: Mapping[str, tuple[str, ...]],
         *outputs: Value,
         **numbers: Number,
     ) -> tuple[Value, ...]:

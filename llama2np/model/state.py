@@ -125,7 +125,7 @@ class State:
     # The next three are for whoever owns the State.
 
     def make_room(self, count: int) -> None:
-        """Reserve memory for `count` more tokens. Raises ValueError where the context ends first."""
+        """Reserve memory for `count` more tokens. Raises ValueError if the context ends first."""
         pos, seq_len = self._pos, self._config.seq_len
         if not 0 <= pos <= seq_len - count:
             raise ValueError(

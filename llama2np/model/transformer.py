@@ -70,7 +70,7 @@ class Transformer:
 
     @property
     def max_greedy_tokens(self) -> int:
-        """How many tokens one call of `greedy` may read without delaying anyone; 1: it is useless."""
+        """How many tokens one call of `greedy` should read; 1: it has no use here."""
         if self._hooks or type(self).forward is not Transformer.forward:
             return 1
         return max(min(_GREEDY_WORK // max(self._program.work, 1), _GREEDY_TOKENS), 1)

@@ -87,7 +87,8 @@ class Int8:
     def rows(self, tokens: np.ndarray) -> np.ndarray:
         """The rows for `tokens` (T,), dequantized: (T, n) float32."""
         q, scales = self.q[tokens].astype(np.float32), self.scales[tokens]
-        return (q.reshape(*scales.shape, -1) * scales[..., None]).reshape(q.shape)
+        values: np.ndarray = q.reshape(*scales.shape, -1) * scales[..., None]
+        return values.reshape(q.shape)
 
     def check(self, name: str) -> None:
         """Raise ValueError unless values and scales are stored as the kernels read them."""
