@@ -141,6 +141,7 @@ def test_rows_of_several_sequences_are_refused_all_or_none(write):
     transformer = Transformer(*checkpoint.load(write("tiny.bin", Header(0, TINY, True))))
     states = [State(TINY) for _ in range(3)]
     transformer.forward([3] * 95, states[2])
+    watched = transformer.with_hooks([Trace("q")])
     for pieces, some, message in (
         ([[1], [2]], states, "2 pieces for 3 states"),
         ([], [], "0 pieces for 0 states"),
@@ -152,6 +153,8 @@ def test_rows_of_several_sequences_are_refused_all_or_none(write):
     ):
         with pytest.raises(ValueError, match=message):
             transformer.forward_rows(pieces, some)
+        with pytest.raises(ValueError, match=message):
+            watched.forward_rows(pieces, some)
     assert [state.pos for state in states] == [0, 0, 95]
     assert transformer.forward_rows([[1], [2, 3], [4]], states).shape == (3, TINY.vocab_size)
     assert [state.tokens[-1] for state in states] == [1, 3, 4]
