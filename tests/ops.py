@@ -66,7 +66,7 @@ def call(
         else:
             record[name] = number(part)
     run, spans = np.zeros(1, RUN), np.zeros(max(len(states), 1), SPAN)
-    run["rows"], run["wanted"], run["room"], run["laps"] = rows, rows, room, 1
+    run["rows"], run["room"] = rows, room
     run["arena"], run["spans"], run["n_spans"] = arena.ctypes.data, spans.ctypes.data, len(states)
     for i, state in enumerate(states):
         first = sum(counts[:i])
@@ -74,9 +74,10 @@ def call(
     capacity = max([state.capacity for state in states], default=1)
     scores = aligned_zeros((8 * int(fields.get("n_heads", 1)), capacity))
     run["scores"], run["capacity"] = scores.ctypes.data, capacity
-    if tokens is not None:
-        run["tokens"] = tokens.ctypes.data
     board = np.zeros(48, np.int64)
-    go(board.ctypes.data, members, POOL.own_scratch(), table.ctypes.data, 1, run.ctypes.data)
+    tokens = np.zeros(rows, np.int64) if tokens is None else tokens
+    pass_ = tokens, np.zeros((0, 0), np.float32), rows, 1, 0
+    pool = board.ctypes.data, members, POOL.own_scratch()
+    go(*pool, table.ctypes.data, 1, run.ctypes.data, *pass_)
     for buffer in buffers:
         buffer.rows[:] = view(buffer)

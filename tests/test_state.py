@@ -2,14 +2,16 @@
 
 import json
 import os
+import pickle
 import zipfile
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import TINY, random_tensors
 
-from llama2np import State, Transformer, checkpoint
+from llama2np import Config, State, Transformer, checkpoint
 from llama2np.checkpoint import Header
 
 READ = [5, 17, 42, 299, 0, 7] * 12  # 72 tokens: more than one block of the cache
@@ -218,6 +220,99 @@ def test_the_arrays_are_not_compressed(transformer, tmp_path):
     read(transformer).save(tmp_path / "s.npz")
     with zipfile.ZipFile(tmp_path / "s.npz") as archive:
         assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """The sequences of these tests have several chunks."""
+    monkeypatch.setattr("llama2np.model.state._CHUNK", 64)
+
+
+def test_the_size_of_a_chunk():
+    """512 positions, or less where the context is shorter or the network so wide."""
+    long = replace(TINY, seq_len=10_000)
+    wide = Config(4096, 11008, 32, 32, 32, 300, 10_000)  # 1 MiB for each position
+    huge = replace(wide, n_layers=320)
+    for config, positions in ((long, 512), (TINY, 128), (replace(TINY, seq_len=64), 64)):
+        assert State(config).chunk == positions
+    for config, positions in ((wide, 64), (huge, 64), (replace(wide, n_layers=8), 256)):
+        assert State(config).chunk == positions
+    state = State(long)
+    assert state.capacity == 0 and state.keys.shape == (3, 2, 0, 8)
+    for count, capacity in ((0, 0), (1, 512), (512, 512), (513, 1024)):
+        state.reserve(count)
+        assert state.capacity == capacity and state.pos == 0
+
+
+def test_growth_copies_nothing(small_chunks, transformer):
+    """What was a chunk of the cache before is the same object afterwards."""
+    state, seen = State(TINY), []
+    for count in (1, 63, 1, 30):
+        transformer.forward([5] * count, state)
+        assert all(a is b for a, b in zip(seen, state._chunks, strict=False))
+        seen = list(state._chunks)
+    assert len(seen) == 2 and state.addresses.tolist() == [c.ctypes.data for c in seen]
+    assert state.keys.shape == state.values.shape == (3, 2, 95, 8)
+    for i in range(3):
+        np.testing.assert_array_equal(state.layer(i, 70)[0], state.keys[i, :, :70])
+        np.testing.assert_array_equal(state.layer(i, 70)[1], state.values[i, :, :70])
+
+
+def test_forks_share_chunks_that_are_full(small_chunks, transformer):
+    state = read(transformer)  # a full chunk, and 8 positions of the next
+    twin = state.fork()
+    third = twin.fork()
+    assert state._chunks[0] is twin._chunks[0] is third._chunks[0]
+    assert len({id(each._chunks[1]) for each in (state, twin, third)}) == 3
+    for each in (state, twin, third):
+        transformer.forward([1, 2], each)
+    assert state._chunks[0] is twin._chunks[0] is third._chunks[0]
+
+
+@pytest.mark.parametrize("pos", [0, 1, 40, 63, 64])
+def test_a_fork_never_sees_what_others_write(small_chunks, transformer, pos):
+    """Also if one of them goes back into a chunk that it shares, and reads something else."""
+    state = read(transformer)
+    twin = state.fork()
+    third, kept = twin.fork(), [state.keys, state.values]
+    twin.truncate(pos)
+    transformer.forward([250] * 12, twin)  # writes into the chunk that all three had
+    for each in (state, third):
+        np.testing.assert_array_equal(each.keys, kept[0])
+        np.testing.assert_array_equal(each.values, kept[1])
+        assert each.tokens.tolist() == READ
+    fresh = State(TINY)
+    transformer.forward([*READ[:pos], *[250] * 12], fresh)
+    expected = continued(transformer, fresh)
+    assert same(continued(transformer, twin), expected)
+    assert state._chunks[0] is third._chunks[0]
+    assert (twin._chunks[0] is state._chunks[0]) == (pos == 64)  # only then it wrote to another
+    assert same(continued(transformer, state), continued(transformer, third))
+    state.truncate(pos)
+    transformer.forward([250] * 12, state)
+    np.testing.assert_array_equal(third.keys[:, :, :72], kept[0])
+    assert same(continued(transformer, state), expected)
+
+
+def test_a_saved_state_of_several_chunks(small_chunks, transformer, tmp_path):
+    state = read(transformer)
+    state.save(tmp_path / "state.npz")
+    loaded = State.load(tmp_path / "state.npz", TINY)
+    assert len(loaded._chunks) == 2
+    np.testing.assert_array_equal(loaded.keys, state.keys)
+    np.testing.assert_array_equal(loaded.values, state.values)
+    assert same(continued(transformer, loaded), continued(transformer, state))
+
+
+@pytest.mark.parametrize("copied", (deepcopy, lambda x: pickle.loads(pickle.dumps(x))))
+def test_a_copy_of_a_state_has_memory_of_its_own(small_chunks, transformer, copied):
+    state = read(transformer)
+    fork = state.fork()
+    twin = copied(state)
+    assert twin.addresses.tolist() == [chunk.ctypes.data for chunk in twin._chunks]
+    expected = continued(transformer, fork)
+    transformer.forward([250], state)
+    assert same(continued(transformer, twin), expected)
 
 
 def test_random_tensors_differ_by_seed():

@@ -42,14 +42,15 @@ class Counting:
     def __init__(self, units, work):
         self.units, self.counts = units, np.zeros((STEPS, units), np.int64)
         self.done, self.run = np.zeros(STEPS, np.int64), np.zeros(1, RUN)
-        self.run["rows"], self.run["laps"] = 1, 1
+        self.run["rows"] = 1
         self.table = np.zeros((2 * STEPS, STEP_BYTES), np.uint8)
         for i in range(STEPS):
             at = {"counts": self.counts[i].ctypes.data}
             self.fill(2 * i, count_units, units=units, work=work, **at)
             done = {"done": self.done[i:].ctypes.data, "units_before": units}
             self.fill(2 * i + 1, check_units, units=1, work=2**20, **at, **done)
-        self.arguments = self.table.ctypes.data, 2 * STEPS, self.run.ctypes.data
+        nothing = np.zeros(1, np.int64), np.zeros((0, 0), np.float32), 1, 1, 0
+        self.arguments = self.table.ctypes.data, 2 * STEPS, self.run.ctypes.data, *nothing
 
     def fill(self, row, op, **fields):
         record = self.table[row, : op.dtype.itemsize].view(op.dtype)[0]

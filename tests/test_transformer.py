@@ -5,6 +5,7 @@ import threading
 from copy import deepcopy
 from dataclasses import replace
 
+import ml_dtypes
 import naive
 import numpy as np
 import pytest
@@ -141,6 +142,7 @@ def test_rows_of_several_sequences_are_refused_all_or_none(write):
     transformer = Transformer(*checkpoint.load(write("tiny.bin", Header(0, TINY, True))))
     states = [State(TINY) for _ in range(3)]
     transformer.forward([3] * 95, states[2])
+    watched = transformer.with_hooks([Trace("q")])
     for pieces, some, message in (
         ([[1], [2]], states, "2 pieces for 3 states"),
         ([], [], "0 pieces for 0 states"),
@@ -152,6 +154,8 @@ def test_rows_of_several_sequences_are_refused_all_or_none(write):
     ):
         with pytest.raises(ValueError, match=message):
             transformer.forward_rows(pieces, some)
+        with pytest.raises(ValueError, match=message):
+            watched.forward_rows(pieces, some)
     assert [state.pos for state in states] == [0, 0, 95]
     assert transformer.forward_rows([[1], [2, 3], [4]], states).shape == (3, TINY.vocab_size)
     assert [state.tokens[-1] for state in states] == [1, 3, 4]
@@ -385,6 +389,43 @@ def test_matrices_of_different_kinds_in_one_network(write, version, name, change
     found = np.stack([mixed.forward([token], one) for token in tokens])
     np.testing.assert_array_equal(found, mixed.forward(tokens, many, all_logits=True))
     assert (found[-1] != Transformer(config, weights).forward(tokens, State(config))).any()
+
+
+@pytest.mark.parametrize("dtype", (ml_dtypes.bfloat16, np.float16))
+@pytest.mark.parametrize("engine", ("compiled", "numpy"))
+def test_half_precision_gives_the_bits_of_float32_weights_of_its_values(write, engine, dtype):
+    config, weights = checkpoint.load(write("x.bin", Header(1, TINY, False)))
+    halves = {name: matrix.w.astype(dtype) for name, matrix in weights.matrices.items()}
+    kinds = halves, {name: half.astype(np.float32) for name, half in halves.items()}
+    half, wide = (
+        Transformer(
+            config, Weights({**weights, **{n: Dense(w) for n, w in k.items()}}), engine=engine
+        )
+        for k in kinds
+    )
+    assert half.weights.nbytes < 0.6 * wide.weights.nbytes
+    tokens = tokens_of(TINY, 96)
+    for size in (1, 2, 3, 8, 9, 64):
+        found, expected = (in_blocks(transformer, tokens, size) for transformer in (half, wide))
+        np.testing.assert_array_equal(found, expected)
+    states = [[State(TINY) for _ in range(3)] for _ in range(2)]
+    found, expected = (
+        transformer.forward_rows([tokens[:1], tokens[:5], tokens[:40]], some)
+        for transformer, some in zip((half, wide), states, strict=True)
+    )
+    np.testing.assert_array_equal(found, expected)
+    for one, other in zip(
+        half.greedy(5, State(TINY), 9), wide.greedy(5, State(TINY), 9), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", (np.float64, np.int8, np.int16, bool))
+def test_a_dense_matrix_of_another_type_is_refused(write, dtype):
+    config, weights = checkpoint.load(write("x.bin", Header(1, TINY, False)))
+    wrong = Weights({**weights, "layers.1.wk": Dense(weights.layers[1].wk.w.astype(dtype))})
+    with pytest.raises(ValueError, match=f"wk of layer 1 is {np.dtype(dtype)} with strides"):
+        Transformer(config, wrong)
 
 
 def test_a_matrix_of_another_class_is_refused(write):

@@ -65,7 +65,9 @@ class Entry:
     fields: dict[str, Any]
     outputs: tuple[Value, ...]
     picked: bool = False
-    in_place: bool = False  # an output may be where an input that is not needed any more is
+    # The k-th output may be where the k-th input is, if that is not needed any more: not where
+    # another is, for the op reads that one when it has written some of its output.
+    in_place: bool = False
 
 
 @dataclass(slots=True)
@@ -108,11 +110,8 @@ def places(entries: list[Entry]) -> tuple[dict[Value, int], int]:
             if value.name == "logits":
                 found[value] = -value.width
                 continue
-            own = inputs if entry.in_place else []
-            if len(entry.outputs) > 1:  # only where its own input is: the others are still read
-                own = [v for v in own[k : k + 1] if own.count(v) == 1]
-            same = next((v for v in own if last[v] == i and v.width == value.width), None)
-            if same is not None:
+            same = inputs[k] if entry.in_place and inputs[k:] else None
+            if same and last[same] == i and same.width == value.width and inputs.count(same) == 1:
                 found[value] = found[same]
                 taken = [(s, e, value if v is same else v) for s, e, v in taken]
                 continue

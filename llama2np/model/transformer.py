@@ -141,22 +141,27 @@ class Transformer:
         """
         if len(pieces) != len(states) or not states:
             raise ValueError(f"{len(pieces)} pieces for {len(states)} states")
-        if self._hooks:  # each sequence alone: the same bits, and arrays of one sequence
-            return np.stack([self.forward(p, s) for p, s in zip(pieces, states, strict=True)])
         with ExitStack() as stack:
             for state in states:
                 stack.enter_context(state.owner)
             rows = [self._checked(p, s) for p, s in zip(pieces, states, strict=True)]
-            counts = [len(some) for some in rows]
-            logits = np.empty((len(states), self.config.vocab_size), np.float32)
-            for state, some in zip(states, rows, strict=True):
-                state.make_room(len(some))
-            for state, some in zip(states, rows, strict=True):
-                state.append(some)
-            picked = np.cumsum(counts) - 1
-            self._engine.run(np.concatenate(rows), list(states), counts, logits, picked).go()
-            for state, count in zip(states, counts, strict=True):
-                state.advance(count)
+            if not self._hooks:
+                return self._rows(rows, list(states))
+        # Each sequence alone: the same bits, and the hooks see arrays of one sequence.
+        return np.stack([self.forward(r, s) for r, s in zip(rows, states, strict=True)])
+
+    def _rows(self, rows: list[np.ndarray], states: list[State]) -> np.ndarray:
+        """`forward_rows` of what has been checked."""
+        counts = [len(some) for some in rows]
+        logits = np.empty((len(states), self.config.vocab_size), np.float32)
+        for state, some in zip(states, rows, strict=True):
+            state.make_room(len(some))
+        for state, some in zip(states, rows, strict=True):
+            state.append(some)
+        picked = np.cumsum(counts) - 1
+        self._engine.run(np.concatenate(rows), states, counts, logits, picked).go()
+        for state, count in zip(states, counts, strict=True):
+            state.advance(count)
         return logits
 
     def greedy(self, token: int, state: State, count: int) -> tuple[np.ndarray, np.ndarray]:
