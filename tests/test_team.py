@@ -17,7 +17,7 @@ from llama2np.kernels.runtime.shared import BOARD, MEMBERS, RUNNING, serve
 from llama2np.model.transformer import State
 
 STEPS = 200
-ALWAYS = SimpleNamespace(alone_until=0.0, note=lambda *_: None)  # shares, whatever it costs
+ALWAYS = SimpleNamespace(threads=lambda n: n, waited=lambda _: None)  # whatever it costs
 
 
 @op("counts")
@@ -69,7 +69,7 @@ def workers():
 
     def workers(count):
         made.append(pool._Pool())
-        made[-1].contention = ALWAYS
+        made[-1].backoff = ALWAYS
         pool.threads = lambda: count
         return made[-1]
 
@@ -157,27 +157,10 @@ def test_small_work_and_calls_beside_another_run_alone(workers):
     own.busy.release()
 
 
-def test_where_sharing_does_not_pay_calls_run_alone_for_a_while():
-    contention = pool._Contention()
-    contention.note(seconds=0.01, waited=0.002, now=1.0)  # a fifth of the time: worth it
-    contention.note(seconds=0.0002, waited=0.0002, now=1.0)  # too short to tell
-    assert contention.alone_until == 0
-    pauses = []
-    for _ in range(8):  # twice as long each time, up to half a second
-        contention.note(seconds=0.01, waited=0.009, now=100.0)
-        pauses.append(round(contention.alone_until - 100, 6))
-    assert pauses == [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5]
-    for _ in range(30):  # well for two seconds: it starts from the beginning
-        contention.note(seconds=0.1, waited=0.0, now=200.0)
-    contention.note(seconds=0.01, waited=0.009, now=300.0)
-    assert round(contention.alone_until - 300, 6) == 0.01
-
-
 @pytest.mark.compiled
 def test_during_such_a_while_no_worker_is_woken(workers):
     own = workers(2)
-    own.contention = pool._Contention()
-    own.contention.alone_until = time.perf_counter() + 1000
+    own.backoff = SimpleNamespace(threads=lambda n: 1)
     counting = Counting(20, 2**20)
     own.run(go, 2**30, *counting.arguments)
     counting.check()
@@ -208,7 +191,7 @@ def test_more_threads_than_processors_are_as_many():
 @pytest.mark.parametrize("name", ("stories-box", "stories-box-q8"))
 def test_a_network_gives_the_same_bits_to_any_number(name, monkeypatch):
     transformer = Llama.load(name).transformer
-    monkeypatch.setattr(pool.POOL, "contention", ALWAYS)
+    monkeypatch.setattr(pool.POOL, "backoff", ALWAYS)
     found = []
     for members in (1, 2, 5):
         monkeypatch.setattr(pool, "threads", lambda members=members: members)

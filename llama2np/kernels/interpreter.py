@@ -12,7 +12,7 @@ from llama2np.kernels.runtime.jit import exact
 from llama2np.kernels.runtime.link import LINKED
 from llama2np.kernels.runtime.memory import pointer
 from llama2np.kernels.runtime.op import HEADER, STEP_BYTES, row_count, run_at
-from llama2np.kernels.runtime.shared import SMALL, begin_call, call_op, end_call, share
+from llama2np.kernels.runtime.shared import begin_call, call_op, end_call, share, shares
 
 _STEP = np.dtype(HEADER, align=True)
 
@@ -38,7 +38,7 @@ def go(board, members, scratch, table, steps, run, tokens, logits, wanted, laps,
             rows = row_count(step["picked"], r)
             units = step["units"] if step["units"] else -(-rows // step["each"])
             work = step["work"] * rows + step["seen_work"] * (seen + lap * rows)
-            if members > 1 and units > 1 and work >= SMALL:
+            if members > 1 and shares(board, units, work):
                 share(board, step["op"], row, run, units, work, scratch)
             elif units:
                 call_op(step["op"], row, run, 0, units, scratch)

@@ -3,7 +3,7 @@
 Workers are Python threads inside compiled code, without the GIL. Between calls they spin for some
 microseconds and then sleep on a lock, so an idle program costs nothing. Where other programs keep
 the processors busy, a worker that loses its processor in the middle of a chunk makes everyone wait:
-the pool notices, and lets calls run on one thread for a while (`_Contention`).
+then fewer threads share calls for a while (backoff.py).
 
 One call at a time has the workers; others, from other threads, run alone meanwhile. A forked
 process starts workers of its own.
@@ -13,14 +13,16 @@ import _thread
 import atexit
 import os
 import threading
-import time
+from functools import cache
 
 import numba
 import numpy as np
 
 from llama2np.aligned import aligned_zeros
 from llama2np.arguments import whole
+from llama2np.kernels.runtime.backoff import Backoff
 from llama2np.kernels.runtime.jit import PLAIN
+from llama2np.kernels.runtime.processors import processors
 from llama2np.kernels.runtime.shared import BOARD, MAX_MEMBERS, WAITED, serve
 
 __all__ = ["SCRATCH", "POOL", "max_threads", "set_threads", "threads"]
@@ -33,34 +35,16 @@ _IDLE_LOOKS, _BUSY_LOOKS = 2**12, 2**17
 
 
 def max_threads() -> int:
-    """How many threads can be used: one for each processor this process may use."""
+    """The most threads that can be chosen: one for each processor, or NUMBA_NUM_THREADS."""
     return min(int(numba.config.NUMBA_NUM_THREADS), MAX_MEMBERS)
 
 
-class _Contention:
-    """Decides whether sharing pays now, by how long the main thread waited for workers.
-
-    After a call in which it waited too long, calls run alone for a while: twice as long each time
-    that sharing fails again, and from the start once it has worked for some time.
-    """
-
-    FIRST, LONGEST = 0.01, 0.5  # seconds alone
-    LEAST_WAIT = 0.0003  # seconds, from which on a wait can be too long
-
-    def __init__(self):
-        self.alone_until = 0.0
-        self.pause = self.FIRST
-        self.well = 0.0  # seconds of sharing without trouble
-
-    def note(self, seconds, waited, now):
-        """Take note of a shared call that took `seconds`, `waited` of them in vain."""
-        if waited > self.LEAST_WAIT and waited > seconds / 3:
-            self.alone_until, self.well = now + self.pause, 0.0
-            self.pause = min(2 * self.pause, self.LONGEST)
-        else:
-            self.well += seconds
-            if self.well > 4 * self.pause:
-                self.pause = self.FIRST
+@cache
+def _default() -> int:
+    """The threads where nothing is chosen: a quota of processor time limits them, too."""
+    if "NUMBA_NUM_THREADS" in os.environ:
+        return max_threads()
+    return min(processors(), max_threads())
 
 
 class _Worker:
@@ -80,7 +64,7 @@ class _Pool:
         self.board = aligned_zeros((BOARD,), np.int64)
         self.address = self.board.ctypes.data
         self.workers, self.calls, self.stopped = [], 0, False
-        self.contention = _Contention()
+        self.backoff = Backoff()
         self.scratch = threading.local()
 
     def own_scratch(self):
@@ -98,20 +82,17 @@ class _Pool:
         work: multiply-adds of the whole call.
         """
         scratch = self.own_scratch()
-        members = threads() if work >= _SHARED_WORK and not PLAIN else 1
-        if members > 1:
-            now = time.perf_counter()
-            if now < self.contention.alone_until or not self.busy.acquire(False):
-                members = 1
-        if members == 1:
+        members = 1
+        if work >= _SHARED_WORK and not PLAIN:
+            members = self.backoff.threads(threads())
+        if members == 1 or not self.busy.acquire(False):
             kernel(self.address, 1, scratch, *arguments)
             return
         try:
             self._wake(members - 1)
             kernel(self.address, members, scratch, *arguments)
-            end = time.perf_counter()
-            waited = int(self.board[WAITED]) * _seconds_of_a_look()
-            self.contention.note(end - now, waited, end)
+            if waited := self.board[WAITED]:
+                self.backoff.waited(int(waited))
         finally:
             self.busy.release()
 
@@ -154,26 +135,11 @@ atexit.register(lambda: POOL.stop())
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=POOL.reset)
 
-_look = 0.0
-
-
-def _seconds_of_a_look():
-    """How long a thread that waits takes for a look at the board, measured once."""
-    global _look
-    if not _look:
-        board, looks = aligned_zeros((BOARD,), np.int64), 2000
-        serve(board.ctypes.data, 1, 0, looks, looks)
-        start = time.perf_counter()
-        serve(board.ctypes.data, 1, 0, looks, looks)
-        _look = (time.perf_counter() - start) / looks
-    return _look
-
-
 _chosen = threading.local()
 
 
 def set_threads(count: int) -> None:
-    """Use `count` threads for calls from this thread; other threads use all, or what they chose.
+    """Use `count` threads for calls from this thread; others use the default, or what they chose.
 
     There are never more than processors; up to twice as many may be given. Raises ValueError.
     """
@@ -185,4 +151,4 @@ def set_threads(count: int) -> None:
 
 def threads() -> int:
     """How many threads take part in calls from this thread."""
-    return getattr(_chosen, "count", None) or max_threads()
+    return getattr(_chosen, "count", None) or _default()

@@ -12,21 +12,26 @@ chunk is taken by a compare-and-swap of that word, which fails if anything has c
 
 import os
 import platform
+import time
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import int64, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from llama2np.kernels.runtime.jit import exact, inner
 from llama2np.kernels.runtime.link import LINKED
 from llama2np.kernels.runtime.memory import int64s
-from llama2np.kernels.runtime.vectors import I32, call
+from llama2np.kernels.runtime.vectors import I32, I64, call
 
 # Places on a board. Words that different threads write are a cache line apart.
 _WORD, _DONE = 0, 16
 _OP, _ROW, _RUN, _UNITS, _LONG_CHUNKS, _LONG, _SHORT = range(32, 39)  # of the step
-RUNNING, MEMBERS, WAITED = 39, 40, 41  # of the call: in progress; threads; the main thread's waits
+# Of the call: whether it is in progress; how many threads share its steps now; for how many
+# nanoseconds the main thread has waited for workers that had no processor.
+RUNNING, MEMBERS, WAITED = 39, 40, 41
 BOARD = 48  # int64
 
 _CHUNK_BITS = 10  # of the word: the number of the step, then chunks, then the next chunk
@@ -35,6 +40,8 @@ MAX_MEMBERS = _CHUNK_MASK // 4
 
 SMALL = 2**15  # multiply-adds below which the main thread alone is faster
 _LARGE = 2**18  # multiply-adds from which short chunks are worth taking
+_LONG_WAIT = 250_000  # nanoseconds: a longer wait is one for a worker that has no processor
+_BRIEF = 2**10  # looks at the board, tens of microseconds: only a longer wait is measured
 
 _X86, _UNIX = platform.machine() in ("x86_64", "AMD64"), hasattr(os, "sched_yield")
 
@@ -61,7 +68,7 @@ if numba.config.DISABLE_JIT:
     def _pause():
         pass
 
-    _yield = _pause
+    _yield, _now = _pause, time.monotonic_ns
 
     def call_op(op, row, run, first, last, scratch):
         """Call the op at an address."""
@@ -111,6 +118,22 @@ else:
     _yield = _instruction("sched_yield", I32) if _UNIX else _pause
 
     @intrinsic
+    def _clock(_context):
+        """The time of the C library's monotonic clock, in nanoseconds."""
+
+        def generate(_target, builder, _signature, _arguments):
+            moment = cgutils.alloca_once(builder, ir.ArrayType(I64, 2))  # seconds, nanoseconds
+            which = ir.Constant(I32, time.CLOCK_MONOTONIC)
+            call(builder, "clock_gettime", I32, which, moment)
+            seconds, rest = (builder.extract_value(builder.load(moment), k) for k in (0, 1))
+            return builder.add(builder.mul(seconds, ir.Constant(I64, 10**9)), rest)
+
+        return int64(), generate
+
+    # Windows has no such function. There the clock does not move, and no wait is a long one.
+    _now = _clock if _UNIX else inner(lambda: np.int64(0))
+
+    @intrinsic
     def call_op(_context, op, row, run, first, last, scratch):
         """Call the op at an address as numba calls its own functions; errors are passed on."""
 
@@ -156,12 +179,19 @@ def _work(board, scratch):
 
 
 @inner
+def shares(board, units, work):
+    """Whether threads share a step of so many units and multiply-adds."""
+    return units > 1 and work >= SMALL and int64s(board, BOARD)[MEMBERS] > 1
+
+
+@inner
 def share(board, op, row, run, units, work, scratch):
     """As the main thread, compute all units of a step together with the workers.
 
     op, row, run, scratch: the arguments of the op; work: multiply-adds. Each thread first gets one
     long chunk, because memory is read faster in one go. The last quarter of a large step is handed
-    out in short chunks, so that a faster thread takes more of them.
+    out in short chunks, so that a faster thread takes more of them. After a wait that is much
+    longer than the work, the rest of the call is computed alone.
     """
     s = int64s(board, BOARD)
     members = s[MEMBERS]
@@ -175,11 +205,17 @@ def share(board, op, row, run, units, work, scratch):
     _store(board, _WORD, (step << 2 * _CHUNK_BITS) | (chunks << _CHUNK_BITS))
     while _work(board, scratch):
         pass
-    looks = 0
+    looks, since = 0, np.int64(0)
     while _load(board, _DONE) < chunks:
         looks += 1
+        if looks == _BRIEF:
+            since = _now()
         _rest(looks)
-    s[WAITED] += looks
+    if looks > _BRIEF:
+        waited = _now() - since
+        if waited > _LONG_WAIT + work:  # the slowest processor does one in a nanosecond
+            s[WAITED] += waited
+            s[MEMBERS] = 1
 
 
 @exact

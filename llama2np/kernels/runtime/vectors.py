@@ -15,7 +15,8 @@ from llama2np.kernels.runtime.jit import inner
 
 AHEAD = 2048  # bytes of a matrix between the place that is read and the place that is prefetched
 
-I8, I16, I32, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
+I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+F32 = ir.FloatType()
 
 
 def data_of(context, builder, signature, arguments, *places):
