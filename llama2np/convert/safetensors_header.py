@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from itertools import chain
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, NamedTuple
 
@@ -224,17 +225,20 @@ def _whole_numbers(value: Any) -> bool:
 def _check_ignored(key: str, value: Any) -> None:
     """Raise ValueError for what is refused even where an entry may have anything."""
     _check_whole(key)
-    inside: list[tuple[Any, int]] = [(value, 1)]
-    while inside:
-        value, depth = inside.pop()
-        if isinstance(value, str):
-            _check_whole(value)
-        elif isinstance(value, list):
-            if depth > _DEEPEST:
-                raise _invalid("lists or objects are too deep within each other")
-            if isinstance(value, _Object):
-                value = [part for pair in value for part in pair]
-            inside += ((part, depth + 1) for part in value)
+    unread: list[Iterator[Any]] = [iter([value])]  # of the lists that we are in
+    while unread:
+        for part in unread[-1]:
+            if isinstance(part, str):
+                _check_whole(part)
+            elif isinstance(part, list):
+                if len(unread) > _DEEPEST:
+                    raise _invalid("lists or objects are too deep within each other")
+                unread.append(
+                    chain.from_iterable(part) if isinstance(part, _Object) else iter(part)
+                )
+                break
+        else:
+            unread.pop()
 
 
 def _check_whole(text: str) -> None:
