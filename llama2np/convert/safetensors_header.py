@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import chain
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, NamedTuple
@@ -144,8 +145,7 @@ class _Text:
         if not match or match[1] not in BITS:
             return None
         self.at = match.end()
-        shape = tuple(map(int, match[2].split(","))) if match[2] else ()
-        return Entry(match[1], shape, int(match[3]), int(match[4]))
+        return Entry(match[1], _shape(match[2]), int(match[3]), int(match[4]))
 
     def value(self) -> Any:
         """Take an object or a list, as `_scan` gives it; anything else is None, and not taken."""
@@ -162,6 +162,11 @@ class _Text:
         if len(self.text) > self.at + size:
             problem = ValueError(f"or an entry of more than {size:,} characters: {problem}")
         raise _invalid(f"{problem} (in what begins at character {self.at:,})")
+
+
+@lru_cache(512)
+def _shape(numbers: str) -> tuple[int, ...]:
+    return tuple(map(int, numbers.split(","))) if numbers else ()
 
 
 class _Object(list[tuple[str, Any]]):
