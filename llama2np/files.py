@@ -40,7 +40,7 @@ def read_at_most(file: BinaryIO, limit: int) -> bytes | None:
     """The bytes of an open file; None if they are more than `limit`. Raises OSError."""
     size, data = os.fstat(file.fileno()).st_size, b""
     while max(size, len(data)) <= limit:  # files of /proc claim to be empty, whatever they hold
-        part = file.read(max(size + 1, 2**16))
+        part = file.read(max(size + 1 - len(data), 2**16))
         if not part:
             return data
         data += part

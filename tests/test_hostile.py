@@ -152,7 +152,7 @@ def empty_safetensors(folder, shape):
 
 
 @pytest.mark.parametrize(
-    "shape", ((0, 2**47, 2**47), (2**30, 2**30, 0), (0,) * 70, (2**47,) * 10**5), ids=len
+    "shape", ((0, 2**47, 2**47), (2**31, 2**30, 0), (0,) * 70, (2**47,) * 10**5), ids=len
 )
 def test_shapes_that_numpy_has_not(tmp_path, shape):
     with pytest.raises(CheckpointError, match=r"x: claims [\d,]+ dimensions"):
@@ -192,13 +192,14 @@ EVIL = "\x1b]0;owned\x07\x1b[2J\ud800\u202e"
 
 
 def test_a_name_does_not_drive_the_terminal(tmp_path, capsys):
-    header = {EVIL: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    name = EVIL.replace("\ud800", "")  # half a character is refused
+    header = {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
     header = json.dumps(header).encode()
     path = tmp_path / "x.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     assert main(["inspect", str(path)]) == 0
     said = capsys.readouterr().out
-    assert r"\x1b]0;owned\x07\x1b[2J\ud800\u202e  (1,) float32" in said
+    assert r"\x1b]0;owned\x07\x1b[2J\u202e  (1,) float32" in said
     assert said.replace("\n", "").isprintable()
     header = header.replace(b"F32", EVIL.encode(errors="replace").replace(b"\x1b", b"\\u001b"))
     path.write_bytes(len(header).to_bytes(8, "little") + header.replace(b"\7", b"") + bytes(4))

@@ -11,8 +11,8 @@ from llama2np.checkpoint import CheckpointError
 from llama2np.files import open_regular, read_at_most
 from llama2np.output import brief
 
-# bytes. Read, they take up to thirty times as much memory. A config has some kB; an index, which
-# names each tensor, has 9 MB for the 92,000 tensors of DeepSeek-V3, which are the most.
+# Bytes. As Python objects, JSON takes up to thirty times as much memory. A config has some kB; an
+# index, which names each tensor, has 9 MB for the 92,000 tensors of DeepSeek-V3.
 LARGEST_CONFIG, LARGEST_INDEX = 2**20, 2**24
 _REQUIRED = object()
 

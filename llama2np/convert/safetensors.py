@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -65,18 +66,24 @@ def read(path: str | os.PathLike[str]) -> dict[str, Stored]:
             f"{path}: not a safetensors file: claims a header of {length:,} bytes, "
             f"the file has {size:,}"
         )
+    stored = partial(_stored, data, str(path), 8 + length)
     found: dict[str, Any] = {}
     try:
-        found.update(entries(memoryview(data)[8 : 8 + length]))
-        for name, entry in found.items():  # in the same dictionary: there may be millions
-            found[name] = _stored(data, str(path), name, entry, 8 + length)
+        for name, entry in entries(memoryview(data)[8 : 8 + length]):
+            try:
+                found[name] = stored(name, entry)
+            except ValueError:
+                found[name] = entry  # which is no harm if another one of that name follows
+        for name, tensor in found.items():
+            if isinstance(tensor, Entry):
+                stored(name, tensor)
         _check_no_gaps(found, 8 + length, size)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
     return found
 
 
-def _stored(data: Any, path: str, name: str, entry: Entry, start: int) -> Stored:
+def _stored(data: Any, path: str, start: int, name: str, entry: Entry) -> Stored:
     """The tensor of an entry. Raises ValueError for one that cannot be."""
     shape, size = entry.shape, entry.last - entry.first
     bits = BITS[entry.dtype]

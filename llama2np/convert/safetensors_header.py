@@ -14,6 +14,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import chain
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, NamedTuple
 
@@ -143,8 +145,7 @@ class _Text:
         if not match or match[1] not in BITS:
             return None
         self.at = match.end()
-        shape = tuple(map(int, match[2].split(","))) if match[2] else ()
-        return Entry(match[1], shape, int(match[3]), int(match[4]))
+        return Entry(match[1], _shape(match[2]), int(match[3]), int(match[4]))
 
     def value(self) -> Any:
         """Take an object or a list, as `_scan` gives it; anything else is None, and not taken."""
@@ -161,6 +162,11 @@ class _Text:
         if len(self.text) > self.at + size:
             problem = ValueError(f"or an entry of more than {size:,} characters: {problem}")
         raise _invalid(f"{problem} (in what begins at character {self.at:,})")
+
+
+@lru_cache(512)
+def _shape(numbers: str) -> tuple[int, ...]:
+    return tuple(map(int, numbers.split(","))) if numbers else ()
 
 
 class _Object(list[tuple[str, Any]]):
@@ -224,17 +230,20 @@ def _whole_numbers(value: Any) -> bool:
 def _check_ignored(key: str, value: Any) -> None:
     """Raise ValueError for what is refused even where an entry may have anything."""
     _check_whole(key)
-    inside: list[tuple[Any, int]] = [(value, 1)]
-    while inside:
-        value, depth = inside.pop()
-        if isinstance(value, str):
-            _check_whole(value)
-        elif isinstance(value, list):
-            if depth > _DEEPEST:
-                raise _invalid("lists or objects are too deep within each other")
-            if isinstance(value, _Object):
-                value = [part for pair in value for part in pair]
-            inside += ((part, depth + 1) for part in value)
+    unread: list[Iterator[Any]] = [iter([value])]  # of the lists that we are in
+    while unread:
+        for part in unread[-1]:
+            if isinstance(part, str):
+                _check_whole(part)
+            elif isinstance(part, list):
+                if len(unread) > _DEEPEST:
+                    raise _invalid("lists or objects are too deep within each other")
+                unread.append(
+                    chain.from_iterable(part) if isinstance(part, _Object) else iter(part)
+                )
+                break
+        else:
+            unread.pop()
 
 
 def _check_whole(text: str) -> None:
