@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama2np.arguments import none_means_default, number, token_list, whole
+from llama2np.arguments import having, none_means_default, number, token_list, whole
 from llama2np.generation import Model
 from llama2np.logits import likeliest, log_softmax
 from llama2np.tokenizer import BOS, EOS
@@ -50,6 +50,7 @@ def beam_search(
     and those that have, the `beams` with the best scores stay. It is over when all have ended,
     after max_new_tokens, or where the context ends. Raises ValueError.
     """
+    having("model", model, "a Llama or a Transformer", "forward", "config")
     prompt = token_list("prompt", prompt, model.config.vocab_size)
     beams, max_new_tokens = whole("beams", beams), whole("max_new_tokens", max_new_tokens)
     length_penalty = number("length_penalty", length_penalty)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from llama2np import kernels
-from llama2np.arguments import wrong
+from llama2np.arguments import having
 from llama2np.config import Config
 from llama2np.trace import ENDS, Hook, Place
 from llama2np.transformer import Cache, Scratch, Transformer
@@ -30,8 +30,8 @@ class Watched(Transformer):
 
     def __init__(self, transformer: Transformer, hooks: Sequence[Hook]):
         for hook in hooks:
-            if not all(hasattr(hook, name) for name in ("names", "layers", "visit")):
-                raise wrong("a hook", "a Trace, an Edit or what has names, layers and visit", hook)
+            expected = "a Trace, an Edit or what has names, layers and visit"
+            having("a hook", hook, expected, "names", "layers", "visit")
         if type(transformer) not in (Transformer, Watched):
             raise ValueError(f"hooks are for a Transformer, not for {type(transformer).__name__}")
         super().__init__(transformer.config, transformer.weights)

@@ -286,6 +286,7 @@ def test_a_long_string_is_not_encoded_again_and_again():
     assert len(found) == 1000 and isinstance(found[0], Placeholder)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of itertools
 def test_the_classes_here_are_those_that_pickle_makes():
     """Else the extras above would be others than they look."""
     assert importlib.import_module(Made.__module__).make is make
