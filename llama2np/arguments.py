@@ -118,6 +118,12 @@ def function(name: str, value: F | None, of: str) -> F:
     return value
 
 
+def having(name: str, value: object, expected: str, *attributes: str) -> None:
+    """Raise ValueError unless `value` has all of these: it may be of any class that does."""
+    if not all(hasattr(value, attribute) for attribute in attributes):
+        raise wrong(name, expected, value)
+
+
 def path_like(name: str, value: Any) -> str | os.PathLike[str]:
     """`value`, if it can name a file."""
     if not isinstance(value, str | os.PathLike):

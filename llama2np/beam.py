@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from llama2np.arguments import none_means_default, number, token_list, whole
+from llama2np.arguments import having, none_means_default, number, token_list, whole
 from llama2np.generation import Model
 from llama2np.logits import forbid, likeliest, log_softmax
 from llama2np.model.transformer import State
@@ -53,6 +53,7 @@ def beam_search(
     which are not chosen, are those of the tokenizer of `model`, or llama2.c's where it has none.
     Raises ValueError.
     """
+    having("model", model, "a Llama or a Transformer", "forward", "config")
     prompt = token_list("prompt", prompt, model.config.vocab_size)
     beams, max_new_tokens = whole("beams", beams), whole("max_new_tokens", max_new_tokens)
     length_penalty = number("length_penalty", length_penalty)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama2np.arguments import function, none_means_default, whole, wrong
+from llama2np.arguments import function, having, none_means_default, whole, wrong
 from llama2np.llama import Llama
 from llama2np.tokenizer import Tokenizer
 
@@ -91,6 +91,8 @@ def compare(
     For a quantized model and its original: what quantization cost. Raises ValueError, also for
     models that cut text into tokens differently.
     """
+    for name, value in (("model", model), ("against", against)):
+        having(name, value, "a Llama", "forward", "tokenizer", "new_state")
     sizes = {model.config.vocab_size, against.config.vocab_size}
     if len(sizes) > 1 or model.tokenizer.pieces != against.tokenizer.pieces:
         raise ValueError("the models have different vocabularies: only bits per byte would compare")
@@ -107,6 +109,8 @@ def _measure(
     progress: Callable[[int], object] | None,
 ) -> tuple[list[Evaluation], float, int]:
     """What the text cost each model; the sum of KL(last || first), and where both agree."""
+    for model in models:
+        having("model", model, "a Llama", "forward", "tokenizer", "new_state")
     progress = function("progress", progress, "a number of bytes")
     context, stride = _checked(models, context, stride)
     reader = _Reader(models[0].tokenizer, text, progress)

@@ -27,6 +27,9 @@ StopReason = Literal["end", "stop", "max_new_tokens", "context"]
 Draft = Callable[[np.ndarray], Sequence[int]]
 
 
+_OTHER_TEXT = "the state was used for another text in the meantime"
+
+
 class Model(Protocol):
     """What writes: a Llama, a Transformer, or anything with their `forward` and `config`."""
 
@@ -73,12 +76,14 @@ def continue_tokens(
             guess = read[1:].tolist()
         else:
             logits = model.forward([*tokens, *guess], state, all_logits=bool(guess))
+        if state.pos != known + len(guess):
+            raise ValueError(_OTHER_TEXT)
         for i, row in enumerate(logits if guess else [logits]):
             state.pos = known + i  # as if the guess were read token by token
             token = sampler.sample(forbid(row, forbidden), state.tokens, given)
             yield token, row
             if state.pos != known + i:
-                raise ValueError("the state was used for another text in the meantime")
+                raise ValueError(_OTHER_TEXT)
             if i == len(guess) or token != guess[i]:
                 break
         tokens, guess = [token], []
@@ -117,11 +122,7 @@ class Generation(Iterator[str]):
     ):
         if not isinstance(state, State):
             raise wrong("state", "a State", state)
-        if draft is not None and not callable(draft):
-            kind = type(draft).__name__
-            raise ValueError(
-                f"draft must be a function of the tokens, not {kind}: DraftModel(...)?"
-            )
+        _check_draft(draft)
         if max_new_tokens is not None:
             max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
         words = [word for word in texts("stop", stop) if word]
@@ -202,6 +203,12 @@ class Generation(Iterator[str]):
         self.logprobs.append(float(logprobs[token]))
         best = likeliest(logprobs, self._logprobs)
         self.top_logprobs.append({int(i): float(logprobs[i]) for i in best})
+
+
+def _check_draft(draft: Draft | None) -> None:
+    if draft is not None and not callable(draft):
+        kind = type(draft).__name__
+        raise ValueError(f"draft must be a function of the tokens, not {kind}: DraftModel(...)?")
 
 
 def until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:

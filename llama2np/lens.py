@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from llama2np.arguments import having
 from llama2np.llama import Llama
 from llama2np.model.hooks import Trace
 from llama2np.tokenizer import Tokenizer
@@ -18,6 +19,7 @@ def logit_lens(model: Llama, tokens: Sequence[int] | np.ndarray) -> Iterator[np.
     for the last of them alone (nostalgebraist 2020, "interpreting GPT: the logit lens"). So the
     last are the network's own. Raises ValueError as `Llama.forward` does.
     """
+    having("model", model, "a Llama", "with_hooks")
     trace = Trace("embedding", "resid_post")
     model.with_hooks(trace).forward(tokens, model.new_state())
     for x in (trace["embedding"], *trace["resid_post"]):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llama2np.arguments import none_means_default, whole
+from llama2np.arguments import having, none_means_default, whole
 from llama2np.generation import Model
 from llama2np.logits import forbid
 from llama2np.model.transformer import State
@@ -21,6 +21,7 @@ class DraftModel:
 
     @none_means_default
     def __init__(self, model: Model, ahead: int | None = 4):
+        having("model", model, "a Llama or a Transformer", "forward", "config")
         ahead = whole("ahead", ahead)
         if ahead < 1:
             raise ValueError(f"ahead must be 1 or more, not {ahead}")

@@ -33,6 +33,7 @@ from llama2np import (
     kernels,
 )
 from llama2np.checkpoint import Header
+from llama2np.lens import logit_lens
 from llama2np.logits import keep_min_p, keep_top_k, likeliest, penalize_frequency
 
 NUMPY = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint32, np.uint64, np.array)
@@ -306,6 +307,20 @@ LATER = {
         lambda m: beam_search(m, [1], length_penalty=math.nan),
         "length_penalty must be a finite number, not nan",
     ),
+    "beam model": (
+        lambda m: beam_search("x", [1]),
+        "model must be a Llama or a Transformer, not 'x'",
+    ),
+    "draft of what": (
+        lambda m: DraftModel(None),
+        "model must be a Llama or a Transformer, not None",
+    ),
+    "evaluate what": (
+        lambda m: evaluate(m.transformer, "A"),
+        "model must be a Llama, not of type Tr",
+    ),
+    "compare with": (lambda m: compare(m, "x", "A"), "against must be a Llama, not 'x'"),
+    "lens of": (lambda m: next(logit_lens(5, [1])), "model must be a Llama, not 5"),
     "draft model": (lambda m: DraftModel(m, "4"), "ahead must be a whole number, not '4'"),
     "lookup": (lambda m: PromptLookup(1.5), "ngram must be a whole number, not 1.5"),
     "evaluate": (lambda m: evaluate(m, b"AB"), "text must be a str or an iterable of them, not b'"),

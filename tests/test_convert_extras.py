@@ -166,6 +166,12 @@ TORCH = {
     "sparse tensor": b"ctorch._utils\n_rebuild_sparse_tensor\n(K\1K\2tR",
     "parameter with attributes": b"ctorch._utils\n_rebuild_parameter_with_state\n"
     b"(K\1\x88}}X\1\0\0\0aK\1stR",
+    "tensor with attributes": b"ctorch._tensor\n_rebuild_from_type_v2\n("
+    b"ctorch._utils\n_rebuild_tensor_v2\nctorch\nTensor\n"
+    b"((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\1tQK\0K\1\x85K\1\x85"
+    b"\x89ccollections\nOrderedDict\n)Rt}tR",
+    "tensor of a class": b"ctorch._tensor\n_rebuild_from_type_v2\n("
+    b"ctorch._utils\n_rebuild_tensor_v2\ncmy\nTensor\n(K\1K\2t}tR",
     "a trainer's own": b"cmy.trainer\nConfig\n)\x81}(X\1\0\0\0aK\1ub",
     "dtype of old NumPy": b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\2\0\0\0f8K\0K\1\x87R"
     b"(K\3X\1\0\0\0<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tbc_codecs\nencode\n"
@@ -258,6 +264,18 @@ def test_a_tensor_that_is_none_of_ours_is_not_left_out_in_silence(tmp_path):
     write_archive(tmp_path / "x.pt", {"data.pkl": bias})
     with pytest.raises(CheckpointError, match="bias is a torch._utils._rebuild_qtensor, expected"):
         TorchFile(tmp_path / "x.pt").tensors()
+    own = b"\x80\2}X\6\0\0\0a.biascmy\nInt4\n)\x81s."
+    write_archive(tmp_path / "x.pt", {"data.pkl": own})
+    with pytest.raises(CheckpointError, match="a.bias is a my.Int4, expected a plain tensor"):
+        TorchFile(tmp_path / "x.pt").tensors()
+
+
+def test_a_tensor_with_attributes_is_a_tensor(tmp_path):
+    tensor = TORCH["tensor with attributes"]
+    data = {"data.pkl": b"\x80\2}X\1\0\0\0x" + tensor + b"s.", "data/0": b"\0\0\x80\x3f"}
+    write_archive(tmp_path / "x.pt", data)
+    (found,) = TorchFile(tmp_path / "x.pt").tensors().values()
+    assert found.read(0, 1).tolist() == [1.0]
 
 
 def test_a_long_string_is_not_encoded_again_and_again():
@@ -268,6 +286,7 @@ def test_a_long_string_is_not_encoded_again_and_again():
     assert len(found) == 1000 and isinstance(found[0], Placeholder)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of itertools
 def test_the_classes_here_are_those_that_pickle_makes():
     """Else the extras above would be others than they look."""
     assert importlib.import_module(Made.__module__).make is make

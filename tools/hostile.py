@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import struct
 import warnings
 import zipfile
+from argparse import Namespace
+from collections import OrderedDict, defaultdict
 from copy import deepcopy
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -335,8 +339,18 @@ def _trainer_file() -> tuple[bytes, dict[str, bytes]]:
     return pickled({"model": records, "model_args": arguments | {"norm_eps": 1e-5}}), data
 
 
+@cache
+def _extra_file() -> tuple[bytes, dict[str, bytes]]:
+    """The same with what trainers keep beside the weights."""
+    content, data = _trainer_file()
+    objects = [np.float32(1.5), np.dtype("f4"), np.zeros(2), {1, 2}, Decimal("1.5"), Path("x")]
+    objects += [Namespace(a=1), OrderedDict(a=1), defaultdict(list), {0.5: (1, "x")}, range(3)]
+    extras = b"".join(b"X\1\0\0\0x" + pickle.dumps(objects, n)[:-1] + b"s" for n in (4, 2))
+    return content[:-1] + extras + b".", data
+
+
 def _torch_files() -> list[Case]:
-    return [{"model.pt": _archive(*_trainer_file())}]
+    return [{"model.pt": _archive(*file())} for file in (_trainer_file, _extra_file)]
 
 
 def _hf_folders() -> list[Case]:
@@ -447,8 +461,8 @@ def _damaged_header(data: bytes, random: Random) -> bytes:
 
 def _damaged_pickle(_data: bytes, random: Random) -> bytes:
     """A sound archive of a pickle that is not."""
-    pickle, storages = _trainer_file()
-    return _archive(_damaged_bytes(pickle, random, pickle), storages)
+    content, storages = random.choice((_trainer_file, _extra_file))()
+    return _archive(_damaged_bytes(content, random, content), storages)
 
 
 def _damaged_arrays(data: bytes, random: Random) -> bytes:

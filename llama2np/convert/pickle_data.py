@@ -3,8 +3,7 @@
 A pickle is a program for a small stack machine. This machine has the instructions that
 torch.save writes. It imports nothing and calls nothing that a pickle names: of the names that
 weights need it knows what they mean, and of any other object only a Placeholder is made, without
-its contents. A name of Python's own that is no data (inert.py) is refused all the same: whoever
-wrote it meant no good.
+its contents. Names that attacks are made of (inert.py) are refused all the same.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ _STORAGES = {
 _REBUILD = ("torch._utils", "_rebuild_tensor_v2")
 _PARAMETER = ("torch._utils", "_rebuild_parameter")
 _WITH_STATE = ("torch._utils", "_rebuild_parameter_with_state")
+_FROM_TYPE = ("torch._tensor", "_rebuild_from_type_v2")  # a tensor that has attributes
 _ORDERED = ("collections", "OrderedDict")
 _DICTIONARIES = (_ORDERED, ("collections", "defaultdict"))
 _ENCODE = ("_codecs", "encode")  # how Python 3 writes bytes that Python 2 could read
@@ -100,6 +100,7 @@ class TensorRecord:
 _ERRORS = (
     *(ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, struct.error),
 )
+_TENSORS = (Name("torch", "Tensor"), Name("torch.nn.parameter", "Parameter"))
 _SET = Placeholder(Name("builtins", "set"))
 
 
@@ -284,6 +285,8 @@ def _rebuilt(function: Any, arguments: tuple[Any, ...]) -> Any:
     if name == _REBUILD:
         return _tensor(*arguments[:4])
     first = arguments[0] if arguments else None
+    if name == _FROM_TYPE and first == Name(*_REBUILD) and arguments[1] in _TENSORS:
+        return _tensor(*arguments[2][:4])
     if name == _DTYPE and isinstance(first, str) and first in _NUMBERS:
         return _Dtype(_NUMBERS[first])
     if name == _ENCODE and isinstance(first, str) and len(first) <= _LONGEST_NUMBER:
