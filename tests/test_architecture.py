@@ -260,6 +260,21 @@ def half(b, c):
     b.logits(b.embed("embedding"), "classifier")
 
 
+def in_layer(describe, layer=0):
+    """A description of one line, of a block."""
+
+    def described(b, c):
+        b.layer = layer
+        x = b.embed("embedding")
+        describe(b, x, b.linear(x, "wq" if layer < c.n_layers else "classifier"))
+
+    return described
+
+
+def attend_twice(b, x, y):
+    b.attention(b.attention(x, x, x), x, x)
+
+
 @pytest.mark.parametrize(
     "describe, message",
     (
@@ -269,6 +284,12 @@ def half(b, c):
         (unknown, "there is no ffn_norm of layer 1"),
         (no_matrix, "final_norm is of type ndarray, expected Dense or Int8"),
         (half, "the network does not use"),
+        (in_layer(lambda b, x, y: b.swiglu(x, b.linear(x, "w_up"))), "embedding is 48 wide, up 80"),
+        (in_layer(lambda b, x, y: b.rope(x, b.linear(x, "classifier"))), "rope of classifier: 300"),
+        (in_layer(lambda b, x, y: b.attention(x, x, b.linear(x, "w_up"))), "up: it is 80 wide"),
+        (in_layer(attend_twice), "attention of layer 0: there is one in each of 2"),
+        (in_layer(lambda b, x, y: b.attention(x, x, x), 2), "attention of layer 2: there is one"),
+        (in_layer(lambda b, x, y: b.add(x, y, name="logits")), "add: the output of the network"),
     ),
 )
 def test_a_wrong_description_is_refused_in_one_line(weights, describe, message):

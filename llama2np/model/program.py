@@ -117,6 +117,11 @@ class Block:
     def rope(self, q: Value, k: Value) -> tuple[Value, Value]:
         """q and k with the first rotary_dim values of each head turned by the position."""
         c = self.config
+        for value in (q, k):
+            if value.width % c.head_dim:
+                raise ValueError(
+                    f"rope of {value.name}: {value.width} wide, a head is {c.head_dim}"
+                )
         if self._angles is None:
             cos, sin = Value("", c.rotary_dim // 2), Value("", c.rotary_dim // 2)
             self._record("angles", {}, {}, cos, sin)
@@ -130,6 +135,11 @@ class Block:
     def attention(self, q: Value, k: Value, v: Value, name: str = "mixed") -> Value:
         """Put k and v into the KV cache, and gather what q asks for from it, causally."""
         c = self.config
+        taken = [step.layer for step in self.steps if step.op == "attention"]
+        if self.layer not in range(c.n_layers) or self.layer in taken:  # where its cache is
+            raise ValueError(
+                f"attention of layer {self.layer}: there is one in each of {c.n_layers}"
+            )
         for value, width in ((q, c.q_dim), (k, c.kv_dim), (v, c.kv_dim)):
             if value.width != width:
                 found = f"it is {value.width} wide, not {width}"
@@ -140,6 +150,10 @@ class Block:
 
     def swiglu(self, gate: Value, up: Value, name: str = "mlp") -> Value:
         """silu(gate) * up (Shazeer 2020)."""
+        if gate.width != up.width:
+            raise ValueError(
+                f"swiglu {name}: {gate.name} is {gate.width} wide, {up.name} {up.width}"
+            )
         return self._record("swiglu", {"gate": gate, "up": up}, {}, Value(name, gate.width))[0]
 
     def gelu(self, x: Value, name: str = "mlp", exact: bool = False) -> Value:
@@ -204,6 +218,8 @@ class Block:
         *outputs: Value,
         **numbers: Number,
     ) -> tuple[Value, ...]:
+        if op != "logits" and any(value.name == "logits" for value in outputs):
+            raise ValueError(f"{op}: the output of the network alone is called logits")
         names = [name for some in weights.values() for name in some]
         shared = names and not any(name.startswith("layers.") for name in names)
         layer = None if shared else self.layer
@@ -229,8 +245,9 @@ class Program:
         unused = [name for name in self.weights if name not in b.used]
         if unused:
             raise ValueError(f"the network does not use {described(unused[0])}")
-        if not b.steps or b.steps[-1].op != "logits":
-            raise ValueError("a description ends with logits")
+        ends = [step.op == "logits" for step in b.steps]
+        if sum(ends) != 1 or not ends[-1]:
+            raise ValueError("a description ends with logits, and has them once")
         object.__setattr__(self, "steps", tuple(b.steps))
 
     def __str__(self) -> str:
