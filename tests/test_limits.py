@@ -13,12 +13,13 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from conftest import write_tokenizer
+from llama2np.config import MAX_LAYERS, Config
+from llama2np.transformer import State
 
 from llama2np import checkpoint, files, sentencepiece_model
 from llama2np.checkpoint import CheckpointError, Header
 from llama2np.cli import flags, main
 from llama2np.cli.screen import Screen
-from llama2np.config import MAX_LAYERS, Config
 from llama2np.convert import huggingface, inspection, json_file, llama2c, meta, safetensors
 from llama2np.convert.rope_tables import rope_tables
 from llama2np.convert.source import Source
@@ -26,7 +27,6 @@ from llama2np.convert.torch_zip import TorchFile
 from llama2np.convert.write import _check_tables, write_bin
 from llama2np.files import open_regular, read_at_most
 from llama2np.tokenizer import Tokenizer, TokenizerError
-from llama2np.transformer import State
 from tools.hostile import SMALL, valid, write_case
 from tools.odd import _field, put_special
 
