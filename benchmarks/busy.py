@@ -40,7 +40,8 @@ _TOKENS = 200  # to generate before a text ends and another begins
 # What a process does that stays: for each line, which says for how many seconds.
 _WORKER = """\
 import sys, time
-from llama2np import checkpoint, kernels
+from llama2np import kernels
+from llama2np.formats import checkpoint
 from llama2np import State, Transformer
 threads, prompt, tokens = map(int, sys.argv[2:])
 model = Transformer(*checkpoint.load(sys.argv[1]))

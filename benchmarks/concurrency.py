@@ -20,7 +20,8 @@ from statistics import median
 from llama2np.kernels.threads import layer
 
 from benchmarks.random_models import SHAPES, write_model
-from llama2np import checkpoint, kernels
+from llama2np import kernels
+from llama2np.formats import checkpoint
 from llama2np.model.transformer import State, Transformer
 
 

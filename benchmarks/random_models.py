@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from llama2np.atomic import write_file
-from llama2np.checkpoint import Header, save
+from llama2np.formats.checkpoint import Header, save
 from llama2np.model.config import Config
 
 # name: (dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len), tied, group size

@@ -27,7 +27,7 @@ from llama2np.atomic import write_file
 from llama2np.bench import arithmetic
 from llama2np.bench.form import aligned
 from llama2np.bench.machine import description
-from llama2np.checkpoint import load
+from llama2np.formats.checkpoint import load
 
 README = Path(__file__).with_name("README.md")
 MARK = "<!-- What follows is written by python -m benchmarks.report. -->\n"

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from statistics import median
 
 from llama2np import DraftModel, Generation, Llama, PromptLookup
-from llama2np.generation import Draft
+from llama2np.decoding.generation import Draft
 
 _PROMPT = "Once upon a time, there was a little girl named Lily. She loved to play outside."
 

@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from llama2np import Llama, Trace
-from llama2np.lens import labels
+from llama2np.analysis.lens import labels
 
 plt.rcParams["figure.dpi"] = 80
 model = Llama.load("stories-box")

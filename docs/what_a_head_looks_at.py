@@ -22,8 +22,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from llama2np import Edit, Llama, Trace, evaluate
-from llama2np.lens import labels
-from llama2np.plot import attention_maps
+from llama2np.analysis.lens import labels
+from llama2np.analysis.plot import attention_maps
 
 plt.rcParams["figure.dpi"] = 80
 model = Llama.load("stories-box")

@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from llama2np import Llama, Transformer, compare
-from llama2np.lens import labels
+from llama2np.analysis.lens import labels
 from llama2np.model.weights import Dense
 
 plt.rcParams["figure.dpi"] = 80

@@ -1,22 +1,26 @@
 """llama2.c's inference in readable Python: NumPy arrays, numba kernels, the same tokens."""
 
+import sys
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llama2np.beam import Beam, beam_search
-    from llama2np.chat import Chat
-    from llama2np.checkpoint import CheckpointError
-    from llama2np.convert.export import export
-    from llama2np.evaluation import Comparison, Evaluation, compare, evaluate
-    from llama2np.generation import Generation
+    from llama2np.analysis.evaluation import Comparison, Evaluation, compare, evaluate
+    from llama2np.decoding.beam import Beam, beam_search
+    from llama2np.decoding.chat import Chat
+    from llama2np.decoding.generation import Generation
+    from llama2np.decoding.sampler import Sampler
+    from llama2np.decoding.speculative import DraftModel, PromptLookup
+    from llama2np.formats.checkpoint import CheckpointError
+    from llama2np.formats.export import export
     from llama2np.llama import Llama
     from llama2np.model.config import Config
     from llama2np.model.hooks import Edit, Trace
     from llama2np.model.transformer import State, Transformer
-    from llama2np.sampler import Sampler
-    from llama2np.speculative import DraftModel, PromptLookup
-    from llama2np.tokenizer import Tokenizer, TokenizerError
+    from llama2np.text.tokenizer import Tokenizer, TokenizerError
 
 __all__ = [
     "Beam",
@@ -43,35 +47,81 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-# Where a name stands, if not in the module that has its name.
+# The module of each public name.
 _MODULES = {
-    "CheckpointError": "checkpoint",
-    "Comparison": "evaluation",
-    "DraftModel": "speculative",
+    "Beam": "decoding.beam",
+    "Chat": "decoding.chat",
+    "CheckpointError": "formats.checkpoint",
+    "Comparison": "analysis.evaluation",
     "Config": "model.config",
+    "DraftModel": "decoding.speculative",
     "Edit": "model.hooks",
-    "Generation": "generation",
-    "PromptLookup": "speculative",
+    "Evaluation": "analysis.evaluation",
+    "Generation": "decoding.generation",
+    "Llama": "llama",
+    "PromptLookup": "decoding.speculative",
+    "Sampler": "decoding.sampler",
     "State": "model.state",
-    "TokenizerError": "tokenizer",
+    "Tokenizer": "text.tokenizer",
+    "TokenizerError": "text.tokenizer",
     "Trace": "model.hooks",
     "Transformer": "model.transformer",
-    "beam_search": "beam",
-    "compare": "evaluation",
-    "evaluate": "evaluation",
-    "export": "convert.export",
+    "beam_search": "decoding.beam",
+    "compare": "analysis.evaluation",
+    "evaluate": "analysis.evaluation",
+    "export": "formats.export",
 }
 
 
-if not TYPE_CHECKING:  # who would take any name for one of ours
+if not TYPE_CHECKING:  # a type checker would take any name for a public one
 
     def __getattr__(name: str) -> object:
         """The public names, imported at first use: a command loads what it needs and no more."""
-        if name not in __all__:
+        if name not in _MODULES:
             raise AttributeError(f"module 'llama2np' has no attribute {name!r}")
-        module = import_module(f"llama2np.{_MODULES.get(name, name.lower())}")
-        return getattr(module, name)
+        return getattr(import_module(f"llama2np.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
     return [*globals(), *__all__]
+
+
+# Modules that have moved, and where they are now: scripts that import them keep working.
+_MOVED = {
+    "config": "model.config",
+    "transformer": "model.transformer",
+    "weights": "model.weights",
+    "trace": "model.hooks",
+    "checkpoint": "formats.checkpoint",
+    "convert": "formats",
+    "tokenizer": "text.tokenizer",
+    "generation": "decoding.generation",
+    "sampler": "decoding.sampler",
+    "logits": "decoding.logits",
+    "chat": "decoding.chat",
+    "beam": "decoding.beam",
+    "speculative": "decoding.speculative",
+    "lens": "analysis.lens",
+    "evaluation": "analysis.evaluation",
+    "plot": "analysis.plot",
+}
+
+
+class _Moved(MetaPathFinder, Loader):
+    """Finds a module of _MOVED under its old name: it is the same module."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        package, _, module = name.partition(".")
+        known = package == __name__ and module in _MOVED
+        return ModuleSpec(name, self) if known else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = import_module(f"{__name__}.{_MOVED[spec.name.partition('.')[2]]}")
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec  # the import system has just put the old name's there
+
+
+sys.meta_path.append(_Moved())

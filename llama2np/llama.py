@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llama2np import advice, box, checkpoint
+from llama2np import advice, box
 from llama2np.arguments import none_means_default, path_like, text, token_list, whole
-from llama2np.chat import Chat
-from llama2np.generation import Draft, Generation
-from llama2np.logits import check_bias
+from llama2np.decoding.chat import Chat
+from llama2np.decoding.generation import Draft, Generation
+from llama2np.decoding.logits import check_bias
+from llama2np.decoding.sampler import Sampler, SamplingOptions
+from llama2np.formats import checkpoint
 from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer
 from llama2np.output import brief
-from llama2np.sampler import Sampler, SamplingOptions
-from llama2np.tokenizer import Tokenizer, TokenizerError
+from llama2np.text.tokenizer import Tokenizer, TokenizerError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on

@@ -13,13 +13,14 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from llama2np import checkpoint, kernels
+from llama2np import kernels
 from llama2np.bench.machine import Memory
-from llama2np.checkpoint import Header, Tensor
-from llama2np.generation import continue_tokens
+from llama2np.decoding.generation import continue_tokens
+from llama2np.decoding.sampler import Sampler
+from llama2np.formats import checkpoint
+from llama2np.formats.checkpoint import Header, Tensor
 from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer
-from llama2np.sampler import Sampler
 
 _SHAPE = Config(
     dim=128, hidden_dim=192, n_layers=1, n_heads=4, n_kv_heads=2, vocab_size=256, seq_len=512

@@ -24,7 +24,7 @@ import pytest
 from hypothesis import settings
 
 from llama2np import Llama, kernels
-from llama2np.checkpoint import Header, save
+from llama2np.formats.checkpoint import Header, save
 from llama2np.model.config import Config
 from tools.hostile import valid, write_case
 

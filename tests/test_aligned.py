@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from llama2np import checkpoint
 from llama2np.aligned import aligned_zeros
-from llama2np.checkpoint import Header
+from llama2np.formats import checkpoint
+from llama2np.formats.checkpoint import Header
 from llama2np.kernels.runtime.pool import POOL
 from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer

@@ -32,9 +32,9 @@ from llama2np import (
     export,
     kernels,
 )
-from llama2np.checkpoint import Header
-from llama2np.lens import logit_lens
-from llama2np.logits import keep_min_p, keep_top_k, likeliest, penalize_frequency
+from llama2np.analysis.lens import logit_lens
+from llama2np.decoding.logits import keep_min_p, keep_top_k, likeliest, penalize_frequency
+from llama2np.formats.checkpoint import Header
 
 NUMPY = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint32, np.uint64, np.array)
 
@@ -150,7 +150,7 @@ def test_a_config_of_numpy(model, kind, tmp_path):
 # None
 
 
-SAMPLING = [name for name in llama2np.sampler.SamplingOptions.__annotations__]
+SAMPLING = [name for name in llama2np.decoding.sampler.SamplingOptions.__annotations__]
 
 
 @pytest.mark.parametrize("name", [*SAMPLING, "stop", "logprobs", "draft", "state"])

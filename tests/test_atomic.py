@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from conftest import TINY, random_tensors
 
-from llama2np import atomic, checkpoint
+from llama2np import atomic
 from llama2np.atomic import replacing, replacing_all
-from llama2np.checkpoint import Header
 from llama2np.cli.export import main as export
+from llama2np.formats import checkpoint
+from llama2np.formats.checkpoint import Header
 from llama2np.model.transformer import State
 from tools.faults import ERRORS, WRITERS, Fault, check_write
 from tools.hostile import valid, write_case

@@ -7,8 +7,8 @@ import pytest
 from conftest import TINY
 
 from llama2np import Beam, Config, State, beam_search
-from llama2np.logits import log_softmax
-from llama2np.tokenizer import BOS, EOS
+from llama2np.decoding.logits import log_softmax
+from llama2np.text.tokenizer import BOS, EOS
 
 SMALL = Config(dim=8, hidden_dim=8, n_layers=1, n_heads=2, n_kv_heads=2, vocab_size=5, seq_len=32)
 

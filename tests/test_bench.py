@@ -10,11 +10,12 @@ import pytest
 from conftest import TINY
 
 import llama2np
-from llama2np import checkpoint, kernels
+from llama2np import kernels
 from llama2np.bench import arithmetic, machine, measure
 from llama2np.bench.peer import Peer
-from llama2np.checkpoint import Header
 from llama2np.cli import main
+from llama2np.formats import checkpoint
+from llama2np.formats.checkpoint import Header
 
 # Prints what llama2.c does, half as fast in each further run, and notes how it was called.
 PEER = """
@@ -212,7 +213,7 @@ def test_without_matplotlib(bench, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "llama2np.plot", raising=False)
+    monkeypatch.delitem(sys.modules, "llama2np.analysis.plot", raising=False)
     monkeypatch.delattr(llama2np, "plot", raising=False)
     said = bench("--plot", "speed.png", status=1)
     assert "-m pip install matplotlib" in said and said.count("\n") == 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY
 
-from llama2np.checkpoint import Header
+from llama2np.formats.checkpoint import Header
 from llama2np.kernels.ops import linear
 from llama2np.kernels.runtime import jit
 
@@ -62,7 +62,7 @@ def test_indices_are_checked(python, tmp_path):
 READS = """
 import sys
 import numpy as np
-from llama2np import checkpoint
+from llama2np.formats import checkpoint
 from llama2np.model.transformer import State, Transformer
 
 found = []

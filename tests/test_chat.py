@@ -3,7 +3,7 @@
 import pytest
 from conftest import TINY, letters, scripted
 
-from llama2np.tokenizer import EOS
+from llama2np.text.tokenizer import EOS
 
 
 def watched(model, monkeypatch, answers):

@@ -9,8 +9,8 @@ from conftest import TINY, random_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama2np import checkpoint
-from llama2np.checkpoint import CheckpointError, Header
+from llama2np.formats import checkpoint
+from llama2np.formats.checkpoint import CheckpointError, Header
 from llama2np.model.config import Config
 
 HEADERS = [

@@ -8,13 +8,14 @@ import pytest
 from conftest import TINY, write_tokenizer
 
 import llama2np
-from llama2np import Llama, checkpoint, compare, evaluate
-from llama2np.checkpoint import Header
+from llama2np import Llama, compare, evaluate
+from llama2np.analysis.lens import best, labels, logit_lens
 from llama2np.cli import main
 from llama2np.cli.lens import _fitted
-from llama2np.convert.llama2c import read_bin
-from llama2np.convert.write import write_bin
-from llama2np.lens import best, labels, logit_lens
+from llama2np.formats import checkpoint
+from llama2np.formats.checkpoint import Header
+from llama2np.formats.llama2c import read_bin
+from llama2np.formats.write import write_bin
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def refused(capfd):
 @pytest.fixture
 def plot(drawing):
     """The module that draws."""
-    from llama2np import plot
+    from llama2np.analysis import plot
 
     return plot
 
@@ -143,7 +144,7 @@ def test_without_matplotlib(tiny, refused, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "llama2np.plot", raising=False)
+    monkeypatch.delitem(sys.modules, "llama2np.analysis.plot", raising=False)
     monkeypatch.delattr(llama2np, "plot", raising=False)
     for words in (("attend", "m.bin", "-i", "A"), ("lens", "m.bin", "-i", "A", "-o", "a.png")):
         assert "-m pip install matplotlib" in refused(*words)

@@ -4,8 +4,8 @@ import pytest
 from conftest import TINY, write_tokenizer
 
 from llama2np import Llama
-from llama2np.checkpoint import Header
 from llama2np.cli.run import main
+from llama2np.formats.checkpoint import Header
 
 
 @pytest.fixture

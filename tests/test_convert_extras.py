@@ -25,11 +25,11 @@ import numpy as np
 import pytest
 from test_convert_head import meta_tensors, same, save_torch
 
-from llama2np.checkpoint import CheckpointError
 from llama2np.cli import main
-from llama2np.convert import llama2c, pickle_data
-from llama2np.convert.pickle_data import Placeholder
-from llama2np.convert.torch_zip import TorchFile
+from llama2np.formats import llama2c, pickle_data
+from llama2np.formats.checkpoint import CheckpointError
+from llama2np.formats.pickle_data import Placeholder
+from llama2np.formats.torch_zip import TorchFile
 from tools.torch_files import write_archive
 
 ARGUMENTS = {"dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 64}
@@ -234,7 +234,7 @@ def test_reading_a_file_imports_none_of_what_it_names(tmp_path):
     extra = b"\x80\2(" + b"".join(b"c%s\nX\n)\x81" % name.encode() for name in names) + b"t."
     path = write_with(tmp_path / "x.pt", extra)
     code = (
-        "import sys\nfrom llama2np.convert import llama2c\nbefore = {*sys.modules}\n"
+        "import sys\nfrom llama2np.formats import llama2c\nbefore = {*sys.modules}\n"
         f"llama2c.read_pt({str(path)!r})\nprint(sorted({{*sys.modules}} - before))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from llama2np.checkpoint import CheckpointError, CheckpointWarning
 from llama2np.cli.export import main as export
-from llama2np.convert import huggingface, llama2c, meta
-from llama2np.convert.source import Stored, concatenated, halved, interleaved
-from llama2np.convert.write import write_bin
+from llama2np.formats import huggingface, llama2c, meta
+from llama2np.formats.checkpoint import CheckpointError, CheckpointWarning
+from llama2np.formats.source import Stored, concatenated, halved, interleaved
+from llama2np.formats.write import write_bin
 from llama2np.model.config import Config
 from tools.torch_files import Tensor, pickled, write_archive
 

@@ -9,10 +9,10 @@ from safetensors.numpy import save_file
 from test_convert_folders import CONFIG, HF, random_tensors, read
 
 from llama2np import export
-from llama2np.checkpoint import CheckpointError, CheckpointWarning
 from llama2np.cli import main
-from llama2np.convert import huggingface, llama2c, meta
-from llama2np.convert.names import bare
+from llama2np.formats import huggingface, llama2c, meta
+from llama2np.formats.checkpoint import CheckpointError, CheckpointWarning
+from llama2np.formats.names import bare
 from tools.torch_files import Tensor, pickled, write_archive
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

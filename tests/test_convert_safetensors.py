@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from llama2np.checkpoint import CheckpointError
 from llama2np.cli import main
-from llama2np.convert import huggingface, safetensors
+from llama2np.formats import huggingface, safetensors
+from llama2np.formats.checkpoint import CheckpointError
 from tools.hostile import valid, write_case
 from tools.odd import odd_safetensors, reference
 

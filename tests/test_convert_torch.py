@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama2np.checkpoint import CheckpointError
 from llama2np.cli.export import main as export
-from llama2np.convert import pickle_data
-from llama2np.convert.pickle_data import PickleError
-from llama2np.convert.torch_zip import TorchFile
+from llama2np.formats import pickle_data
+from llama2np.formats.checkpoint import CheckpointError
+from llama2np.formats.pickle_data import PickleError
+from llama2np.formats.torch_zip import TorchFile
 from tools.torch_files import Tensor, pickled, write_archive
 
 VALUES = np.arange(24, dtype=np.float32)

@@ -16,7 +16,7 @@ from urllib.request import install_opener
 
 import pytest
 
-from llama2np.checkpoint import Header
+from llama2np.formats.checkpoint import Header
 from llama2np.model.config import Config
 from tools import download
 

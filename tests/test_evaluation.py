@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, random_tensors
 
-from llama2np import Edit, Llama, Tokenizer, Transformer, checkpoint, compare, evaluate
-from llama2np.checkpoint import Header
-from llama2np.convert.llama2c import read_bin
-from llama2np.convert.write import write_bin
-from llama2np.evaluation import _Reader, _windows
+from llama2np import Edit, Llama, Tokenizer, Transformer, compare, evaluate
+from llama2np.analysis.evaluation import _Reader, _windows
+from llama2np.formats import checkpoint
+from llama2np.formats.checkpoint import Header
+from llama2np.formats.llama2c import read_bin
+from llama2np.formats.write import write_bin
 
 TALE = (ROOT / "docs" / "tale.txt").read_text(encoding="utf-8")
 LETTERS = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"<0x%02X>" % i for i in range(256)), b" "]
@@ -123,7 +124,7 @@ def test_each_token_counts_once(count, context, stride):
 @pytest.mark.parametrize("text", (TALE, TALE.replace(" ", "  "), "a", " ", "  b ", "é 日本 x " * 9))
 @pytest.mark.parametrize("size", (1, 2, 7, 1000))
 def test_a_text_in_pieces_has_the_same_tokens(stories, text, size, monkeypatch):
-    monkeypatch.setattr("llama2np.evaluation._CHARACTERS", 50)
+    monkeypatch.setattr("llama2np.analysis.evaluation._CHARACTERS", 50)
     told = []
     pieces = [text[at : at + size] for at in range(0, len(text), size)]
     for given in (text, pieces):

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from llama2np import checkpoint
-from llama2np.checkpoint import CheckpointError, Header, read_header
 from llama2np.cli.export import main as export
-from llama2np.convert import huggingface, llama2c, meta
-from llama2np.convert.rope_tables import rope_tables
-from llama2np.convert.write import write_bin, write_huggingface
+from llama2np.formats import checkpoint, huggingface, llama2c, meta
+from llama2np.formats.checkpoint import CheckpointError, Header, read_header
+from llama2np.formats.rope_tables import rope_tables
+from llama2np.formats.write import write_bin, write_huggingface
 from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer
 

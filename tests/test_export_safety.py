@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from llama2np.checkpoint import read_header
 from llama2np.cli.export import main as export
-from llama2np.convert import llama2c, meta
-from llama2np.convert.write import write_bin, write_huggingface
+from llama2np.formats import llama2c, meta
+from llama2np.formats.checkpoint import read_header
+from llama2np.formats.write import write_bin, write_huggingface
 from tools.torch_files import Tensor, pickled, write_archive
 
 ROOT = Path(__file__).parents[1]

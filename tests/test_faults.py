@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from conftest import TINY, random_tensors
 
-from llama2np import checkpoint
-from llama2np.checkpoint import Header
 from llama2np.cli import flags
 from llama2np.cli.export import main as export
-from llama2np.convert import llama2c
-from llama2np.convert.write import write_bin
+from llama2np.formats import checkpoint, llama2c
+from llama2np.formats.checkpoint import Header
+from llama2np.formats.write import write_bin
 from llama2np.model.transformer import State, Transformer
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +28,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, or
 SLOW_EXPORT = """
 import sys, time
 from llama2np.cli.export import main
-from llama2np.convert import write
+from llama2np.formats import write
 def slowly(function):
     def blocks(*arguments):
         for i, block in enumerate(function(*arguments)):
@@ -83,7 +82,7 @@ def test_a_signal_that_is_ignored_stays_so(monkeypatch):
         ("SIGINT", "numpy"),
         ("SIGTERM", "numba"),
         ("SIGINT", "llama2np.kernels"),
-        ("SIGINT", "llama2np.tokenizer"),
+        ("SIGINT", "llama2np.text.tokenizer"),
     ),
 )
 def test_a_signal_while_starting_is_no_traceback(files, python, name, stage):
@@ -120,7 +119,7 @@ def test_a_file_that_is_truncated_ends_the_process(files, python):
     """By SIGBUS, as with any mapped file: SECURITY.md says so. Never with made-up weights."""
     code = """
 import os, sys
-from llama2np import checkpoint
+from llama2np.formats import checkpoint
 from llama2np.model.transformer import State, Transformer
 model = Transformer(*checkpoint.load(sys.argv[1]))
 os.truncate(sys.argv[1], 100)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama2np import DraftModel, Llama, PromptLookup, box, kernels
-from llama2np.checkpoint import Header
-from llama2np.logits import log_softmax
-from llama2np.tokenizer import BOS, EOS
+from llama2np.decoding.logits import log_softmax
+from llama2np.formats.checkpoint import Header
+from llama2np.text.tokenizer import BOS, EOS
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_no_guess_however_bad_changes_the_output(int8_model_once, script, limit)
 def int8_model_once(tmp_path_factory):
     from conftest import random_tensors
 
-    from llama2np.checkpoint import save
+    from llama2np.formats.checkpoint import save
 
     folder, header = tmp_path_factory.mktemp("model"), Header(2, TINY, True, 16)
     save(folder / "q8.bin", header, random_tensors(header))

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from llama2np import Llama
-from llama2np.checkpoint import Header, open_tensors, save
 from llama2np.cli.run import main as run
-from llama2np.sampler import Sampler
-from llama2np.tokenizer import EOS
+from llama2np.decoding.sampler import Sampler
+from llama2np.formats.checkpoint import Header, open_tensors, save
+from llama2np.text.tokenizer import EOS
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 pytestmark = pytest.mark.compiled

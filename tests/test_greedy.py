@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from llama2np import checkpoint
-from llama2np.checkpoint import Header
+from llama2np.formats import checkpoint
+from llama2np.formats.checkpoint import Header
 from llama2np.model.hooks import Trace
 from llama2np.model.transformer import State, Transformer
 

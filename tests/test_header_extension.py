@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama2np.checkpoint import CheckpointError, Header, read_header
 from llama2np.cli.export import main as export
+from llama2np.formats.checkpoint import CheckpointError, Header, read_header
 from llama2np.model.config import Config
 
 

@@ -12,19 +12,18 @@ import pytest
 from conftest import TINY
 from safetensors.numpy import save_file
 
-from llama2np import checkpoint
-from llama2np.checkpoint import CheckpointError, Header
 from llama2np.cli import main
-from llama2np.convert import huggingface, llama2c, meta, pickle_data, safetensors
-from llama2np.convert.inspection import describe
-from llama2np.convert.pickle_data import PickleError, Placeholder
-from llama2np.convert.source import Source
-from llama2np.convert.torch_zip import TorchFile
-from llama2np.convert.write import write_bin, write_huggingface
+from llama2np.formats import checkpoint, huggingface, llama2c, meta, pickle_data, safetensors
+from llama2np.formats.checkpoint import CheckpointError, Header
+from llama2np.formats.inspection import describe
+from llama2np.formats.pickle_data import PickleError, Placeholder
+from llama2np.formats.source import Source
+from llama2np.formats.torch_zip import TorchFile
+from llama2np.formats.write import write_bin, write_huggingface
 from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer
 from llama2np.output import brief, printable
-from llama2np.tokenizer import TokenizerError
+from llama2np.text.tokenizer import TokenizerError
 from tools.fuzz import memory_bound
 from tools.hostile import SMALL, valid, write_case
 from tools.torch_files import Tensor, pickled, write_archive

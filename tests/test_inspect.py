@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from llama2np.checkpoint import Header
 from llama2np.cli import main
-from llama2np.convert import huggingface, llama2c
-from llama2np.convert.write import write_bin
+from llama2np.formats import huggingface, llama2c
+from llama2np.formats.checkpoint import Header
+from llama2np.formats.write import write_bin
 from llama2np.model.config import Config
 
 

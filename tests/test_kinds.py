@@ -17,11 +17,12 @@ import pytest
 from conftest import ROOT, TINY
 from test_cli_errors import GOOD, TOKENIZER
 
-from llama2np import Llama, State, Tokenizer, TokenizerError, advice, box, kinds
+from llama2np import Llama, State, Tokenizer, TokenizerError, advice, box
 from llama2np import export as export_function
-from llama2np.checkpoint import CheckpointError, Header
 from llama2np.cli import main
 from llama2np.cli.run import main as run
+from llama2np.formats import kinds
+from llama2np.formats.checkpoint import CheckpointError, Header
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%064d\nsize 12345\n" % 0
 

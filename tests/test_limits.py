@@ -16,17 +16,26 @@ from conftest import write_tokenizer
 from llama2np.config import MAX_LAYERS, Config
 from llama2np.transformer import State
 
-from llama2np import checkpoint, files, sentencepiece_model
-from llama2np.checkpoint import CheckpointError, Header
+from llama2np import files
 from llama2np.cli import flags, main
 from llama2np.cli.screen import Screen
-from llama2np.convert import huggingface, inspection, json_file, llama2c, meta, safetensors
-from llama2np.convert.rope_tables import rope_tables
-from llama2np.convert.source import Source
-from llama2np.convert.torch_zip import TorchFile
-from llama2np.convert.write import _check_tables, write_bin
 from llama2np.files import open_regular, read_at_most
-from llama2np.tokenizer import Tokenizer, TokenizerError
+from llama2np.formats import (
+    checkpoint,
+    huggingface,
+    inspection,
+    json_file,
+    llama2c,
+    meta,
+    safetensors,
+)
+from llama2np.formats.checkpoint import CheckpointError, Header
+from llama2np.formats.rope_tables import rope_tables
+from llama2np.formats.source import Source
+from llama2np.formats.torch_zip import TorchFile
+from llama2np.formats.write import _check_tables, write_bin
+from llama2np.text import sentencepiece_model
+from llama2np.text.tokenizer import Tokenizer, TokenizerError
 from tools.hostile import SMALL, valid, write_case
 from tools.odd import _field, put_special
 
@@ -200,7 +209,7 @@ def test_positions_that_a_file_claims_cost_no_disk(tmp_path, capsys):
 
 
 def test_positions_that_the_user_asks_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("llama2np.convert.write._LARGEST_TABLES", 1000)
+    monkeypatch.setattr("llama2np.formats.write._LARGEST_TABLES", 1000)
     source = huggingface.read(with_positions(tmp_path, 2**10))
     with pytest.raises(CheckpointError, match="choose a number of positions"):
         write_bin(source, tmp_path / "x.bin", 0)

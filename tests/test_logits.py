@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from llama2np.logits import (
+from llama2np.decoding.logits import (
     add_bias,
     keep_min_p,
     keep_top_k,

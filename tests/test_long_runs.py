@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from conftest import letters, random_tensors, scripted, write_tokenizer
 
-from llama2np import Llama, checkpoint
-from llama2np.checkpoint import Header
+from llama2np import Llama
+from llama2np.formats import checkpoint
+from llama2np.formats.checkpoint import Header
 from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer
-from llama2np.tokenizer import EOS
+from llama2np.text.tokenizer import EOS
 
 LONG = Config(8, 8, 1, 2, 1, 300, 4096)
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import TINY, random_tensors
 
-from llama2np import Edit, Llama, Trace, box, checkpoint
-from llama2np.checkpoint import Header
+from llama2np import Edit, Llama, Trace, box
+from llama2np.formats import checkpoint
+from llama2np.formats.checkpoint import Header
 from llama2np.model import numpy_engine
 from llama2np.model.transformer import State, Transformer
 
@@ -173,7 +174,8 @@ WITHOUT = """
 import sys
 sys.modules["numba"] = sys.modules["llvmlite"] = None
 import numpy as np
-from llama2np import Edit, State, Transformer, checkpoint
+from llama2np import Edit, State, Transformer
+from llama2np.formats import checkpoint
 transformer = Transformer(*checkpoint.load(sys.argv[1]), engine="numpy")
 print(transformer.forward([5, 6, 7], State(transformer.config)).argmax())
 print(len(transformer.greedy(5, State(transformer.config), 3)[0]))

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from llama2np import Edit, State, Transformer, checkpoint
-from llama2np.checkpoint import Header
+from llama2np import Edit, State, Transformer
+from llama2np.formats import checkpoint
+from llama2np.formats.checkpoint import Header
 from llama2np.model.hooks import POINTS
 
 ROOT = Path(__file__).parents[1]

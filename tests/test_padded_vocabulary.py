@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama2np import DraftModel, Llama, State, Tokenizer, TokenizerError, Transformer, beam_search
-from llama2np import checkpoint as checkpoints
-from llama2np.beam import Beam
-from llama2np.chat import Chat
-from llama2np.checkpoint import Header
+from llama2np.analysis.evaluation import compare, evaluate
+from llama2np.analysis.lens import labels
 from llama2np.cli.lens import main as lens
 from llama2np.cli.run import main as run
-from llama2np.evaluation import compare, evaluate
-from llama2np.generation import Generation
-from llama2np.lens import labels
-from llama2np.logits import forbid
-from llama2np.sampler import Sampler
-from llama2np.tokenizer import Decoder
+from llama2np.decoding.beam import Beam
+from llama2np.decoding.chat import Chat
+from llama2np.decoding.generation import Generation
+from llama2np.decoding.logits import forbid
+from llama2np.decoding.sampler import Sampler
+from llama2np.formats import checkpoint as checkpoints
+from llama2np.formats.checkpoint import Header
+from llama2np.text.tokenizer import Decoder
 
 PIECES = 290  # of the TINY's 300
 MISSING = list(range(PIECES, TINY.vocab_size))
@@ -329,7 +329,7 @@ def test_with_a_byte_order_mark(folder):
 
 def test_added_tokens_do_not_go_into_a_tokenizer_bin(folder):
     """It has the model's pieces: with more of them, models without those rows would not run."""
-    from llama2np.convert.tokenizer import write_bin
+    from llama2np.formats.tokenizer_bin import write_bin
 
     write_bin(folder / "tokenizer.model", folder / "before.bin")
     (folder / "added_tokens.json").write_text('{"<pad>": 280}')

@@ -7,8 +7,8 @@ from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama2np import checkpoint
-from llama2np.checkpoint import Header
+from llama2np.formats import checkpoint
+from llama2np.formats.checkpoint import Header
 from llama2np.kernels.lower import Entry, lower, places
 from llama2np.model.architectures import llama
 from llama2np.model.program import Program, Value

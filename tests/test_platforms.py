@@ -6,10 +6,9 @@ import sys
 import pytest
 from conftest import TINY
 
-from llama2np import checkpoint
-from llama2np.checkpoint import Header
 from llama2np.cli.screen import Screen
-from llama2np.convert import safetensors
+from llama2np.formats import checkpoint, safetensors
+from llama2np.formats.checkpoint import Header
 from llama2np.kernels.runtime import cache_folder
 from tools.hostile import valid, write_case
 

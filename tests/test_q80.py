@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from llama2np.checkpoint import CheckpointError, Header
-from llama2np.convert import llama2c
-from llama2np.convert.q80 import group_size_for, quantize
-from llama2np.convert.write import write_bin
+from llama2np.formats import llama2c
+from llama2np.formats.checkpoint import CheckpointError, Header
+from llama2np.formats.q80 import group_size_for, quantize
+from llama2np.formats.write import write_bin
 from llama2np.model.config import Config
 
 

@@ -10,8 +10,8 @@ from conftest import random_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama2np import checkpoint
-from llama2np.checkpoint import Header
+from llama2np.formats import checkpoint
+from llama2np.formats.checkpoint import Header
 from llama2np.kernels.runtime import pool
 from llama2np.model.config import Config
 from llama2np.model.hooks import POINTS, Edit, Trace

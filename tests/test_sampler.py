@@ -8,7 +8,7 @@ from itertools import count
 import numpy as np
 import pytest
 
-from llama2np.sampler import Sampler
+from llama2np.decoding.sampler import Sampler
 
 f32 = np.float32
 BITS = 20

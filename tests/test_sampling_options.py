@@ -6,7 +6,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from llama2np.sampler import Sampler, SamplingOptions
+from llama2np.decoding.sampler import Sampler, SamplingOptions
 
 f32 = np.float32
 FOUR = np.log(np.array([0.4, 0.3, 0.2, 0.1], f32))

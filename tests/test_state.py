@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from conftest import TINY, random_tensors
 
-from llama2np import Config, State, Transformer, checkpoint
-from llama2np.checkpoint import Header
+from llama2np import Config, State, Transformer
+from llama2np.formats import checkpoint
+from llama2np.formats.checkpoint import Header
 
 READ = [5, 17, 42, 299, 0, 7] * 12  # 72 tokens: more than one block of the cache
 HEADERS = {"float32": Header(1, TINY, False), "int8": Header(2, TINY, True, 16)}

@@ -11,8 +11,8 @@ import pytest
 from llama2np.bench import machine, measure
 from llama2np.cli import COMMANDS, main, warmup
 from llama2np.cli.screen import Screen
-from llama2np.convert import llama2c
-from llama2np.convert.write import write_bin
+from llama2np.formats import llama2c
+from llama2np.formats.write import write_bin
 
 COMMAND_LINES = {
     "run": "run {} -i AB -t 0 -n 9",

@@ -8,11 +8,11 @@ from conftest import TINY, write_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama2np.checkpoint import Header
 from llama2np.cli.lens import main as lens
 from llama2np.cli.perplexity import main as perplexity
 from llama2np.cli.run import main as run
 from llama2np.cli.text import plain, plain_line
+from llama2np.formats.checkpoint import Header
 
 BOM = "\ufeff"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import random_tensors
 
-from llama2np import checkpoint
-from llama2np.checkpoint import Header
+from llama2np.formats import checkpoint
+from llama2np.formats.checkpoint import Header
 from llama2np.model.config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,7 @@ HEADERS = {"float32": Header(1, CONFIG, True), "int8": Header(2, CONFIG, True, 6
 START = """
 import multiprocessing, sys, threading, types
 import numpy as np
-from llama2np import checkpoint
+from llama2np.formats import checkpoint
 from llama2np.kernels.runtime import pool
 from llama2np.model.transformer import State, Transformer
 pool.threads = lambda: 3

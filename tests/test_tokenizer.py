@@ -10,7 +10,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama2np.tokenizer import BOS, EOS, Decoder, Tokenizer, TokenizerError
+from llama2np.text.tokenizer import BOS, EOS, Decoder, Tokenizer, TokenizerError
 
 FILES = {"llama32k": "llama32k/tokenizer.bin", "tok512": "stories260K/tok512.bin"}
 BASE = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"<0x%02X>" % byte for byte in range(256))]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from llama2np.tokenizer import Decoder, Tokenizer, TokenizerError
+from llama2np.text.tokenizer import Decoder, Tokenizer, TokenizerError
 
 
 def test_a_model_given_for_a_tokenizer(tmp_path):

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama2np import Llama, State, Tokenizer, TokenizerError, Transformer, beam_search, evaluate
-from llama2np import checkpoint as checkpoints
-from llama2np.checkpoint import Header
+from llama2np.analysis.evaluation import _Reader
+from llama2np.analysis.lens import labels
 from llama2np.cli.export import main as export
-from llama2np.evaluation import _Reader
-from llama2np.generation import Generation
-from llama2np.lens import labels
-from llama2np.sampler import Sampler
+from llama2np.decoding.generation import Generation
+from llama2np.decoding.sampler import Sampler
+from llama2np.formats import checkpoint as checkpoints
+from llama2np.formats.checkpoint import Header
 
 LETTERS = "".join(map(chr, range(0x4E00, 0x4E00 + 300)))
 CORPUS = [

@@ -8,8 +8,8 @@ import pytest
 from conftest import TINY
 
 from llama2np import Edit, Llama, Tokenizer, Trace, Transformer
-from llama2np.checkpoint import Header
-from llama2np.checkpoint import load as load_checkpoint
+from llama2np.formats.checkpoint import Header
+from llama2np.formats.checkpoint import load as load_checkpoint
 from llama2np.model.hooks import ENDS, POINTS
 from llama2np.model.weights import Int8
 

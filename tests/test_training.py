@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from llama2np.convert import llama2c, write
-from llama2np.convert.tokenizer import write_bin
+from llama2np.formats import llama2c, write
+from llama2np.formats.tokenizer_bin import write_bin
 from llama2np.model.config import Config
-from llama2np.tokenizer import BOS, Tokenizer
+from llama2np.text.tokenizer import BOS, Tokenizer
 from tools.stories.teller import tell
 from tools.stories.words import said_again
 from tools.training.copying import said_twice
@@ -138,7 +138,7 @@ def test_the_network_is_ours(corpus, tmp_path):
     training = trained(corpus, tmp_path / "a.pt", steps=3)
     import torch
 
-    from llama2np import checkpoint
+    from llama2np.formats import checkpoint
     from llama2np.model.transformer import State, Transformer
 
     training.run(log=False)

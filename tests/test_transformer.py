@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from conftest import TINY, random_tensors
 
-from llama2np import checkpoint
-from llama2np.checkpoint import Header
+from llama2np.formats import checkpoint
+from llama2np.formats.checkpoint import Header
 from llama2np.model.config import Config
 from llama2np.model.hooks import Edit, Trace
 from llama2np.model.transformer import BLOCK, State, Transformer

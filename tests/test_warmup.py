@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY
 
-from llama2np.checkpoint import Header
 from llama2np.cli import main
+from llama2np.formats.checkpoint import Header
 from llama2np.kernels.runtime.cache import identity
 
 # Prints "compiles" once something has to be compiled, and then proves that it would have.
 GENERATES = """
 import sys
 import numpy as np
-from llama2np import checkpoint, kernels
-from llama2np.generation import continue_tokens
-from llama2np.sampler import Sampler
+from llama2np import kernels
+from llama2np.formats import checkpoint
+from llama2np.decoding.generation import continue_tokens
+from llama2np.decoding.sampler import Sampler
 from llama2np.model.transformer import State, Transformer
 
 kernels.on_first_compile(lambda: print("compiles", flush=True))

@@ -18,9 +18,9 @@ from random import Random
 from unittest.mock import patch
 
 from llama2np import atomic
-from llama2np.checkpoint import load
-from llama2np.convert import llama2c, tokenizer
-from llama2np.convert.write import write_bin, write_huggingface
+from llama2np.formats import llama2c, tokenizer_bin
+from llama2np.formats.checkpoint import load
+from llama2np.formats.write import write_bin, write_huggingface
 from llama2np.kernels.runtime import sealed
 from llama2np.model.transformer import State, Transformer
 
@@ -119,7 +119,7 @@ def check_write(fault: Fault, folder: Path) -> bool:
 def _writer(name: str, folder: Path) -> Callable[[Path], object]:
     kind, _, version = name.partition(" ")
     if kind == "tokenizer":
-        return lambda path: tokenizer.write_bin(folder / "tokenizer.model", path)
+        return lambda path: tokenizer_bin.write_bin(folder / "tokenizer.model", path)
     if kind == "state":
         model = Transformer(*load(folder / "model.bin"))
         state = State(model.config)

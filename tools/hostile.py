@@ -22,14 +22,14 @@ from random import Random
 
 import numpy as np
 
-from llama2np.checkpoint import CheckpointError, Header, load, save
-from llama2np.convert import huggingface, inspection, llama2c, meta, safetensors
-from llama2np.convert.torch_zip import TorchFile
-from llama2np.convert.write import write_bin, write_huggingface
+from llama2np.formats import huggingface, inspection, llama2c, meta, safetensors
+from llama2np.formats.checkpoint import CheckpointError, Header, load, save
+from llama2np.formats.torch_zip import TorchFile
+from llama2np.formats.write import write_bin, write_huggingface
 from llama2np.llama import Llama
 from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer
-from llama2np.tokenizer import Tokenizer, TokenizerError
+from llama2np.text.tokenizer import Tokenizer, TokenizerError
 from tools import faults, odd
 from tools.torch_files import Tensor, pickled, write_archive
 

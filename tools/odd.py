@@ -12,7 +12,7 @@ from random import Random
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from llama2np.convert.safetensors_header import BITS
+from llama2np.formats.safetensors_header import BITS
 
 Found = dict[str, tuple[str, tuple[int, ...]]]
 

@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from llama2np.atomic import write_file  # noqa: E402
-from llama2np.convert import llama2c, tokenizer, write  # noqa: E402
+from llama2np.formats import llama2c, tokenizer_bin, write  # noqa: E402
 from llama2np.model.config import Config  # noqa: E402
 from tools.stories.words import names, words  # noqa: E402
 from tools.training.corpus import (  # noqa: E402
@@ -43,7 +43,7 @@ def prepare(folder: Path, count: int) -> tuple[Corpus, Corpus]:
     if not model.exists():
         texts = [story.text for story in stories(0, min(count, TOKENIZER_STORIES))]
         train_tokenizer(texts, model, CONFIG.vocab_size)
-        tokenizer.write_bin(model, folder / "tokenizer.bin")
+        tokenizer_bin.write_bin(model, folder / "tokenizer.bin")
     found = []
     for name, first, number in (("train", 0, count), ("held-out", HELD_OUT, HELD_OUT_STORIES)):
         path = folder / f"{name}.npz"

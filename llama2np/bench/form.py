@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 from llama2np.bench.machine import description
 from llama2np.bench.measure import MachineResult, PeerResult, Report, Result, Series
-from llama2np.checkpoint import Header
+from llama2np.formats.checkpoint import Header
 
 
 def about(path: str | os.PathLike[str], header: Header) -> dict[str, object]:

@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from llama2np.analysis.lens import labels
 from llama2np.cli.flags import Parser, guarded, joined, number, path_value
 from llama2np.cli.model import add_model, load_model, plotting, read_tokens
 from llama2np.cli.screen import Screen
-from llama2np.lens import labels
 from llama2np.model.hooks import Trace
 
 _MOST = 64  # maps in a picture

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from llama2np import box, checkpoint, kernels
+from llama2np import box, kernels
 from llama2np.bench import form
 from llama2np.bench.measure import measure, plan
 from llama2np.bench.peer import LLAMA2C, Peer
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
 from llama2np.cli.model import MODEL_HELP, plotting
+from llama2np.formats import checkpoint
 from llama2np.model.transformer import Transformer
 
 

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 from llama2np.atomic import is_stdout
 from llama2np.cli.flags import Parser, choice, flag_value, guarded, joined, number, path_value
-from llama2np.convert import huggingface, llama2c, meta, tokenizer
-from llama2np.convert.q80 import Error
-from llama2np.convert.source import Source
-from llama2np.convert.write import write_bin, write_huggingface
+from llama2np.formats import huggingface, llama2c, meta, tokenizer_bin
+from llama2np.formats.q80 import Error
+from llama2np.formats.source import Source
+from llama2np.formats.write import write_bin, write_huggingface
 
 # The flag of each kind of source: reader, what to name after it, help.
 _SOURCES = {
@@ -35,7 +35,7 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def _export(options: argparse.Namespace) -> None:
     if options.tokenizer is not None:
-        model = tokenizer.write_bin(options.tokenizer, options.filepath)
+        model = tokenizer_bin.write_bin(options.tokenizer, options.filepath)
         spaces = "; the model removes extra spaces, llama2.c does not"
         note = spaces if model.removes_spaces else ""
         _tell(options.filepath, f"{len(model.pieces):,} pieces{note}")

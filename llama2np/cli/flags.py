@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from llama2np import advice
-from llama2np.checkpoint import CheckpointWarning
 from llama2np.cli.streams import standard_streams
 from llama2np.cli.text import plain
+from llama2np.formats.checkpoint import CheckpointWarning
 from llama2np.output import printable
 
 INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE: what a shell reports

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from llama2np import box
 from llama2np.cli.flags import Parser, flag_value, guarded, joined
-from llama2np.convert.inspection import describe
+from llama2np.formats.inspection import describe
 
 
 def main(argv: Sequence[str], prog: str) -> int:

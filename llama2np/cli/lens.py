@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from llama2np.analysis.lens import best, labels, logit_lens
 from llama2np.cli.flags import Parser, guarded, joined, path_value
 from llama2np.cli.model import add_model, load_model, plotting, read_tokens
 from llama2np.cli.screen import Screen
-from llama2np.lens import best, labels, logit_lens
 
 _WIDTH = 8  # of a piece; a longer one ends in "…"
 

@@ -57,7 +57,7 @@ def read_tokens(model: Llama, options: argparse.Namespace) -> list[int]:
 def plotting() -> ModuleType:
     """The module that draws. Raises ValueError where matplotlib is missing."""
     try:
-        from llama2np import plot
+        from llama2np.analysis import plot
     except ImportError as error:
         raise ValueError(
             f"drawing needs matplotlib ({error}): {sys.executable} -m pip install matplotlib"

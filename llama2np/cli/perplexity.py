@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from llama2np import checkpoint, kinds
+from llama2np.analysis.evaluation import Evaluation, compare, evaluate
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
 from llama2np.cli.model import add_model, load_model
 from llama2np.cli.screen import Screen
 from llama2np.cli.text import plain
-from llama2np.evaluation import Evaluation, compare, evaluate
 from llama2np.files import open_regular
+from llama2np.formats import checkpoint, kinds
 from llama2np.llama import Llama
 from llama2np.model.transformer import Transformer
 

@@ -9,8 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from llama2np import __version__, advice, box, kernels, kinds
-from llama2np.checkpoint import CheckpointError, read_header
+from llama2np import __version__, advice, box, kernels
 from llama2np.cli import sampling
 from llama2np.cli.flags import (
     INTERRUPTED,
@@ -25,7 +24,9 @@ from llama2np.cli.flags import (
 )
 from llama2np.cli.model import MODEL_HELP, TOKENIZER_HELP
 from llama2np.cli.screen import Screen
-from llama2np.generation import Generation
+from llama2np.decoding.generation import Generation
+from llama2np.formats import kinds
+from llama2np.formats.checkpoint import CheckpointError, read_header
 from llama2np.llama import Llama
 
 _STEPS = 256  # run.c's

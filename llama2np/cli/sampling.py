@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from llama2np.cli.flags import flag_value, number
-from llama2np.sampler import Sampler, SamplingOptions
+from llama2np.decoding.sampler import Sampler, SamplingOptions
 
 _PENALTY = number(float, -100, 100)
 

@@ -14,9 +14,9 @@ from dataclasses import asdict
 
 import numpy as np
 
-from llama2np import kinds
 from llama2np.atomic import replacing
 from llama2np.files import open_regular, zip_file
+from llama2np.formats import kinds
 from llama2np.model.config import Config
 from llama2np.output import printable
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llama2np.tokenizer import BOS
+from llama2np.text.tokenizer import BOS
 
 _PIECES = 64  # in each half
 _FIRST = 259  # pieces before this are <unk>, BOS, EOS and the 256 bytes

@@ -12,7 +12,7 @@ import numpy as np
 import sentencepiece
 
 from llama2np.atomic import replacing, write_file
-from llama2np.tokenizer import BOS
+from llama2np.text.tokenizer import BOS
 from tools.stories.teller import Story, tell
 from tools.stories.words import said_again
 

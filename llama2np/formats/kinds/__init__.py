@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from llama2np import advice
-from llama2np.kinds.signs import Head
-from llama2np.kinds.table import (
+from llama2np.formats.kinds.signs import Head
+from llama2np.formats.kinds.table import (
     FOLDER,
     FOLDER_FLAGS,
     KINDS,

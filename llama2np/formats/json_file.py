@@ -6,9 +6,9 @@ import json
 import os
 from typing import Any
 
-from llama2np import kinds
-from llama2np.checkpoint import CheckpointError
 from llama2np.files import open_regular, read_at_most
+from llama2np.formats import kinds
+from llama2np.formats.checkpoint import CheckpointError
 from llama2np.output import brief
 
 # Bytes. As Python objects, JSON takes up to thirty times as much memory. A config has some kB; an

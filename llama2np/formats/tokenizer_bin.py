@@ -6,10 +6,10 @@ import os
 import struct
 from pathlib import Path
 
-from llama2np import kinds
 from llama2np.atomic import replacing
-from llama2np.sentencepiece_model import SentencePieceModel
-from llama2np.tokenizer import TokenizerError, read_model
+from llama2np.formats import kinds
+from llama2np.text.sentencepiece_model import SentencePieceModel
+from llama2np.text.tokenizer import TokenizerError, read_model
 
 
 @kinds.reader("sentencepiece", TokenizerError)

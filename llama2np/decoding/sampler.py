@@ -12,7 +12,7 @@ import numpy as np
 
 from llama2np import kernels
 from llama2np.arguments import function, number, whole, wrong
-from llama2np.logits import (
+from llama2np.decoding.logits import (
     add_bias,
     keep_min_p,
     keep_top_k,

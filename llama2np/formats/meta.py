@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llama2np import kinds
-from llama2np.checkpoint import CheckpointError
-from llama2np.convert.json_file import JsonFile
-from llama2np.convert.names import unwrapped
-from llama2np.convert.source import Source, Stored, checked, concatenated
-from llama2np.convert.torch_zip import TorchFile
+from llama2np.formats import kinds
+from llama2np.formats.checkpoint import CheckpointError
+from llama2np.formats.json_file import JsonFile
+from llama2np.formats.names import unwrapped
+from llama2np.formats.source import Source, Stored, checked, concatenated
+from llama2np.formats.torch_zip import TorchFile
 from llama2np.model.config import Config
 from llama2np.output import brief
 

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from llama2np import kinds
-from llama2np.checkpoint import CheckpointError
-from llama2np.convert import pickle_data
-from llama2np.convert.dtypes import dtype_of
-from llama2np.convert.mapped import map_file
-from llama2np.convert.pickle_data import Placeholder, TensorRecord
-from llama2np.convert.source import Stored, check_shape
 from llama2np.files import zip_file
+from llama2np.formats import kinds, pickle_data
+from llama2np.formats.checkpoint import CheckpointError
+from llama2np.formats.dtypes import dtype_of
+from llama2np.formats.mapped import map_file
+from llama2np.formats.pickle_data import Placeholder, TensorRecord
+from llama2np.formats.source import Stored, check_shape
 
 _LARGEST_PICKLE = 2**23  # a 70B model's has some 100 kB
 _MOST_SHARED = 8  # tensors may share values: how often, on average

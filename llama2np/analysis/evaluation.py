@@ -11,7 +11,7 @@ import numpy as np
 
 from llama2np.arguments import function, having, none_means_default, whole, wrong
 from llama2np.llama import Llama
-from llama2np.tokenizer import Tokenizer
+from llama2np.text.tokenizer import Tokenizer
 
 _ROWS = 64  # tokens whose logits are in memory at a time
 _CHARACTERS = 8192  # text that is cut into tokens at a time

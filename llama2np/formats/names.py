@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from llama2np.checkpoint import CheckpointError
+from llama2np.formats.checkpoint import CheckpointError
 
 T = TypeVar("T")
 

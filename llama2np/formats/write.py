@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from llama2np.atomic import replacing_all, sync_folder
-from llama2np.checkpoint import LAYER_TENSORS, CheckpointError, Header, save
-from llama2np.convert import safetensors
-from llama2np.convert.dtypes import dtype_of, quiet
-from llama2np.convert.huggingface import hf_config, hf_names, hf_tensor
-from llama2np.convert.q80 import Error, group_size_for, quantize
-from llama2np.convert.rope_tables import rope_tables
-from llama2np.convert.source import Source
+from llama2np.formats import safetensors
+from llama2np.formats.checkpoint import LAYER_TENSORS, CheckpointError, Header, save
+from llama2np.formats.dtypes import dtype_of, quiet
+from llama2np.formats.huggingface import hf_config, hf_names, hf_tensor
+from llama2np.formats.q80 import Error, group_size_for, quantize
+from llama2np.formats.rope_tables import rope_tables
+from llama2np.formats.source import Source
 
 # Bytes. Llama 3.1 has as many for its 131,072 positions; more than its weights no model needs.
 _LARGEST_TABLES = 2**26

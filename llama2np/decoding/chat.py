@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llama2np import arguments
-from llama2np.generation import continue_tokens
+from llama2np.decoding.generation import continue_tokens
+from llama2np.decoding.sampler import Sampler
 from llama2np.model.transformer import State, Transformer
 from llama2np.owner import Owned, Owner
-from llama2np.sampler import Sampler
-from llama2np.tokenizer import Decoder, Tokenizer
+from llama2np.text.tokenizer import Decoder, Tokenizer
 
 _IN_USE = (
     "the Chat is answering in another thread, or in the call that this one comes from: "

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 import numpy as np
 
 from llama2np.arguments import none_means_default, texts, token_list, whole, wrong
-from llama2np.logits import forbid, likeliest, log_softmax
+from llama2np.decoding.logits import forbid, likeliest, log_softmax
+from llama2np.decoding.sampler import Sampler
 from llama2np.model.config import Config
 from llama2np.model.state import State
 from llama2np.output import brief
 from llama2np.owner import Owned, Owner
-from llama2np.sampler import Sampler
-from llama2np.tokenizer import Decoder, Tokenizer
+from llama2np.text.tokenizer import Decoder, Tokenizer
 
 if TYPE_CHECKING:
     from llama2np.model.transformer import Transformer

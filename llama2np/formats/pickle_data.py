@@ -14,7 +14,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from llama2np.convert.inert import Name, is_data
+from llama2np.formats.inert import Name, is_data
 from llama2np.output import brief
 
 _STORAGES = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llama2np.checkpoint import CheckpointError
+from llama2np.formats.checkpoint import CheckpointError
 
 
 def quiet(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from llama2np import kinds
-from llama2np.checkpoint import LAYER_TENSORS, CheckpointError, Tensor, open_tensors
-from llama2np.convert.meta import config_of, our_names
-from llama2np.convert.names import unwrapped
-from llama2np.convert.pickle_data import Placeholder
-from llama2np.convert.source import Source, Stored, checked
-from llama2np.convert.torch_zip import TorchFile
+from llama2np.formats import kinds
+from llama2np.formats.checkpoint import LAYER_TENSORS, CheckpointError, Tensor, open_tensors
+from llama2np.formats.meta import config_of, our_names
+from llama2np.formats.names import unwrapped
+from llama2np.formats.pickle_data import Placeholder
+from llama2np.formats.source import Source, Stored, checked
+from llama2np.formats.torch_zip import TorchFile
 from llama2np.output import brief
 
 

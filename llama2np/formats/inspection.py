@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from llama2np import box, kinds
-from llama2np.checkpoint import CheckpointError, read_header
-from llama2np.convert import huggingface, llama2c, meta, safetensors
-from llama2np.convert.dtypes import quiet
-from llama2np.convert.q80 import Error
-from llama2np.convert.source import Source, Stored
-from llama2np.convert.torch_zip import TorchFile
+from llama2np import box
+from llama2np.formats import huggingface, kinds, llama2c, meta, safetensors
+from llama2np.formats.checkpoint import CheckpointError, read_header
+from llama2np.formats.dtypes import quiet
+from llama2np.formats.q80 import Error
+from llama2np.formats.source import Source, Stored
+from llama2np.formats.torch_zip import TorchFile
 from llama2np.output import printable
 
 

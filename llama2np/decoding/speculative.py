@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from llama2np.arguments import having, none_means_default, whole
-from llama2np.generation import Model
-from llama2np.logits import forbid
+from llama2np.decoding.generation import Model
+from llama2np.decoding.logits import forbid
 from llama2np.model.transformer import State
 
 

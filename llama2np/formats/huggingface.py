@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llama2np import kinds
-from llama2np.checkpoint import CheckpointError
-from llama2np.convert import safetensors
-from llama2np.convert.dtypes import dtype_of
-from llama2np.convert.json_file import LARGEST_INDEX, JsonFile
-from llama2np.convert.names import bare, unwrapped
-from llama2np.convert.source import Source, Stored, checked, halved, interleaved
-from llama2np.convert.torch_zip import TorchFile
+from llama2np.formats import kinds, safetensors
+from llama2np.formats.checkpoint import CheckpointError
+from llama2np.formats.dtypes import dtype_of
+from llama2np.formats.json_file import LARGEST_INDEX, JsonFile
+from llama2np.formats.names import bare, unwrapped
+from llama2np.formats.source import Source, Stored, checked, halved, interleaved
+from llama2np.formats.torch_zip import TorchFile
 from llama2np.model.config import Config
 from llama2np.output import brief
 

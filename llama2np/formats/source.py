@@ -10,8 +10,8 @@ from functools import partial
 
 import numpy as np
 
-from llama2np.checkpoint import LAYER_TENSORS, CheckpointError, CheckpointWarning, Header
-from llama2np.convert.dtypes import quiet
+from llama2np.formats.checkpoint import LAYER_TENSORS, CheckpointError, CheckpointWarning, Header
+from llama2np.formats.dtypes import quiet
 from llama2np.model.config import Config
 from llama2np.output import brief
 

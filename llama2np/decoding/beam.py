@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from llama2np.arguments import having, none_means_default, number, token_list, whole
-from llama2np.generation import Model
-from llama2np.logits import forbid, likeliest, log_softmax
+from llama2np.decoding.generation import Model
+from llama2np.decoding.logits import forbid, likeliest, log_softmax
 from llama2np.model.transformer import State
-from llama2np.tokenizer import BOS, EOS
+from llama2np.text.tokenizer import BOS, EOS
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
-from llama2np import kinds
 from llama2np.arguments import function, none_means_default, path_like, whole, wrong
-from llama2np.checkpoint import CheckpointError
-from llama2np.convert.dtypes import DTYPES
-from llama2np.convert.inspection import open_any
-from llama2np.convert.source import Source
-from llama2np.convert.write import Progress, write_bin, write_huggingface
+from llama2np.formats import kinds
+from llama2np.formats.checkpoint import CheckpointError
+from llama2np.formats.dtypes import DTYPES
+from llama2np.formats.inspection import open_any
+from llama2np.formats.source import Source
+from llama2np.formats.write import Progress, write_bin, write_huggingface
 
 
 @none_means_default

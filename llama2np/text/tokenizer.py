@@ -18,11 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from llama2np import added_tokens, advice, arguments, kinds, sentencepiece_model
+from llama2np import advice, arguments
 from llama2np.files import open_regular, read_at_most
-from llama2np.kinds.signs import is_sentencepiece, is_tokenizer_bin
+from llama2np.formats import kinds
+from llama2np.formats.kinds.signs import is_sentencepiece, is_tokenizer_bin
 from llama2np.output import brief, printable
-from llama2np.sentencepiece_model import SentencePieceModel
+from llama2np.text import added_tokens, sentencepiece_model
+from llama2np.text.sentencepiece_model import SentencePieceModel
 
 BOS, EOS = 1, 2  # the ids of <s> and </s>, in every tokenizer.bin
 _UNKNOWN = 0

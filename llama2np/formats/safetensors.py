@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from llama2np import kinds
-from llama2np.checkpoint import CheckpointError
-from llama2np.convert.dtypes import bfloat16
-from llama2np.convert.mapped import map_file
-from llama2np.convert.safetensors_header import BITS, Entry, entries
-from llama2np.convert.source import Stored
+from llama2np.formats import kinds
+from llama2np.formats.checkpoint import CheckpointError
+from llama2np.formats.dtypes import bfloat16
+from llama2np.formats.mapped import map_file
+from llama2np.formats.safetensors_header import BITS, Entry, entries
+from llama2np.formats.source import Stored
 from llama2np.output import brief
 
 _LARGEST_HEADER = 100_000_000  # the format's own limit

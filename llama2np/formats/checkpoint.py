@@ -18,10 +18,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from llama2np import advice, box, kinds
+from llama2np import advice, box
 from llama2np.arguments import whole
 from llama2np.atomic import replacing
 from llama2np.files import open_regular
+from llama2np.formats import kinds
 from llama2np.model.config import Config
 from llama2np.model.weights import LAYER_SHAPES, MATRICES, SHAPES, Dense, Int8, Weights
 from llama2np.output import printable

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from llama2np.kinds.signs import (
+from llama2np.formats.kinds.signs import (
     Head,
     Sign,
     has_key,

@@ -9,7 +9,7 @@ import numpy as np
 from llama2np.arguments import having
 from llama2np.llama import Llama
 from llama2np.model.hooks import Trace
-from llama2np.tokenizer import Tokenizer
+from llama2np.text.tokenizer import Tokenizer
 
 
 def logit_lens(model: Llama, tokens: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:

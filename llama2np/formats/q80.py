@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama2np.arguments import whole
-from llama2np.convert.dtypes import quiet
+from llama2np.formats.dtypes import quiet
 from llama2np.model.config import Config
 
 _GROUP_SIZE = 64  # llama2.c's, where the network allows it
