@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
@@ -184,6 +185,22 @@ class Transformer:
             state.advance(count)
         return tokens, logits
 
+    def step_seconds(self, repeats: int = 20) -> list[float]:
+        """How long each step of the program takes for one token, the median of some repeats.
+
+        Each step is called alone, which adds some microseconds to it in the compiled engine.
+        """
+        state, found = State(self.config), []
+        state.make_room(1)
+        tokens, logits = np.zeros(1, np.int64), np.empty((1, self.config.vocab_size), np.float32)
+        for _ in range(repeats + 1):
+            run, moments = self._engine.run(tokens, [state], [1], logits), [time.perf_counter()]
+            for i in range(len(self._program.steps)):
+                run.go(i, i + 1)
+                moments.append(time.perf_counter())
+            found.append(np.diff(moments))
+        return [float(each) for each in np.median(found[1:], axis=0)]  # the first one warms up
+
     def walk(
         self, tokens: Sequence[int] | np.ndarray, state: State | None = None
     ) -> Iterator[tuple[Step, dict[str, np.ndarray]]]:
@@ -243,8 +260,10 @@ class Transformer:
 def _engine(name: str, program: Program) -> Engine:
     """numba is imported only by the compiled engine, so that the package works without it."""
     if name == "compiled":
-        from llama2np.kernels.engine import CompiledEngine
-
+        try:
+            from llama2np.kernels.engine import CompiledEngine
+        except ImportError as error:
+            raise ValueError(f"{error}: engine='numpy' works without numba, slowly") from None
         return CompiledEngine(program)
     if name == "numpy":
         from llama2np.model.numpy_engine import NumpyEngine
