@@ -42,6 +42,9 @@ class Transformer:
         describe: Describe = llama,
         engine: str = "compiled",
     ):
+        for name, value, kind in (("config", config, Config), ("weights", weights, Weights)):
+            if not isinstance(value, kind):
+                raise wrong(name, f"of type {kind.__name__}", value)
         self._weights = weights
         self._program = Program(config, weights.own(), describe)
         self._engine = _engine(engine, self._program)
