@@ -17,6 +17,7 @@ from llama2np.model.hooks import Hook
 from llama2np.model.program import Describe, Program, Step
 from llama2np.model.state import State
 from llama2np.model.weights import Weights
+from llama2np.owner import Owner
 
 __all__ = ["BLOCK", "State", "Transformer"]
 
@@ -117,7 +118,7 @@ class Transformer:
         vocabulary, no tokens, more of them than the context has room for, and a State that is
         being read already.
         """
-        with state.owner:
+        with _owner_of(state):
             tokens = self._checked(tokens, state)
             count, vocab_size = len(tokens), self.config.vocab_size
             logits = np.empty((count if all_logits else 1, vocab_size), np.float32)
@@ -148,7 +149,7 @@ class Transformer:
             raise ValueError(f"{len(pieces)} pieces for {len(states)} states")
         with ExitStack() as stack:
             for state in states:
-                stack.enter_context(state.owner)
+                stack.enter_context(_owner_of(state))
             rows = [self._checked(p, s) for p, s in zip(pieces, states, strict=True)]
             if not self._hooks:
                 return self._rows(rows, list(states))
@@ -179,7 +180,7 @@ class Transformer:
         """
         if self._hooks:
             raise ValueError("greedy: a network with hooks goes on token by token, with forward")
-        with state.owner:
+        with _owner_of(state):
             count = whole("count", count, 0)
             tokens = self._checked(np.full(count, whole("token", token)), state)
             logits = np.empty((count, self.config.vocab_size), np.float32)
@@ -214,7 +215,7 @@ class Transformer:
         an empty one if not given. Raises ValueError as `forward` does.
         """
         state = State(self.config) if state is None else state
-        with state.owner:
+        with _owner_of(state):
             tokens = self._checked(tokens, state)
             if len(tokens) > BLOCK:
                 raise ValueError(f"walk: {len(tokens)} tokens, at most {BLOCK} go in one pass")
@@ -254,11 +255,15 @@ class Transformer:
         if not 0 <= tokens[worst] < self.config.vocab_size:
             most = self.config.vocab_size - 1
             raise ValueError(f"token {tokens[worst]} is not in the vocabulary of 0 to {most}")
-        if not isinstance(state, State):
-            raise wrong("state", "a State", state)
         if state.config is not self.config and state.config != self.config:
             raise ValueError("the state was made for a model of another shape")
         return tokens
+
+
+def _owner_of(state: State) -> Owner:
+    if not isinstance(state, State):
+        raise wrong("state", "a State", state)
+    return state.owner
 
 
 def _engine(name: str, program: Program) -> Engine:
