@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from conftest import TINY, write_tokenizer
 
-import llama2np
-from llama2np import Llama, compare, evaluate
+from llama2np import Llama, Trace, Transformer, analysis, compare, evaluate
 from llama2np.analysis.lens import best, labels, logit_lens
 from llama2np.cli import main
 from llama2np.cli.lens import _fitted
@@ -68,7 +67,7 @@ def plot(drawing):
 @pytest.mark.parametrize("version", (1, 2))
 def test_the_last_of_the_lens_is_the_network_itself(write, version):
     header = Header(version, TINY, False, group_size=16 if version == 2 else 0)
-    model = Llama(llama2np.Transformer(*checkpoint.load(write("m.bin", header))), None)
+    model = Llama(Transformer(*checkpoint.load(write("m.bin", header))), None)
     tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, 40)
     found = list(logit_lens(model, tokens))
     assert len(found) == 1 + TINY.n_layers and found[0].shape == (40, TINY.vocab_size)
@@ -132,7 +131,7 @@ def test_pictures_of_attention(tiny, said, plot, monkeypatch, flags, maps):
     assert len(weights) == len(titles) == maps and pieces == ["<s>", "▁", "A", "B", "C", "A"]
     for layer, head in (map(int, re.findall(r"\d+", title)) for title in titles):
         assert flags[1] in (layer, head)
-        trace = llama2np.Trace("attention")
+        trace = Trace("attention")
         model = Llama.load("m.bin")
         model.with_hooks(trace).forward(model.tokenizer.encode("ABCA"), model.new_state())
         np.testing.assert_array_equal(weights.pop(0), trace["attention", layer][head])
@@ -145,7 +144,7 @@ def test_without_matplotlib(tiny, refused, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "llama2np.analysis.plot", raising=False)
-    monkeypatch.delattr(llama2np, "plot", raising=False)
+    monkeypatch.delattr(analysis, "plot", raising=False)
     for words in (("attend", "m.bin", "-i", "A"), ("lens", "m.bin", "-i", "A", "-o", "a.png")):
         assert "-m pip install matplotlib" in refused(*words)
     assert not list(tiny.glob("*.png"))

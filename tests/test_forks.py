@@ -21,7 +21,6 @@ import os, signal, sys, threading, time
 import numba
 from llvmlite.binding import ffi
 from numba.core.compiler_lock import global_compiler_lock
-from numba.np.ufunc import parallel
 import llama2np.kernels
 
 def compiled():
@@ -55,7 +54,6 @@ compiled()
 LOCKS = {
     "numba": "global_compiler_lock",
     "LLVM": "ffi.lib._lock",
-    "threading layer": "parallel._backend_init_thread_lock",
 }
 HELD = """
 thread = held({lock})
@@ -66,7 +64,6 @@ assert compiled() and child(compiled)
 WORK = {
     "numba": "compiled",
     "LLVM": "compiled",
-    "threading layer": "lambda: parallel._backend_init_thread_lock.acquire(timeout=5)",
 }
 COMPILING = """
 from llama2np import Llama

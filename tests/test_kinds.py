@@ -488,8 +488,8 @@ def test_reprs_say_what_it_is(model):
     assert repr(model.tokenizer) == "Tokenizer(300 pieces)"
     assert repr(state) == "State(3 of 96 positions read)"
     assert repr(chat) == "Chat(0 of 96 positions read)"
-    assert repr(weights) == "Weights(embedding=Dense(300, 48), 3 layers, classifier tied)"
-    assert repr(weights.layers[0]) == "Layer(wq=Dense(48, 48), w_up=Dense(80, 48), ...)"
+    assert repr(weights) == "Weights(3 layers, 30 tensors, 270,912 bytes)"
+    assert repr(weights["layers.0.wq"]) == "Dense(48, 48)"
     expected = "Transformer(3 layers of dim 48, 6 heads, context 96, vocabulary 300)"
     assert repr(model.transformer) == expected
     story = model.generate("A" * 50, max_new_tokens=40, temperature=0)

@@ -182,7 +182,7 @@ print(transformer.forward([5, 6, 7], State(transformer.config)).argmax())
 print(len(transformer.greedy(5, State(transformer.config), 3)[0]))
 try:
     Transformer(*checkpoint.load(sys.argv[1]))
-except ImportError as error:
+except ValueError as error:
     print(type(error).__name__)
 """
 
@@ -191,7 +191,7 @@ def test_it_needs_no_numba(both, write, python):
     child = python("-c", WITHOUT, write("x.bin", HEADERS["float32"]))
     out, err = child.communicate(timeout=300)
     first, *rest = out.splitlines()
-    assert not err and rest == ["3", "ModuleNotFoundError"], (out, err)
+    assert not err and rest == ["3", "ValueError"], (out, err)
     loaded = checkpoint.load(write("y.bin", HEADERS["float32"]))
     logits = Transformer(*loaded, engine="numpy").forward([5, 6, 7], State(TINY))
     assert int(first) == logits.argmax()

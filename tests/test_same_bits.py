@@ -27,9 +27,9 @@ pytestmark = pytest.mark.compiled
 
 def members(count):
     """Every call has this many threads, however small it is and however busy the machine."""
-    always = SimpleNamespace(alone_until=0.0, note=lambda *_: None)
+    always = SimpleNamespace(threads=lambda n: n, waited=lambda _: None)
     return patch.multiple(pool, threads=lambda: count, _SHARED_WORK=0), patch.object(
-        pool.POOL, "contention", always
+        pool.POOL, "backoff", always
     )
 
 

@@ -28,8 +28,8 @@ from llama2np.formats import checkpoint
 from llama2np.kernels.runtime import pool
 from llama2np.model.transformer import State, Transformer
 pool.threads = lambda: 3
-pool._Contention = lambda: types.SimpleNamespace(alone_until=0.0, note=lambda *_: None)
-pool.POOL.contention = pool._Contention()
+pool.Backoff = lambda: types.SimpleNamespace(threads=lambda n: n, waited=lambda _: None)
+pool.POOL.backoff = pool.Backoff()
 model = Transformer(*checkpoint.load(sys.argv[1]))
 
 def logits(first):

@@ -125,11 +125,11 @@ def test_a_state_that_is_being_read_is_refused(write):
 
     def read_again(array, place):
         transformer.forward([1], other)
-        with pytest.raises(ValueError, match="this State is being read already"):
+        with pytest.raises(ValueError, match="the State is being read by"):
             transformer.forward([1], state)
-        with pytest.raises(ValueError, match="this State is being read already"):
+        with pytest.raises(ValueError, match="the State is being read by"):
             transformer.greedy(1, state, 2)
-        with pytest.raises(ValueError, match="this State is being read already"):
+        with pytest.raises(ValueError, match="the State is being read by"):
             transformer.forward_rows([[1], [1]], [other, state])
         assert other.pos == 1
 
@@ -149,7 +149,7 @@ def test_rows_of_several_sequences_are_refused_all_or_none(write):
         ([[1], [300]], states[:2], "token 300 is not in the vocabulary"),
         ([[1], []], states[:2], "one or more"),
         ([[1], [1, 2]], states[1:], "2 tokens at position 95 do not fit"),
-        ([[1], [2]], [states[0], states[0]], "being read already"),
+        ([[1], [2]], [states[0], states[0]], "is being read by"),
         ([[1], [2]], [states[0], State(replace(TINY, n_layers=2))], "another shape"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -12,16 +12,12 @@ from llama2np.model.program import Program, Step, multiply_adds
 def bytes_to_generate(program: Program, depth: int, count: int) -> float:
     """Bytes read for one token of `count` that follow the first `depth`, on average.
 
-    Each matrix and norm once, one row of the embedding, and the keys and values of all tokens so
-    far. A model that fits into the CPU's caches is read faster than memory.
+    Each matrix and norm once, and the keys and values of all tokens so far. A model that fits into
+    the CPU's caches is read faster than memory.
     """
     seen = depth + (count + 1) / 2
     cache = sum(2 * 4 * step.inputs["k"].width for step in _attentions(program))
-    tied = program.steps[-1].weights["w"][0]
-    weights = 0
-    for step in program.steps:
-        shares_memory = step.op == "embed" and _same(program, step.weights["table"][0], tied)
-        weights += 0 if shares_memory else bytes_of(program, step)
+    weights = sum(bytes_of(program, step) for step in program.steps if step.op != "embed")
     return weights + cache * seen
 
 
@@ -40,7 +36,3 @@ def operations_to_read(program: Program, depth: int, count: int) -> float:
 
 def _attentions(program: Program) -> list[Step]:
     return [step for step in program.steps if step.op == "attention"]
-
-
-def _same(program: Program, a: str, b: str) -> bool:
-    return program.weights[a] is program.weights[b]

@@ -21,10 +21,8 @@ class DraftModel:
 
     @none_means_default
     def __init__(self, model: Model, ahead: int | None = 4):
+        ahead = whole("ahead", ahead, 1)
         having("model", model, "a Llama or a Transformer", "forward", "config")
-        ahead = whole("ahead", ahead)
-        if ahead < 1:
-            raise ValueError(f"ahead must be 1 or more, not {ahead}")
         self._model, self._ahead = model, ahead
         self._state = State(model.config)
         tokenizer = getattr(model, "tokenizer", None)  # a Llama has one

@@ -151,6 +151,8 @@ class Transformer:
             for state in states:
                 stack.enter_context(_owner_of(state))
             rows = [self._checked(p, s) for p, s in zip(pieces, states, strict=True)]
+            for state, some in zip(states, rows, strict=True):
+                state.make_room(len(some))
             if not self._hooks:
                 return self._rows(rows, list(states))
         # Each sequence alone: the same bits, and the hooks see arrays of one sequence.
@@ -160,8 +162,6 @@ class Transformer:
         """`forward_rows` of what has been checked."""
         counts = [len(some) for some in rows]
         logits = np.empty((len(states), self.config.vocab_size), np.float32)
-        for state, some in zip(states, rows, strict=True):
-            state.make_room(len(some))
         for state, some in zip(states, rows, strict=True):
             state.append(some)
         picked = np.cumsum(counts) - 1
@@ -178,9 +178,9 @@ class Transformer:
         takes as long as a small network. `max_greedy_tokens` is a good count. Raises ValueError as
         `forward` does, and for a network with hooks.
         """
-        if self._hooks:
-            raise ValueError("greedy: a network with hooks goes on token by token, with forward")
         with _owner_of(state):
+            if self._hooks:
+                raise ValueError("greedy: a network with hooks reads token by token, with forward")
             count = whole("count", count, 0)
             tokens = self._checked(np.full(count, whole("token", token)), state)
             logits = np.empty((count, self.config.vocab_size), np.float32)
