@@ -19,20 +19,20 @@ from llama2np.kernels.runtime.cache import Cache
 posix = pytest.mark.skipif(os.name == "nt", reason="owners and modes")
 KEY, CODE = b"a key", b"machine code" * 9
 
-ADDS = """
+COMPUTES = """
 import sys
 import numpy as np
 from llama2np import kernels
-x = np.ones((1, 2), np.float32)
-kernels.add(x, x)
-print(x[0, 0], kernels.counts()[0], kernels.CACHE_FOLDER)
+x = np.ones(2, np.float32)
+kernels.softmax(x, np.float32(1), x)
+print(x[0], min(kernels.counts()[0], 1), kernels.CACHE_FOLDER)
 """
 
 
-def adds(**env):
-    """What `ADDS` prints in a process: a value, how much was compiled, the folder."""
+def computes(**env):
+    """What `COMPUTES` prints in a process: a value, whether anything was compiled, the folder."""
     done = subprocess.run(
-        [sys.executable, "-B", "-c", ADDS],
+        [sys.executable, "-B", "-c", COMPUTES],
         cwd=env.pop("cwd", ROOT),
         env={**os.environ, **{name: str(value) for name, value in env.items()}},
         capture_output=True,
@@ -139,21 +139,24 @@ def test_what_cannot_be_loaded_is_compiled_again(tmp_path):
 @pytest.mark.compiled
 def test_a_run_after_damage(tmp_path):
     """In a process: no word, the same numbers, and the next run finds all."""
-    assert adds(NUMBA_CACHE_DIR=tmp_path)[:2] == (2.0, 1)
+    assert computes(NUMBA_CACHE_DIR=tmp_path)[:2] == (0.5, 1)
     for path in tmp_path.rglob("*.nb?"):
         os.truncate(path, 0)
-    assert adds(NUMBA_CACHE_DIR=tmp_path)[:2] == (2.0, 1)
-    assert adds(NUMBA_CACHE_DIR=tmp_path)[:2] == (2.0, 0)
+    assert computes(NUMBA_CACHE_DIR=tmp_path)[:2] == (0.5, 1)
+    assert computes(NUMBA_CACHE_DIR=tmp_path)[:2] == (0.5, 0)
 
 
 @pytest.mark.compiled
 def test_processes_that_fill_one_cache(tmp_path):
-    command, env = [sys.executable, "-B", "-c", ADDS], os.environ | {"NUMBA_CACHE_DIR": tmp_path}
+    command, env = (
+        [sys.executable, "-B", "-c", COMPUTES],
+        os.environ | {"NUMBA_CACHE_DIR": tmp_path},
+    )
     both = [subprocess.Popen(command, cwd=ROOT, env=env, stdout=-1, stderr=-1) for _ in range(3)]
     for child in both:
         out, err = child.communicate(timeout=600)
-        assert out.startswith(b"2.0 ") and (child.returncode, err) == (0, b"")
-    assert adds(NUMBA_CACHE_DIR=tmp_path)[:2] == (2.0, 0)
+        assert out.startswith(b"0.5 ") and (child.returncode, err) == (0, b"")
+    assert computes(NUMBA_CACHE_DIR=tmp_path)[:2] == (0.5, 0)
 
 
 # The folder
@@ -250,13 +253,13 @@ def test_a_package_in_an_archive(tmp_path):
     """Its kernels are kept, too, and not mixed up with another version's."""
     env = {"XDG_CACHE_HOME": tmp_path / "cache", "NUMBA_CACHE_DIR": "", "cwd": tmp_path}
     first, second = zipped(tmp_path / "a.whl"), zipped(tmp_path / "b.pyz", b"\n# changed\n")
-    cold = adds(PYTHONPATH=first, **env)
-    assert cold[:2] == (2.0, 1) and cold[2].parent == tmp_path / "cache" / "llama2np"
-    assert adds(PYTHONPATH=first, **env) == (2.0, 0, cold[2])
-    other = adds(PYTHONPATH=second, **env)
-    assert other[:2] == (2.0, 1) and other[2] != cold[2]
+    cold = computes(PYTHONPATH=first, **env)
+    assert cold[:2] == (0.5, 1) and cold[2].parent == tmp_path / "cache" / "llama2np"
+    assert computes(PYTHONPATH=first, **env) == (0.5, 0, cold[2])
+    other = computes(PYTHONPATH=second, **env)
+    assert other[:2] == (0.5, 1) and other[2] != cold[2]
     env["XDG_CACHE_HOME"] = os.devnull + "/x"
-    assert adds(PYTHONPATH=first, **env) == (2.0, 1, Path("None"))  # nowhere to keep them
+    assert computes(PYTHONPATH=first, **env) == (0.5, 1, Path("None"))  # nowhere to keep them
 
 
 def test_a_bundled_model_in_an_archive(tmp_path):

@@ -1,0 +1,1 @@
+"""What a step of a program computes: the ops, in the forms that tables name."""
