@@ -90,8 +90,9 @@ def pytest_sessionstart(session):
     it needs.
     """
     config = session.config
-    everything = config.args_source == pytest.Config.ArgsSource.TESTPATHS
-    if not everything or config.option.collectonly or NO_JIT or hasattr(config, "workerinput"):
+    chosen = config.option.keyword or config.option.markexpr or config.option.collectonly
+    everything = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not chosen
+    if not everything or NO_JIT or hasattr(config, "workerinput"):
         return
     folder = Path(tempfile.mkdtemp(prefix="llama2np-tests-"))
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
