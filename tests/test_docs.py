@@ -46,6 +46,12 @@ def test_how_it_works(folder):
 
 
 @pytest.mark.compiled
+def test_contributing(folder):
+    text = (DOCS.parent / "CONTRIBUTING.md").read_text()
+    assert run_examples(text, "CONTRIBUTING.md") >= 5
+
+
+@pytest.mark.compiled
 def test_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (DOCS.parent / "README.md").read_text()
