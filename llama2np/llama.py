@@ -59,20 +59,25 @@ class Llama:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None
+        cls,
+        path: str | os.PathLike[str],
+        tokenizer: str | os.PathLike[str] | None = None,
+        engine: str = "compiled",
     ) -> Llama:
         """Open a checkpoint and its tokenizer: `tokenizer`, else the tokenizer.bin or else
         tokenizer.model beside the checkpoint, else those in the current folder.
 
         path: a .bin file, or the name of a model in the box, "stories-box" or "stories-box-q8",
-        which stands for their tokenizer, too. Raises CheckpointError, TokenizerError and OSError.
+        which stands for their tokenizer, too. engine: "compiled", or "numpy", which is slow and
+        needs no numba. Raises ValueError, CheckpointError, TokenizerError and OSError.
         """
         path_like("path", path)
         if tokenizer is not None:
             path_like("tokenizer", tokenizer)
         config, weights = checkpoint.load(path)
         found = _tokenizer_of(path, tokenizer)
-        return cls(Transformer(config, weights), Tokenizer.load(found, config.vocab_size))
+        transformer = Transformer(config, weights, engine=engine)
+        return cls(transformer, Tokenizer.load(found, config.vocab_size))
 
     @property
     def config(self) -> Config:

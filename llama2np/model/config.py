@@ -9,6 +9,10 @@ from llama2np.arguments import number, whole
 MAX_LAYERS = 1024
 
 
+class _Derived(int):
+    """A number that follows from others, and is derived again in a copy by dataclasses.replace."""
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """The shape of a network: what a checkpoint's header or config.json states.
@@ -36,7 +40,7 @@ class Config:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None and field.default is not MISSING:
+            if isinstance(value, _Derived) or (value is None and field.default is not MISSING):
                 value = field.default
             value = (whole if field.type is int else number)(field.name, value)
             object.__setattr__(self, field.name, value)
@@ -48,11 +52,11 @@ class Config:
         if not self.head_dim:
             if self.dim % self.n_heads:
                 raise ValueError(f"n_heads={self.n_heads} does not divide dim={self.dim}")
-            object.__setattr__(self, "head_dim", self.dim // self.n_heads)
+            object.__setattr__(self, "head_dim", _Derived(self.dim // self.n_heads))
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_kv_heads={self.n_kv_heads} does not divide n_heads={self.n_heads}")
         if not self.rotary_dim:
-            object.__setattr__(self, "rotary_dim", self.head_dim)
+            object.__setattr__(self, "rotary_dim", _Derived(self.head_dim))
         if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
             what = "dim / n_heads" if self.rotary_dim == self.head_dim else "rotary_dim"
             raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llama2np.aligned import aligned_zeros
-from llama2np.arguments import path_like, whole
+from llama2np.arguments import path_like, whole, wrong
 from llama2np.model import snapshot
 from llama2np.model.config import Config
 from llama2np.output import brief
@@ -33,11 +33,13 @@ class State:
     """
 
     def __init__(self, config: Config):
-        if not isinstance(config, Config):
+        if isinstance(config, (str, os.PathLike)):
             raise TypeError(
                 f"State() takes a Config, not {brief(config)}: model.new_state() makes one, and "
                 "State.load(path, model.config) opens a file"
             )
+        if not isinstance(config, Config):
+            raise wrong("config", "a Config", config)
         self._config, self._pos = config, 0
         self.owner = Owner(_IN_USE)  # whoever reads or changes it; `with state.owner:`
         c = config

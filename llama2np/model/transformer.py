@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
@@ -16,6 +17,7 @@ from llama2np.model.hooks import Hook
 from llama2np.model.program import Describe, Program, Step
 from llama2np.model.state import State
 from llama2np.model.weights import Weights
+from llama2np.owner import Owner
 
 __all__ = ["BLOCK", "State", "Transformer"]
 
@@ -41,6 +43,9 @@ class Transformer:
         describe: Describe = llama,
         engine: str = "compiled",
     ):
+        for name, value, kind in (("config", config, Config), ("weights", weights, Weights)):
+            if not isinstance(value, kind):
+                raise wrong(name, f"of type {kind.__name__}", value)
         self._weights = weights
         self._program = Program(config, weights.own(), describe)
         self._engine = _engine(engine, self._program)
@@ -71,7 +76,8 @@ class Transformer:
     @property
     def max_greedy_tokens(self) -> int:
         """How many tokens one call of `greedy` should read; 1: it has no use here."""
-        if self._hooks or type(self).forward is not Transformer.forward:
+        own = getattr(self.forward, "__func__", None)  # another one in a subclass, or put in place
+        if self._hooks or own is not Transformer.forward:
             return 1
         return max(min(_GREEDY_WORK // max(self._program.work, 1), _GREEDY_TOKENS), 1)
 
@@ -112,7 +118,7 @@ class Transformer:
         vocabulary, no tokens, more of them than the context has room for, and a State that is
         being read already.
         """
-        with state.owner:
+        with _owner_of(state):
             tokens = self._checked(tokens, state)
             count, vocab_size = len(tokens), self.config.vocab_size
             logits = np.empty((count if all_logits else 1, vocab_size), np.float32)
@@ -143,7 +149,7 @@ class Transformer:
             raise ValueError(f"{len(pieces)} pieces for {len(states)} states")
         with ExitStack() as stack:
             for state in states:
-                stack.enter_context(state.owner)
+                stack.enter_context(_owner_of(state))
             rows = [self._checked(p, s) for p, s in zip(pieces, states, strict=True)]
             if not self._hooks:
                 return self._rows(rows, list(states))
@@ -174,7 +180,7 @@ class Transformer:
         """
         if self._hooks:
             raise ValueError("greedy: a network with hooks goes on token by token, with forward")
-        with state.owner:
+        with _owner_of(state):
             count = whole("count", count, 0)
             tokens = self._checked(np.full(count, whole("token", token)), state)
             logits = np.empty((count, self.config.vocab_size), np.float32)
@@ -183,6 +189,22 @@ class Transformer:
             state.append(tokens)
             state.advance(count)
         return tokens, logits
+
+    def step_seconds(self, repeats: int = 20) -> list[float]:
+        """How long each step of the program takes for one token, the median of some repeats.
+
+        Each step is called alone, which adds some microseconds to it in the compiled engine.
+        """
+        state, found = State(self.config), []
+        state.make_room(1)
+        tokens, logits = np.zeros(1, np.int64), np.empty((1, self.config.vocab_size), np.float32)
+        for _ in range(repeats + 1):
+            run, moments = self._engine.run(tokens, [state], [1], logits), [time.perf_counter()]
+            for i in range(len(self._program.steps)):
+                run.go(i, i + 1)
+                moments.append(time.perf_counter())
+            found.append(np.diff(moments))
+        return [float(each) for each in np.median(found[1:], axis=0)]  # the first one warms up
 
     def walk(
         self, tokens: Sequence[int] | np.ndarray, state: State | None = None
@@ -193,7 +215,7 @@ class Transformer:
         an empty one if not given. Raises ValueError as `forward` does.
         """
         state = State(self.config) if state is None else state
-        with state.owner:
+        with _owner_of(state):
             tokens = self._checked(tokens, state)
             if len(tokens) > BLOCK:
                 raise ValueError(f"walk: {len(tokens)} tokens, at most {BLOCK} go in one pass")
@@ -233,18 +255,24 @@ class Transformer:
         if not 0 <= tokens[worst] < self.config.vocab_size:
             most = self.config.vocab_size - 1
             raise ValueError(f"token {tokens[worst]} is not in the vocabulary of 0 to {most}")
-        if not isinstance(state, State):
-            raise wrong("state", "a State", state)
         if state.config is not self.config and state.config != self.config:
             raise ValueError("the state was made for a model of another shape")
         return tokens
 
 
+def _owner_of(state: State) -> Owner:
+    if not isinstance(state, State):
+        raise wrong("state", "a State", state)
+    return state.owner
+
+
 def _engine(name: str, program: Program) -> Engine:
     """numba is imported only by the compiled engine, so that the package works without it."""
     if name == "compiled":
-        from llama2np.kernels.engine import CompiledEngine
-
+        try:
+            from llama2np.kernels.engine import CompiledEngine
+        except ImportError as error:
+            raise ValueError(f"{error}: engine='numpy' works without numba, slowly") from None
         return CompiledEngine(program)
     if name == "numpy":
         from llama2np.model.numpy_engine import NumpyEngine

@@ -1,0 +1,43 @@
+"""The flags --engine and --threads, for all commands that run a model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from llama2np.cli.flags import choice, number
+
+_ENGINES = ("compiled", "numpy")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --engine and --threads."""
+    add = parser.add_argument
+    add(
+        "--engine",
+        type=choice(*_ENGINES),
+        metavar="NAME",
+        help="compiled (the default, with numba), or numpy: slow, where numba is missing",
+    )
+    add("--threads", type=number(int, 1, None), metavar="N", help="default: the processors")
+
+
+def set_up(options: argparse.Namespace, note: Callable[[str], None]) -> None:
+    """Choose the engine and the number of threads; on a terminal, note when it must compile.
+
+    Raises ValueError for --threads with the NumPy engine, and where numba is missing.
+    """
+    options.engine = options.engine or _ENGINES[0]
+    if options.engine == "numpy":
+        if options.threads is not None:
+            raise ValueError("--threads is for --engine compiled: NumPy decides for itself")
+        return
+    try:
+        from llama2np import kernels  # not with the NumPy engine, which needs no numba
+    except ImportError as error:
+        raise ValueError(f"{error}: --engine numpy runs without numba, slowly") from None
+    if options.threads is not None:
+        kernels.set_threads(options.threads)
+    if sys.stderr.isatty():
+        kernels.on_first_compile(lambda: note("compiling the kernels, this once ..."))
