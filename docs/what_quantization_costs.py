@@ -19,14 +19,12 @@
 # lost: in a weight, in a matrix, in what the model says, and in how well it predicts a text.
 
 # %%
-from dataclasses import replace
-
 import matplotlib.pyplot as plt
 import numpy as np
 
 from llama2np import Llama, Transformer, compare
 from llama2np.analysis.lens import labels
-from llama2np.model.weights import Dense
+from llama2np.model.weights import Dense, Weights
 
 plt.rcParams["figure.dpi"] = 80
 model = Llama.load("stories-box")
@@ -144,9 +142,6 @@ print(f"divergence {divergence:.5f} nats per token, agreement {agreement:.1%}")
 # float32 here; Q8_0 rounds them to 8 bits as well.)
 
 # %%
-MATRICES = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
-
-
 def rounded(dense, bits):
     """The matrix, its groups rounded to `bits` bits: 2 ** bits - 1 values around 0."""
     groups, most = dense.w.reshape(-1, group), 2 ** (bits - 1) - 1
@@ -157,12 +152,8 @@ def rounded(dense, bits):
 def with_bits(bits):
     """The model with all its matrices rounded."""
     w = model.transformer.weights
-    layers = [replace(x, **{n: rounded(getattr(x, n), bits) for n in MATRICES}) for x in w.layers]
-    embedding = rounded(w.embedding, bits)
-    tied = w.classifier is w.embedding
-    classifier = embedding if tied else rounded(w.classifier, bits)
-    weights = replace(w, layers=tuple(layers), embedding=embedding, classifier=classifier)
-    return Llama(Transformer(model.config, weights), model.tokenizer)
+    matrices = {name: rounded(matrix, bits) for name, matrix in w.matrices.items()}
+    return Llama(Transformer(model.config, Weights({**w, **matrices})), model.tokenizer)
 
 
 bits = (8, 7, 6, 5, 4, 3, 2)
