@@ -141,6 +141,7 @@ print(f"divergence {divergence:.5f} nats per token, agreement {agreement:.1%}")
 # fewer bits, put the result in place of the weights, and measure again. (The activations stay
 # float32 here; Q8_0 rounds them to 8 bits as well.)
 
+
 # %%
 def rounded(dense, bits):
     """The matrix, its groups rounded to `bits` bits: 2 ** bits - 1 values around 0."""
