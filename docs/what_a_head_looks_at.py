@@ -132,7 +132,7 @@ print("So it copies." if copies else "So it does not copy: it knows stories, not
 #
 # What a head looks at does not say that anybody listens. An `Edit` changes an array on its way:
 # here it replaces what one head has gathered, before `wo` mixes it into the stream. Then we measure
-# how much worse the model foretells the stories.
+# how much worse the model predicts the stories.
 
 
 # %%
@@ -145,10 +145,10 @@ def cost(model):
 def without(layer, head, put):
     """The model in which that head always says the same: put[layer, head]."""
 
-    def silence(mixed, place):
+    def ablate(mixed, place):
         mixed[:, head] = put[layer, head]  # mixed: (T, n_heads, head_dim)
 
-    return model.with_hooks(Edit("mixed", silence, layer))
+    return model.with_hooks(Edit("mixed", ablate, layer))
 
 
 whole = cost(model)

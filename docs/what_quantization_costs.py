@@ -16,17 +16,15 @@
 # Generating a token reads every weight once. So a model whose weights are a quarter of the size is
 # about that much faster, if the processor keeps up, and it fits where four times less fits. The
 # price is that the weights are no longer quite what training made them. Here we look at what is
-# lost: in a weight, in a matrix, in what the model says, and in how well it foretells a text.
+# lost: in a weight, in a matrix, in what the model says, and in how well it predicts a text.
 
 # %%
-from dataclasses import replace
-
 import matplotlib.pyplot as plt
 import numpy as np
 
 from llama2np import Llama, Transformer, compare
 from llama2np.analysis.lens import labels
-from llama2np.model.weights import Dense
+from llama2np.model.weights import Dense, Weights
 
 plt.rcParams["figure.dpi"] = 80
 model = Llama.load("stories-box")
@@ -97,17 +95,17 @@ axis.set(ylabel="nats", title="divergence of what follows each token")
 plt.show()
 
 # %% [markdown]
-# Where does the likeliest token change? Only where two were nearly as likely before.
+# Where does the most likely token change? Only where two tokens were nearly as likely before.
 
 # %%
 for t in np.flatnonzero(p.argmax(1) != q.argmax(1)):
     a, b = labels(model.tokenizer, (p[t].argmax(), q[t].argmax()))
     before = np.exp(p[t].max()), np.exp(p[t, q[t].argmax()])
     print(f"token {t}: {a!r} became {b!r}; they had {before[0]:.3f} and {before[1]:.3f}")
-print("the same likeliest token:", (p.argmax(1) == q.argmax(1)).sum(), "of", len(tokens))
+print("the same most likely token:", (p.argmax(1) == q.argmax(1)).sum(), "of", len(tokens))
 
 # %% [markdown]
-# ## How well it foretells a text
+# ## How well it predicts a text
 #
 # Perplexity says among how many equal choices each next token was as hard to guess. `compare` puts
 # a text through both models. Ours are a few stories of the kind that the model learned from, but
@@ -143,10 +141,8 @@ print(f"divergence {divergence:.5f} nats per token, agreement {agreement:.1%}")
 # fewer bits, put the result in place of the weights, and measure again. (The activations stay
 # float32 here; Q8_0 rounds them to 8 bits as well.)
 
+
 # %%
-MATRICES = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
-
-
 def rounded(dense, bits):
     """The matrix, its groups rounded to `bits` bits: 2 ** bits - 1 values around 0."""
     groups, most = dense.w.reshape(-1, group), 2 ** (bits - 1) - 1
@@ -157,12 +153,8 @@ def rounded(dense, bits):
 def with_bits(bits):
     """The model with all its matrices rounded."""
     w = model.transformer.weights
-    layers = [replace(x, **{n: rounded(getattr(x, n), bits) for n in MATRICES}) for x in w.layers]
-    embedding = rounded(w.embedding, bits)
-    tied = w.classifier is w.embedding
-    classifier = embedding if tied else rounded(w.classifier, bits)
-    weights = replace(w, layers=tuple(layers), embedding=embedding, classifier=classifier)
-    return Llama(Transformer(model.config, weights), model.tokenizer)
+    matrices = {name: rounded(matrix, bits) for name, matrix in w.matrices.items()}
+    return Llama(Transformer(model.config, Weights({**w, **matrices})), model.tokenizer)
 
 
 bits = (8, 7, 6, 5, 4, 3, 2)

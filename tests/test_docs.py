@@ -1,4 +1,4 @@
-"""The documentation's examples run: docs/api.md as doctests, docs/recipes.md as scripts."""
+"""The documentation's examples run: those of most pages as doctests, docs/recipes.md as scripts."""
 
 import doctest
 import re
@@ -38,6 +38,17 @@ def run_examples(text: str, name: str) -> int:
 @pytest.mark.compiled
 def test_api(folder):
     assert run_examples((DOCS / "api.md").read_text(), "api.md") > 40
+
+
+@pytest.mark.compiled
+def test_how_it_works(folder):
+    assert run_examples((DOCS / "how_it_works.md").read_text(), "how_it_works.md") >= 5
+
+
+@pytest.mark.compiled
+def test_contributing(folder):
+    text = (DOCS.parent / "CONTRIBUTING.md").read_text()
+    assert run_examples(text, "CONTRIBUTING.md") >= 5
 
 
 @pytest.mark.compiled

@@ -5,13 +5,17 @@ changed llvmlite, or two versions of a package with equal times and sizes. So th
 is a hash of all of these: code that is not ours, as it is now, is never found.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import platform
 import stat
 import tempfile
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import llvmlite
 import numba
@@ -22,13 +26,13 @@ import llama2np
 _MODE = 0o700  # machine code is loaded from there: nobody else may write it
 
 
-def cache_folder():
+def cache_folder() -> Path | None:
     """The first of these that is ours alone and can be written, or None.
 
     $NUMBA_CACHE_DIR; __pycache__ beside the kernels, in a checkout of the repository; the user's
     cache folder, where the package was installed: pip would not remove files that it does not know.
     """
-    homes = [os.environ.get("NUMBA_CACHE_DIR")]
+    homes: list[str | Path | None] = [os.environ.get("NUMBA_CACHE_DIR")]
     if (_package().parent / "bootstrap.py").is_file():
         homes.append(_package() / "kernels" / "__pycache__")
     user = os.environ.get("XDG_CACHE_HOME") or ""
@@ -48,7 +52,7 @@ def cache_folder():
     return None
 
 
-def is_ours(status):
+def is_ours(status: os.stat_result) -> bool:
     """Whether a file or folder of this status belongs to this user and no other may write it."""
     if stat.S_ISLNK(status.st_mode):
         return False
@@ -58,11 +62,11 @@ def is_ours(status):
     return status.st_uid == os.geteuid() and not status.st_mode & writers
 
 
-def _package():
+def _package() -> Path:
     return Path(llama2np.__file__).parent
 
 
-def _fingerprint():
+def _fingerprint() -> str:
     digest = hashlib.sha256()
     for source in _sources(files("llama2np.kernels")):
         digest.update(source)
@@ -72,7 +76,7 @@ def _fingerprint():
     return digest.hexdigest()[:16]
 
 
-def _sources(folder):
+def _sources(folder: Any) -> Iterator[bytes]:
     """The text of every module in a folder, which may be in a zip archive, as of a wheel."""
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if entry.name.endswith((".py", ".pyc")):

@@ -10,6 +10,7 @@ or a callback, does not wait for itself.
 """
 
 import os
+from typing import Any
 
 from llvmlite.binding import ffi
 from numba.core.compiler_lock import global_compiler_lock
@@ -19,17 +20,17 @@ _LOCKS = (
     global_compiler_lock,
     getattr(getattr(ffi, "lib", None), "_lock", None),
 )
-_held = []  # by the thread that forks: the first lock keeps all others out
+_held: list[Any] = []  # by the thread that forks: the first lock keeps all others out
 
 
-def _before():
+def _before() -> None:
     for lock in _LOCKS:
         if lock is not None:
             lock.__enter__()
             _held.append(lock)
 
 
-def _after():
+def _after() -> None:
     mine = _held[:]
     _held.clear()  # while the first lock is still ours: then the next thread may append
     for lock in reversed(mine):

@@ -9,11 +9,15 @@ One call at a time has the workers; others, from other threads, run alone meanwh
 process starts workers of its own.
 """
 
+from __future__ import annotations
+
 import _thread
 import atexit
 import os
 import threading
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numba
 import numpy as np
@@ -36,7 +40,7 @@ _IDLE_LOOKS, _BUSY_LOOKS = 2**12, 2**17
 
 def max_threads() -> int:
     """The most threads that can be chosen: one for each processor, or NUMBA_NUM_THREADS."""
-    return min(int(numba.config.NUMBA_NUM_THREADS), MAX_MEMBERS)
+    return int(min(numba.config.NUMBA_NUM_THREADS, MAX_MEMBERS))
 
 
 @cache
@@ -48,26 +52,27 @@ def _default() -> int:
 
 
 class _Worker:
-    def __init__(self):
+    def __init__(self) -> None:
         self.asleep = False
         self.wake = _thread.allocate_lock()
         self.wake.acquire()
 
 
 class _Pool:
-    def __init__(self):
+    def __init__(self) -> None:
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Begin without workers: at import, and in a forked process, which has none."""
         self.busy = _thread.allocate_lock()
         self.board = aligned_zeros((BOARD,), np.int64)
-        self.address = self.board.ctypes.data
-        self.workers, self.calls, self.stopped = [], 0, False
+        self.address = int(self.board.ctypes.data)
+        self.workers: list[_Worker] = []
+        self.calls, self.stopped = 0, False
         self.backoff = Backoff()
         self.scratch = threading.local()
 
-    def own_scratch(self):
+    def own_scratch(self) -> Any:
         """The address of scratch memory of the calling thread."""
         try:
             return self.scratch.address
@@ -76,7 +81,7 @@ class _Pool:
             self.scratch.address = self.scratch.memory.ctypes.data
             return self.scratch.address
 
-    def run(self, kernel, work, *arguments):
+    def run(self, kernel: Callable[..., None], work: int, *arguments: Any) -> None:
         """Call kernel(board, members, scratch, *arguments) with as many threads as pay for `work`.
 
         work: multiply-adds of the whole call.
@@ -96,7 +101,7 @@ class _Pool:
         finally:
             self.busy.release()
 
-    def _wake(self, count):
+    def _wake(self, count: int) -> None:
         """Start workers up to this count; wake those of them that sleep."""
         self.calls += 1
         while len(self.workers) < count:
@@ -109,7 +114,7 @@ class _Pool:
                 worker.asleep = False
                 worker.wake.release()
 
-    def _serve(self, member):
+    def _serve(self, member: int) -> None:
         """A worker's life. What is done here is done under the GIL, so a wake-up is never lost."""
         worker, board = self.workers[member - 1], self.address
         scratch = self.own_scratch()
@@ -120,7 +125,7 @@ class _Pool:
                 worker.asleep = True
                 worker.wake.acquire()
 
-    def stop(self):
+    def stop(self) -> None:
         """End the workers: compiled code must not run while Python takes itself apart."""
         self.stopped = True
         self._wake(0)
