@@ -227,7 +227,7 @@ def test_two_models_side_by_side(tiny, said):
     assert numbers(table, "perplexity") == pytest.approx(expected, abs=6e-5)
     assert expected[0] != pytest.approx(expected[1], abs=1e-3)
     assert f"of q8.bin from m.bin: {found.divergence:.3g} nats per token\n" in table
-    assert table.endswith(f"the same likeliest token: {found.agreement:.2%}\n")
+    assert table.endswith(f"the same most probable token: {found.agreement:.2%}\n")
 
 
 @pytest.mark.compiled
