@@ -151,7 +151,7 @@ def test_a_model_of_another_kind(put, case, name):
     data, words = case
     said = refused(Llama.load, path := put(data, name), error=CheckpointError)
     assert said.startswith(f"{path}: not a llama2.c checkpoint, but ")
-    assert (words or "a checkpoint of llama2.c's trainer") in said
+    assert (words or "a checkpoint of llama2.c's train.py") in said
     if words is None:
         assert f"export.py out.bin --checkpoint {path}`" in said
     said = refused(Tokenizer.load, path, error=TokenizerError)
@@ -196,7 +196,7 @@ def test_a_tokenizer_in_place_of_a_model(put, data):
 def test_a_tokenizer_bin_needs_no_export(put, capsys):
     path = put(TOKENIZER, "tokenizer.model")
     assert main(["export", "t.bin", "--tokenizer", str(path)]) == 1
-    assert "but a tokenizer.bin: a tokenizer is named after -z" in capsys.readouterr().err
+    assert "but a tokenizer.bin: use it with a model, after -z" in capsys.readouterr().err
 
 
 @cases(OTHERS)
