@@ -28,7 +28,7 @@ STORIES = "dim=64 hidden_dim=172 n_layers=5 n_heads=8 n_kv_heads=4 vocab_size=51
         ("stories260K/stories260K.bin", ("version 0, 1,056,540 bytes", STORIES, "260,032 param")),
         (
             "stories260K/stories260K.pt",
-            ("llama2.c's trainer", STORIES, "classifier tied to the embedding"),
+            ("llama2.c's train.py", STORIES, "classifier tied to the embedding"),
         ),
         ("stories260K/hf_pytorch_bin", ("Hugging Face", STORIES, "w_down.*")),
         ("hf_llama_gqa_bf16_sharded", ("rope_theta=500000.0 norm_eps=1e-06", "660,352 param")),

@@ -69,7 +69,7 @@ def open_any(path: str | os.PathLike[str]) -> tuple[str, Source | dict[str, Stor
     if kind in ("trainer", "torch", "torch-old") or suffix in (".pt", ".pth"):
         torch_file = TorchFile(path)
         if isinstance(torch_file.content, dict) and "model_args" in torch_file.content:
-            return "llama2.c's trainer", llama2c.read_pt(path)
+            return "llama2.c's train.py", llama2c.read_pt(path)
         return "tensors in a torch file", torch_file.tensors()
     if "safetensors" in (kind, suffix[1:]):
         return "tensors in a safetensors file", safetensors.read(path)
