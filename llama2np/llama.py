@@ -59,21 +59,25 @@ class Llama:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None
+        cls,
+        path: str | os.PathLike[str],
+        tokenizer: str | os.PathLike[str] | None = None,
+        engine: str = "compiled",
     ) -> Llama:
         """Open a checkpoint and its tokenizer.
 
         path: a .bin file, or the name of a bundled model, "stories-box" or "stories-box-q8", which
         has its own tokenizer. tokenizer: by default the tokenizer.bin or the tokenizer.model beside
-        the checkpoint, or else in the current folder. Raises CheckpointError, TokenizerError and
-        OSError.
+        the checkpoint, or else in the current folder. engine: "compiled", or "numpy", which is slow
+        and needs no numba. Raises ValueError, CheckpointError, TokenizerError and OSError.
         """
         path_like("path", path)
         if tokenizer is not None:
             path_like("tokenizer", tokenizer)
         config, weights = checkpoint.load(path)
         found = _tokenizer_of(path, tokenizer)
-        return cls(Transformer(config, weights), Tokenizer.load(found, config.vocab_size))
+        transformer = Transformer(config, weights, engine=engine)
+        return cls(transformer, Tokenizer.load(found, config.vocab_size))
 
     @property
     def config(self) -> Config:

@@ -278,7 +278,7 @@ def attend_twice(b, x, y):
 @pytest.mark.parametrize(
     "describe, message",
     (
-        (without_logits, "the network does not use|a description ends with logits"),
+        (without_logits, "the network does not use|a description must end with logits"),
         (too_wide, r"w_down of layer 0 has shape \(48, 80\), its input is 48 wide"),
         (unequal, "add resid_mid: embedding is 48 wide, up 80"),
         (unknown, "there is no ffn_norm of layer 1"),

@@ -28,6 +28,18 @@ def test_what_is_no_network(change, message):
         replace(TINY, **change)
 
 
+def test_a_head_of_a_width_of_its_own():
+    config = replace(TINY, head_dim=10, rotary_dim=4, rope_halves=1)
+    assert (config.q_dim, config.kv_dim, config.rotary_dim) == (60, 20, 4)
+    for change, message in (
+        ({"rotary_dim": 12}, "rotary_dim=12 is more than head_dim=10"),
+        ({"rotary_dim": 3}, "rotary_dim = 3 is odd"),
+        ({"head_dim": -1}, "head_dim must be a positive number, not -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(config, **change)
+
+
 def test_frozen():
     with pytest.raises(FrozenInstanceError):
         TINY.dim = 1

@@ -37,11 +37,14 @@ def test_what_the_package_writes(tmp_path):
         "a": random.standard_normal((3, 5), np.float32),
         "b": random.standard_normal(7).astype(np.float16),
         "c": np.zeros((0, 4), np.float32),
+        "d": np.array(7.5, np.float32),
+        "e": random.standard_normal((2, 3, 4), np.float32),
     }
     (tmp_path / "x.safetensors").write_bytes(save(tensors, {"format": "np"}))
     found = safetensors.read(tmp_path / "x.safetensors")
     assert found.keys() == tensors.keys()
-    for name in ("a", "b"):
+    assert read(found["d"]) == 7.5 and found["d"].shape == ()
+    for name in ("a", "b", "e"):
         assert found[name].dtype == tensors[name].dtype.name
         np.testing.assert_array_equal(read(found[name]), tensors[name])
     assert found["c"].shape == (0, 4)

@@ -93,7 +93,7 @@ def test_truncating_takes_back_what_was_read_since(transformer):
 
 @pytest.mark.parametrize("pos", [-1, 73])
 def test_truncating_beyond_what_was_read_is_refused(transformer, pos):
-    with pytest.raises(ValueError, match=f"pos must be 0 to 72, what has been read, not {pos}"):
+    with pytest.raises(ValueError, match=f"pos must be 0 to 72, the tokens read, not {pos}"):
         read(transformer).truncate(pos)
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from llama2np import box
+from llama2np.cli import engine
 from llama2np.cli.flags import Parser, flag_value, guarded, joined
+from llama2np.formats import checkpoint
 from llama2np.formats.inspection import describe
+from llama2np.model.listing import table
+from llama2np.model.transformer import Transformer
 
 
 def main(argv: Sequence[str], prog: str) -> int:
@@ -16,6 +21,12 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    if options.steps:
+        engine.set_up(options, lambda note: print(note, file=sys.stderr, flush=True))
+        config, weights = checkpoint.load(options.path)
+        transformer = Transformer(config, weights, engine=options.engine)
+        print(table(transformer.program, transformer.step_seconds()))
+        return
     for line in describe(options.path, options.against):
         print(line, flush=True)
 
@@ -35,4 +46,14 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
         metavar="FILE",
         help="the checkpoint it was made from: also print how far each tensor is from its original",
     )
-    return parser.parse_args(list(joined(argv, parser)))
+    parser.add_argument(
+        "--steps",
+        action="store_true",
+        help="show the steps of the network instead: inputs, outputs and cost for one token, and "
+        "the time of each step on this machine in microseconds",
+    )
+    engine.add_flags(parser)
+    options = parser.parse_args(list(joined(argv, parser)))
+    if options.steps and options.against is not None:
+        raise ValueError("--against compares tensors, --steps shows steps: use only one of them")
+    return options

@@ -6,8 +6,9 @@ import argparse
 import sys
 from types import ModuleType
 
-from llama2np import box, kernels
-from llama2np.cli.flags import flag_value, number, piped
+from llama2np import box
+from llama2np.cli import engine
+from llama2np.cli.flags import flag_value, piped
 from llama2np.llama import Llama
 
 MODEL_HELP = f"the checkpoint, a .bin file, or a bundled model: {' or '.join(box.NAMES)}"
@@ -36,22 +37,13 @@ def add_model(parser: argparse.ArgumentParser, prompt: bool = False) -> None:
         metavar="FILE",
         help=TOKENIZER_HELP,
     )
-    add(
-        "--threads",
-        type=number(int, 1, None),
-        metavar="N",
-        help="number of threads (default: the number of processors)",
-    )
+    engine.add_flags(parser)
 
 
 def load_model(options: argparse.Namespace) -> Llama:
     """The model that the flags name."""
-    if options.threads is not None:
-        kernels.set_threads(options.threads)
-    if sys.stderr.isatty():
-        note = "compiling the kernels, only this first time ..."
-        kernels.on_first_compile(lambda: print(note, file=sys.stderr, flush=True))
-    return Llama.load(options.model, options.tokenizer)
+    engine.set_up(options, lambda note: print(note, file=sys.stderr, flush=True))
+    return Llama.load(options.model, options.tokenizer, options.engine)
 
 
 def read_tokens(model: Llama, options: argparse.Namespace) -> list[int]:

@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from llama2np import __version__, advice, box, kernels
-from llama2np.cli import sampling
+from llama2np import __version__, advice, box
+from llama2np.cli import engine, sampling
 from llama2np.cli.flags import (
     INTERRUPTED,
     Parser,
@@ -49,14 +49,10 @@ def main(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
 def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: Screen) -> int:
     try:
         options = _parse(argv, prog, box.STORIES_INT8 if int8_only else box.STORIES)
-        if options.threads is not None:
-            kernels.set_threads(options.threads)
-        if sys.stderr.isatty():
-            note = "compiling the kernels, only this first time ..."
-            kernels.on_first_compile(lambda: screen.note(note))
+        engine.set_up(options, screen.note)
         if int8_only:
             _check_int8(options.model)
-        model = Llama.load(options.model, options.tokenizer)
+        model = Llama.load(options.model, options.tokenizer, options.engine)
         (_chat if options.mode == "chat" else _generate)(model, options, screen)
         screen.end_line()
         return 0
@@ -215,12 +211,7 @@ def _parse(argv: Sequence[str], prog: str, default: str) -> argparse.Namespace:
         metavar="TEXT",
         help="in chat: the system prompt; without this flag the program asks for it",
     )
-    add(
-        "--threads",
-        type=number(int, 1, None),
-        metavar="N",
-        help="number of threads (default: the number of processors)",
-    )
+    engine.add_flags(parser)
     add("--version", action="version", version=f"llama2np {__version__}")
     options = parser.parse_args(list(joined(argv, parser)))
     if options.mode == "chat":

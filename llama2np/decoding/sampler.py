@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, MISSING, dataclass, field, fields
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 
-from llama2np import kernels
 from llama2np.arguments import function, number, whole, wrong
 from llama2np.decoding.logits import (
     add_bias,
@@ -100,8 +100,6 @@ class Sampler:
                 raise ValueError(f"seed must fit into 64 bits, not {self.seed}")
         self._random = (self.seed or int.from_bytes(os.urandom(8), "little") | 1) & _MASK
         self._scratch = np.zeros(0, np.float32), np.zeros(0, np.int64)
-        if self.temperature != 0:
-            pass
 
     def sample(
         self,
@@ -136,7 +134,7 @@ class Sampler:
             probabilities, heap = np.zeros(len(logits), np.float32), np.zeros(len(logits), np.int64)
             self._scratch = probabilities, heap
         options = np.float32(self.temperature), np.float32(self.top_p), coin
-        token = kernels.sample(logits, *options, probabilities, heap)
+        token = _drawing()(logits, *options, probabilities, heap)
         if token < 0:
             raise ValueError(_NOT_FINITE)
         return int(token)
@@ -215,3 +213,14 @@ def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
         if not checked[known] < math.inf:
             raise ValueError(f"logit_bias of token {known} must be a number or -inf, not {value}")
     return checked
+
+
+def _drawing() -> Callable[..., int]:
+    """The function that draws a token: the compiled one if the compiled engine is in use."""
+    if "llama2np.kernels" in sys.modules:
+        from llama2np import kernels
+
+        return cast(Callable[..., int], kernels.sample)
+    from llama2np.decoding import drawing
+
+    return drawing.sample

@@ -47,13 +47,14 @@ class _Rows:
     start: int  # offset in the file
 
     def __call__(self, first: int, end: int) -> np.ndarray:
+        """Rows first to end; the one value of a scalar is a row."""
         if self.dtype in BITS:
             raise CheckpointError(f"{self.path}: tensors of type {self.dtype} cannot be read here")
         dtype = bfloat16() if self.dtype == "bfloat16" else np.dtype(self.dtype)
         width = math.prod(self.shape[1:])
         start = self.start + first * width * dtype.itemsize
         values = np.frombuffer(self.data, dtype, (end - first) * width, start)
-        return values.reshape(-1, width) if len(self.shape) > 1 else values
+        return values.reshape(end - first, *self.shape[1:])
 
 
 @kinds.reader("safetensors", CheckpointError)

@@ -1,8 +1,8 @@
-"""A background process that compiles too, so that the first run of all starts sooner.
+"""The background compiler: a second process that compiles, so that the first run starts sooner.
 
 The kernels that a network needs are compiled separately (link.py, op.py). The main process compiles
-them in the order of use; the background process begins with the last. Each finds in the cache what
-the other has finished, so neither waits, and if the background process fails, nothing is missing.
+them in the order of use; the background process begins with the last. Each loads from the cache
+what the other has compiled, so neither waits, and the background process may fail.
 """
 
 import atexit
@@ -31,21 +31,21 @@ class _Background:
         self.process = None
 
     def start(self):
-        """Start the process: a kernel is missing, so probably all expected ones are."""
+        """Start the process: if one kernel is missing, probably all expected ones are."""
         if len(self.expected) < 2 or self.process or numba.config.NUMBA_NUM_THREADS < 2:
             return
         if "python" not in os.path.basename(sys.executable or "").lower():
-            return  # a program with Python embedded: it would be started a second time
+            return  # Python is embedded in another program, which would be started again
         names = [_name(kernel) for kernel in self.expected]
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         code = _CODE.format(path=sys.path, names=names)
         command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", code]
-        with suppress(Exception):  # whatever keeps it from starting, it is not needed
+        with suppress(Exception):  # it is optional, so an error at its start does not matter
             self.process = subprocess.Popen(command, **streams)
             atexit.register(self.stop)
 
     def stop(self):
-        """End the process: this one has compiled what it still compiles."""
+        """End the process: the main process has compiled the rest."""
         if self.process:
             self.process.kill()
             self.process.wait()
@@ -59,7 +59,7 @@ _background = _Background()
 def expect(kernels):
     """Announce kernels of LINKED that will be called soon, in this order.
 
-    Has no effect on those that are compiled or loaded already.
+    This has no effect for kernels that are compiled or loaded already.
     """
     if not numba.config.DISABLE_JIT:
         for kernel in kernels:
@@ -68,12 +68,12 @@ def expect(kernels):
 
 
 def missing():
-    """Note that a kernel is not in the cache."""
+    """Record a cache miss."""
     _background.start()
 
 
 def found(function):
-    """Note that a kernel was loaded or compiled."""
+    """Record that a kernel has been loaded or compiled."""
     left = [kernel for kernel in _background.expected if kernel.py_func is not function]
     if _background.expected and not left:
         _background.stop()
@@ -81,7 +81,7 @@ def found(function):
 
 
 def compile_all(names):
-    """The background process's work: the kernels of LINKED with these names, the last first."""
+    """In the background process: compile the kernels of LINKED with these names, the last first."""
     never_run()
     known = {_name(kernel): kernel for kernel in LINKED}
     for name in reversed(names):
@@ -91,7 +91,7 @@ def compile_all(names):
 
 
 def _name(kernel):
-    """What a kernel is called in every process."""
+    """The name of a kernel, the same in every process."""
     return f"{kernel.py_func.__module__}.{kernel.py_func.__qualname__}"
 
 
