@@ -132,7 +132,7 @@ print("So it copies." if copies else "So it does not copy: it knows stories, not
 #
 # What a head looks at does not say that anybody listens. An `Edit` changes an array on its way:
 # here it replaces what one head has gathered, before `wo` mixes it into the stream. Then we measure
-# how much worse the model foretells the stories.
+# how much worse the model predicts the stories.
 
 
 # %%

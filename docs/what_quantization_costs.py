@@ -16,7 +16,7 @@
 # Generating a token reads every weight once. So a model whose weights are a quarter of the size is
 # about that much faster, if the processor keeps up, and it fits where four times less fits. The
 # price is that the weights are no longer quite what training made them. Here we look at what is
-# lost: in a weight, in a matrix, in what the model says, and in how well it foretells a text.
+# lost: in a weight, in a matrix, in what the model says, and in how well it predicts a text.
 
 # %%
 from dataclasses import replace
@@ -97,19 +97,19 @@ axis.set(ylabel="nats", title="divergence of what follows each token")
 plt.show()
 
 # %% [markdown]
-# Where does the likeliest token change? Only where two were nearly as likely before.
+# Where does the most probable token change? Only where two had almost the same probability before.
 
 # %%
 for t in np.flatnonzero(p.argmax(1) != q.argmax(1)):
     a, b = labels(model.tokenizer, (p[t].argmax(), q[t].argmax()))
     before = np.exp(p[t].max()), np.exp(p[t, q[t].argmax()])
     print(f"token {t}: {a!r} became {b!r}; they had {before[0]:.3f} and {before[1]:.3f}")
-print("the same likeliest token:", (p.argmax(1) == q.argmax(1)).sum(), "of", len(tokens))
+print("the same most probable token:", (p.argmax(1) == q.argmax(1)).sum(), "of", len(tokens))
 
 # %% [markdown]
-# ## How well it foretells a text
+# ## How well it predicts a text
 #
-# Perplexity says among how many equal choices each next token was as hard to guess. `compare` puts
+# Perplexity is the effective number of equally likely choices for each next token. `compare` puts
 # a text through both models. Ours are a few stories of the kind that the model learned from, but
 # which it has never read. (`llama2np perplexity stories-box-q8 --against stories-box --file
 # stories.txt` does it on the command line, for the file as one text: there each story comes as a

@@ -179,7 +179,7 @@ def test_a_tokenizer_of_another_kind(put, capsys, case):
     path = put(data, "tokenizer.model")
     for read in (Llama.load, Tokenizer.load):
         said = refused(read, path)
-        assert words in said and "cannot be read yet; a tokenizer.bin" in said
+        assert words in said and "cannot be read yet; use a tokenizer.bin" in said
     assert main(["export", "t.bin", "--tokenizer", str(path)]) == 1
     said = capsys.readouterr().err
     assert words in said and "not a sentencepiece model" in said and said.count("\n") == 1
