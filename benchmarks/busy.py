@@ -40,8 +40,7 @@ _TOKENS = 200  # to generate before a text ends and another begins
 # The program of such a process: each line of its input is a number of seconds to measure.
 _WORKER = """\
 import sys, time
-from llama2np import kernels
-from llama2np.formats import checkpoint
+from llama2np import checkpoint, kernels
 from llama2np import State, Transformer
 threads, prompt, tokens = map(int, sys.argv[2:])
 model = Transformer(*checkpoint.load(sys.argv[1]))
@@ -154,7 +153,7 @@ def llama2c(shape: str, prefix: list[str], folder: Path, options: argparse.Names
     q8 = shape != "box" and header_of(shape).version == 2
     model, tokenizer = model_of(shape, folder)
     program = options.llama2c / ("runq" if q8 else "run")
-    command = [*prefix, program, model, "-t", "0", "-s", "1", "-n", "64", "-z", tokenizer]
+    command = [*prefix, program, model, "-t", "0", "-s", "1", "-n", "32", "-z", tokenizer]
     return Peer(shlex.join(map(str, command))).rate(os.cpu_count() or 1)
 
 

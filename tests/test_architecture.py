@@ -210,6 +210,7 @@ def test_its_steps_can_be_printed_and_walked(network):
     assert [step.op for step, _ in network.walk(TOKENS[:3])] == ops.split()
 
 
+@pytest.mark.compiled
 def test_a_place_that_is_used_again_is_not_needed_any_more(weights):
     """What is read after its own successor was made: q before its rotation, x beside x + y."""
 

@@ -159,7 +159,8 @@ def test_two_threads_save_to_one_file(model, tmp_path):
     states = [model.new_state() for _ in range(2)]
     for i, state in enumerate(states):
         model.forward([1, 2, 3 + i], state)
-    threads = [threading.Thread(target=s.save, args=(tmp_path / "s.npz",)) for s in states * 4]
+    states = [state.fork() for state in states for _ in range(4)]  # one thread may use each
+    threads = [threading.Thread(target=s.save, args=(tmp_path / "s.npz",)) for s in states]
     for thread in threads:
         thread.start()
     for thread in threads:

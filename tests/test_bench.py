@@ -16,6 +16,8 @@ from llama2np.bench.peer import Peer
 from llama2np.cli import main
 from llama2np.formats import checkpoint
 from llama2np.formats.checkpoint import Header
+from llama2np.model.architectures import llama
+from llama2np.model.program import Program
 
 # Prints what llama2.c does, half as fast in each further run, and notes how it was called.
 PEER = """
@@ -112,20 +114,26 @@ def test_tasks_that_do_not_fit(arguments, words):
 def test_bytes_that_a_token_makes_the_machine_read(write, tied, group_size):
     header = Header(2 if group_size else 1, TINY, tied, group_size)
     config, weights = checkpoint.load(write("model.bin", header))
+    program = Program(config, weights, llama)
     read = header.file_size - 256
     if not tied:
         read -= header.size("embedding", (config.vocab_size, config.dim))
     position = 2 * 4 * config.n_layers * config.kv_dim  # keys and values, float32
-    assert arithmetic.bytes_to_generate(config, weights, 0, 1) == read + position
+    assert arithmetic.bytes_to_generate(program, 0, 1) == read + position
     # the four tokens behind ten others see 11, 12, 13 and 14 positions
-    assert arithmetic.bytes_to_generate(config, weights, 10, 4) == read + 12.5 * position
+    assert arithmetic.bytes_to_generate(program, 10, 4) == read + 12.5 * position
 
 
-def test_operations_that_a_prompt_takes():
+@pytest.fixture
+def tiny(write):
+    return Program(*checkpoint.load(write("t.bin", Header(0, TINY, True))), llama)
+
+
+def test_operations_that_a_prompt_takes(tiny):
     matrices = 3 * (48 * 48 + 2 * 16 * 48 + 48 * 48 + 3 * 48 * 80)
     position = 3 * 6 * 2 * 8  # layers, heads, score and sum over values, head_dim
-    assert arithmetic.operations_to_read(TINY, 0, 1) == 2 * (matrices + position)
-    assert arithmetic.operations_to_read(TINY, 10, 4) == 2 * (matrices + 12.5 * position)
+    assert arithmetic.operations_to_read(tiny, 0, 1) == 2 * (matrices + position)
+    assert arithmetic.operations_to_read(tiny, 10, 4) == 2 * (matrices + 12.5 * position)
 
 
 def test_sgemm_is_measured_in_another_process():
@@ -139,7 +147,7 @@ def test_memory_is_read():
 # --- what is printed ---
 
 
-def test_json(bench, model):
+def test_json(bench, model, tiny):
     found = json.loads(bench("--json", "--depth", "16,0"))
     assert found["model"] == model.name and found["config"]["n_kv_heads"] == 2
     assert found["format"] == "float32"
@@ -157,7 +165,7 @@ def test_json(bench, model):
         assert result["tokens_per_second_spread"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
     (speed,) = found["machine_speed"]
     assert speed["sgemm_flops_each"] == [1e9, 1e9]
-    needed = arithmetic.operations_to_read(TINY, 16, 8), speed["sgemm_flops_each"]
+    needed = arithmetic.operations_to_read(tiny, 16, 8), speed["sgemm_flops_each"]
     check_shares(found["results"][2], *needed)
     weights = model.stat().st_size - 28 - 4 * 96 * 8 + 2 * 4 * 3 * 16 * (16 + 2.5)
     check_shares(found["results"][3], weights, speed["bytes_read_per_second_each"])

@@ -86,14 +86,23 @@ def test_the_while_is_longer_after_each_wait_but_not_after_a_long_peace(machine)
     np.testing.assert_allclose(lengths[5:], (backoff._MOST, 0.03))
 
 
-def test_while_others_run_it_is_not_tried_again(machine):
+@pytest.mark.parametrize("waits", (0, 1))
+def test_while_others_run_threads_share_only_to_try_it(machine, waits):
     state = backoff.Backoff()
-    state.threads(2)
-    state.waited(3_000_000)
+    for _ in range(waits):
+        assert state.threads(2) == 2
+        state.waited(3_000_000)
     machine.run(8)
-    for _ in range(5):
-        machine.now += 1
+    for _ in range(9):
         assert state.threads(2) == 1
+        machine.now += backoff._MOST / 9.5
+    machine.now += backoff._MOST
+    assert state.threads(2) == 2  # what runs may be of low priority
+    machine.now += 9
+    assert state.threads(2) == 2
+    state.waited(3_000_000)
+    machine.now += 0.1
+    assert state.threads(2) == 1
 
 
 @pytest.mark.parametrize("text", (None, "", "0.1 0.2 0.3", "0.1 0.2 0.3 x/y 5"))

@@ -405,7 +405,7 @@ def test_a_truncated_shard_of_meta(tmp_path, capsys):
         ({"dim": "16"}, "dim='16'"),
         ({"n_heads": 5}, "n_heads=5 does not divide"),
         ({"n_layers": 3}, "no tensor for attn_norm.2"),
-        ({"n_layers": 2**40}, "no tensor for attn_norm.2"),
+        ({"n_layers": 2**40}, "n_layers must be at most 1,024"),
         ({"n_layers": 1}, r"has attn_norm.1"),
     ),
     ids=str,

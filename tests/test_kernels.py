@@ -150,7 +150,8 @@ def test_activations(n):
     call(rows.swiglu, 3, n=n, gate=Buffer(gate), up=Buffer(up), out=found)
     close(found.rows, naive.swiglu(gate, up))
     for exactly in (0, 1):
-        call(rows.gelu, 3, n=n, x=Buffer(gate), out=found, exact=exactly)
+        with np.errstate(over="ignore"):  # e**90 is inf, also in plain Python
+            call(rows.gelu, 3, n=n, x=Buffer(gate), out=found, exact=exactly)
         close(found.rows, naive.gelu(gate, exactly))
 
 

@@ -62,6 +62,7 @@ def test_int8_products_are_exact():
         np.testing.assert_array_equal(found, naive.matmul_int8(q, scales, rounded, x_scales))
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("size", (1, 7, 96))
 def test_it_equals_the_compiled_engine(both, size):
     numpy, compiled = (in_blocks(transformer, TOKENS, size) for transformer in both)

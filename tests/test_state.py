@@ -270,6 +270,7 @@ def test_forks_share_chunks_that_are_full(small_chunks, transformer):
     assert state._chunks[0] is twin._chunks[0] is third._chunks[0]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("pos", [0, 1, 40, 63, 64])
 def test_a_fork_never_sees_what_others_write(small_chunks, transformer, pos):
     """Also if one of them goes back into a chunk that it shares, and reads something else."""
@@ -295,6 +296,7 @@ def test_a_fork_never_sees_what_others_write(small_chunks, transformer, pos):
     assert same(continued(transformer, state), expected)
 
 
+@pytest.mark.compiled
 def test_a_saved_state_of_several_chunks(small_chunks, transformer, tmp_path):
     state = read(transformer)
     state.save(tmp_path / "state.npz")
@@ -305,6 +307,7 @@ def test_a_saved_state_of_several_chunks(small_chunks, transformer, tmp_path):
     assert same(continued(transformer, loaded), continued(transformer, state))
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("copied", (deepcopy, lambda x: pickle.loads(pickle.dumps(x))))
 def test_a_copy_of_a_state_has_memory_of_its_own(small_chunks, transformer, copied):
     state = read(transformer)

@@ -3,8 +3,9 @@
 A shared step ends when its slowest thread ends. If other programs use the processors too, the
 system preempts one of our threads every few milliseconds, for some milliseconds, and the others
 wait. So after a long wait, half as many threads are used for some time. Before the number increases
-again, the load of the system is checked (on Linux): this costs almost nothing, a wait does not. On
-an idle machine there are no such waits, and the load is read only once.
+again, the load of the system is checked (on Linux): this costs almost nothing, a wait costs more.
+But the other programs may have a low priority and not disturb us, so after half a second the number
+increases in any case. On an idle machine there are no such waits, and the load is read only once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 
 _FACTOR = 10  # the time with fewer threads is at least this multiple of the wait
-_MOST = 0.5  # seconds: the longest such time
+_MOST = 0.5  # seconds: the longest such time; after it, more threads are tried at any load
 _LOOK = 0.02  # seconds between two checks of the load, while the system is busy
 _LOAD = Path("/proc/loadavg")  # "0.20 0.18 0.12 3/412 11206": 3 of 412 threads are runnable
 _NEVER = float("inf")
@@ -27,6 +28,7 @@ class Backoff:
         # Times are seconds on the monotonic clock.
         self._limit = 1  # the maximum number of threads now
         self._until = time.monotonic()  # when the limit is checked again; _NEVER means no limit
+        self._trial = self._until + _MOST  # from then on, the load is ignored
         self._pause = 0.0  # the planned duration of the limit after the last wait
         self._since = 0.0  # when the last limit ended
         self._given = 1  # the last result of `threads`
@@ -42,7 +44,7 @@ class Backoff:
         now = time.monotonic()
         if now < self._until:
             return self._limit
-        free = free_processors()
+        free = free_processors() if now < self._trial else None
         if free is not None and free < count:
             self._limit, self._until = max(free, 1), now + _LOOK
         else:
@@ -55,6 +57,7 @@ class Backoff:
         again = now - wait - self._since < 2 * self._pause
         self._pause = min(max(_FACTOR * wait, 2 * self._pause * again), _MOST)
         self._limit, self._until = max(self._given // 2, 1), now + self._pause
+        self._trial = now + _MOST
 
 
 def free_processors() -> int | None:
