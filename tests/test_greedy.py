@@ -1,4 +1,4 @@
-"""A small network that goes on by itself: what it says is what it says token by token."""
+"""Several greedy tokens in one call: the same as token by token."""
 
 import numpy as np
 import pytest

@@ -174,7 +174,7 @@ def test_one_storage_for_everything(tmp_path):
 
 
 def test_a_file_before_the_beginning_of_the_archive(tmp_path):
-    """The end of the archive says that its directory stands further back than it does."""
+    """The end of the archive claims a wrong offset of its directory."""
     write_archive(tmp_path / "x.pt", {"data.pkl": pickled({})} | FLOATS)
     data = bytearray((tmp_path / "x.pt").read_bytes())
     at = data.rindex(b"PK\6\6") + 48  # zip64: where the directory begins
