@@ -151,7 +151,7 @@ def test_a_model_of_another_kind(put, case, name):
     data, words = case
     said = refused(Llama.load, path := put(data, name), error=CheckpointError)
     assert said.startswith(f"{path}: not a llama2.c checkpoint, but ")
-    assert (words or "a checkpoint of llama2.c's train.py") in said
+    assert (words or "a checkpoint of llama2.c's training script") in said
     if words is None:
         assert f"export.py out.bin --checkpoint {path}`" in said
     said = refused(Tokenizer.load, path, error=TokenizerError)

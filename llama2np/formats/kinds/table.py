@@ -59,7 +59,7 @@ _TORCH = ("trainer", "torch", "torch-old", "pickle")
 PLACES = {
     "model": Place("a llama2.c checkpoint", MODEL, ("llama2c",)),
     "int8": Place("a llama2.c checkpoint", MODEL, ("llama2c",), version=2),
-    "checkpoint": Place("a torch file of llama2.c's train.py", MODEL, _TORCH),
+    "checkpoint": Place("a torch file of llama2.c's training script", MODEL, _TORCH),
     "hf": Place("a Hugging Face folder", MODEL, ("hf",)),
     "meta": Place("a folder in Meta's format", MODEL, ("meta",)),
     "any": Place(
@@ -117,7 +117,7 @@ KINDS = (
     Kind("ggml", "a GGML file (llama.cpp before GGUF)", MODEL, rb"lmgg|fmgg|tjgg", _OTHER_MODEL),
     Kind(
         "trainer",
-        "a checkpoint of llama2.c's train.py (torch)",
+        "a checkpoint of llama2.c's training script (torch)",
         MODEL,
         lambda f: is_torch(f) and f.contains(b"model_args"),
         source="--checkpoint",
