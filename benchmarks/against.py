@@ -1,15 +1,15 @@
-"""This checkout against another one: the same models, in turn, in one run.
+"""Compare this checkout with another one: the same models, alternately, in one run.
 
     git worktree add /tmp/before COMMIT
     python -m benchmarks.against /tmp/before                      all shapes and tasks
     python -m benchmarks.against /tmp/before box 15M --rounds 40
     python -m benchmarks.against /tmp/before 110M --threads 1 --cpu
 
-Each checkout has a process of its own, with the Python that runs this and a kernel cache of its
-own. The two take turns in short bursts, so that whatever else happens on the machine happens to
-both. The ratio is this checkout's speed by the other's: of the fast tenth of the bursts, and the
-median. `--cpu` measures processor time instead, which other programs disturb less; use it with one
-thread.
+Each checkout has a separate process, with the same Python and a separate kernel cache. The two run
+alternately in short bursts, so that other work on the machine affects both alike. The ratio is this
+checkout's speed divided by the other's: for the fastest tenth of the bursts, and the median.
+`--cpu` measures processor time instead, on which other programs have less influence; use it with
+one thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from statistics import median, quantiles
 from benchmarks.random_models import SHAPES, write_model
 
 BOX = {"box": "stories-box", "box-q8": "stories-box-q8"}
-# task: tokens of context before, tokens read at once, tokens generated
+# {task: (tokens of context before it, tokens read in one pass, tokens generated)}
 TASKS = {
     "generate": (0, 1, 24),
     "prompt 16": (0, 16, 0),
@@ -85,7 +85,7 @@ class _Checkout:
         return self._process.stdout.readline().strip()
 
     def seconds(self, task: tuple[int, int, int], least: float) -> float:
-        """Seconds of a burst, the mean of as many as fill `least` seconds."""
+        """The mean time of a burst, in seconds, over at least `least` seconds."""
         assert self._process.stdin
         self._process.stdin.write(json.dumps([*task, least]) + "\n")
         self._process.stdin.flush()
@@ -98,12 +98,12 @@ class _Checkout:
 
 
 def compare(ours: _Checkout, theirs: _Checkout, task: tuple[int, int, int], rounds: int) -> str:
-    """The cells of a row: our time, and the ratios."""
+    """The cells of a row: our speed, and the ratios."""
     found: list[list[float]] = [[], []]
     for _ in range(rounds + 1):
         for checkout, seconds in zip((ours, theirs), found, strict=True):
             seconds.append(checkout.seconds(task, 0.02))
-    mine, other = (seconds[1:] for seconds in found)  # the first warms up
+    mine, other = (seconds[1:] for seconds in found)  # the first one is a warm-up
     fast = [quantiles(seconds, n=10)[0] for seconds in (mine, other)]
     tokens = task[1] + task[2]
     ratio = median(b / a for a, b in zip(mine, other, strict=True))

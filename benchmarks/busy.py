@@ -1,15 +1,15 @@
-"""A busy machine: the default number of threads against one and two, tokens per second.
+"""A busy machine: tokens per second with the default number of threads, with one and with two.
 
     python -m benchmarks.busy                                  all shapes, quiet, busy, half a CPU
     python -m benchmarks.busy box --only busy --rounds 3
     python -m benchmarks.busy --llama2c FOLDER                 and llama2.c's OpenMP build
     python -m benchmarks.busy --beside CHECKOUT                and the default of another version
 
-"busy": as many other processes as there are processors never stop computing. "quota": a control
-group (Linux, as root) gives half of a processor. Each program is a process that stays, and they
-take turns, so that whatever else happens on the machine happens to all of them. A number is the
-median of the rounds; a ratio, the median of the rounds' ratios. FOLDER holds `run` and `runq`,
-built by `gcc -O3 -fopenmp -march=native run.c -lm -o run`.
+"busy": other processes compute all the time, one for each processor. "quota": a control group
+(Linux, as root) limits us to half of a processor. Each program is a process that keeps running, and
+they are measured alternately, so that other work on the machine affects all of them alike. A number
+is the median of the rounds; a ratio is the median of the rounds' ratios. FOLDER has `run` and
+`runq`, built by `gcc -O3 -fopenmp -march=native run.c -lm -o run`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SHAPES = ("box", "15M", "110M-q8")
 SITUATIONS = ("quiet", "busy", "quota")
 _ROOT = Path(__file__).parents[1]
 _TOKENS = 200  # to generate before a text ends and another begins
-# What a process does that stays: for each line, which says for how many seconds.
+# The program of such a process: each line of its input is a number of seconds to measure.
 _WORKER = """\
 import sys, time
 from llama2np import checkpoint, kernels
@@ -70,7 +70,7 @@ for line in sys.stdin:
 
 
 class Program:
-    """One of ours that stays. prefix: the words of a command that starts another."""
+    """A process of ours that keeps running. prefix: a command line that starts another command."""
 
     def __init__(self, checkout: Path, prefix: list[str], *numbers: object):
         command = [*prefix, sys.executable, "-c", _WORKER, *map(str, numbers)]
@@ -80,7 +80,7 @@ class Program:
         self._answer()
 
     def rate(self, seconds: float) -> float:
-        """Tokens per second, measured for so long."""
+        """Tokens per second, measured for `seconds`."""
         assert self._process.stdin
         print(seconds, file=self._process.stdin, flush=True)
         return float(self._answer())
@@ -94,13 +94,13 @@ class Program:
         assert self._process.stdout
         answer = self._process.stdout.readline()
         if not answer:
-            raise SystemExit("a program of ours ended: its message is above")
+            raise SystemExit("a process of ours has ended: its message is above")
         return answer
 
 
 @contextmanager
 def busy() -> Iterator[list[str]]:
-    """As many processes as processors that never stop computing. Yields the prefix for ours."""
+    """Run one process for each processor that computes all the time. Yields the prefix for ours."""
     code = "while True: pass"
     count = os.cpu_count() or 1
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
@@ -136,7 +136,7 @@ def quota() -> Iterator[list[str]]:
 
 @contextmanager
 def quiet() -> Iterator[list[str]]:
-    """Nothing but what else happens on the machine."""
+    """Run no other processes."""
     yield []
 
 
@@ -169,7 +169,7 @@ def measures(
         program = Program(checkout, prefix, model, threads, options.prompt, _TOKENS)
         stack.callback(program.end)
         found[name] = partial(program.rate, options.seconds)
-    if options.llama2c and not options.prompt:  # it reads those token by token
+    if options.llama2c and not options.prompt:  # llama2.c reads prompts token by token
         found["llama2.c"] = partial(llama2c, shape, prefix, folder, options)
     return found
 
@@ -207,7 +207,9 @@ def main() -> None:
     add("--beside", type=Path, nargs="+", default=[], metavar="CHECKOUT")
     add("--folder", type=Path, help="where checkpoints are kept (default: a temporary one)")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that nothing is left behind
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit("ended")
+    )  # so that processes and folders are removed
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         found = [

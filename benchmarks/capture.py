@@ -1,13 +1,14 @@
-"""What looking costs: tokens per second of a plain model, and of one with hooks.
+"""The cost of hooks: tokens per second of a plain model, and of one with hooks.
 
     python -m benchmarks.capture                   260K and 15M
     python -m benchmarks.capture 110M --rounds 9
 
-The variants take turns in each round, and a ratio is the median of the rounds' ratios to `plain`:
+Each round measures the variants one after the other. A ratio is the median of the rounds' ratios to
+`plain`:
 
-    plain       the model as loaded, before anybody looked
-    off         a model that others hold watched views of: the cost for those who do not look
-    no hooks    a watched view without hooks: the steps one by one in Python
+    plain       the model as loaded
+    off         a model without hooks, of which there are copies with hooks
+    no hooks    a hooked copy with an empty list of hooks: the steps are called from Python
     resid_post  a Trace of the residual stream
     all         a Trace of every array, attention weights among them
 """
@@ -36,7 +37,7 @@ def rate(model: Llama, tokens: np.ndarray) -> float:
 
 
 def variants(path: Path) -> dict[str, Callable[[], Llama]]:
-    """What to measure: each a model that is made anew for a round."""
+    """The variants: functions that make a new model for each round."""
     plain, other = (Llama.load(path, tokenizer_of(path)) for _ in range(2))
     watchers = [other.with_hooks(Trace())]
     watchers[0].forward([1, 2], watchers[0].new_state())
@@ -63,7 +64,7 @@ def main() -> None:
             chosen = variants(write_model(shape, Path(folder)))
             tokens = np.random.default_rng(0).integers(3, 500, options.steps)
             rates: dict[str, list[float]] = {name: [] for name in chosen}
-            for turn in range(-1, options.rounds):  # the first one warms up
+            for turn in range(-1, options.rounds):  # the first one is a warm-up
                 for name, make in chosen.items():
                     found = rate(make(), tokens)
                     if turn >= 0:

@@ -1,11 +1,11 @@
-"""Threads that generate at once from one model: tokens per second of each number of them.
+"""Several threads generate from one model: tokens per second for each number of threads.
 
     python -m benchmarks.concurrency                          15M and 110M-q8, 1, 2 and 4 threads
     python -m benchmarks.concurrency 15M --threads 1 2 --kernel-threads 1
 
-Each thread has a State of its own. "all" is the sum over threads, between the first one's start and
-the last one's end; the median of some rounds, in which the numbers of threads take turns. With
-`--kernel-threads 1` a kernel keeps to the thread that calls it.
+Each thread has its own State. "all" is the sum over threads, between the start of the first and the
+end of the last. It is the median of some rounds, which measure all numbers of threads alternately.
+With `--kernel-threads 1` a kernel uses only the thread that calls it.
 """
 
 from __future__ import annotations

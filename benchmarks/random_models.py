@@ -53,7 +53,7 @@ def write_tokenizer(vocab_size: int, path: Path) -> None:
 
 
 class _Tensors(dict):
-    """Each tensor as it is asked for, so that one at a time is in memory."""
+    """Tensors that are generated when they are read, so that only one is in memory."""
 
     def __init__(self, header: Header):
         super().__init__()

@@ -23,7 +23,7 @@ _PROMPT = "Once upon a time, there was a little girl named Lily. She loved to pl
 
 
 class Counted:
-    """A draft that counts the guesses asked for, and the tokens in them."""
+    """A draft function that counts its calls and its draft tokens."""
 
     def __init__(self, draft: Draft):
         self._draft, self.calls, self.tokens = draft, 0, 0

@@ -95,19 +95,19 @@ axis.set(ylabel="nats", title="divergence of what follows each token")
 plt.show()
 
 # %% [markdown]
-# Where does the most likely token change? Only where two tokens were nearly as likely before.
+# Where does the most probable token change? Only where two had almost the same probability before.
 
 # %%
 for t in np.flatnonzero(p.argmax(1) != q.argmax(1)):
     a, b = labels(model.tokenizer, (p[t].argmax(), q[t].argmax()))
     before = np.exp(p[t].max()), np.exp(p[t, q[t].argmax()])
     print(f"token {t}: {a!r} became {b!r}; they had {before[0]:.3f} and {before[1]:.3f}")
-print("the same most likely token:", (p.argmax(1) == q.argmax(1)).sum(), "of", len(tokens))
+print("the same most probable token:", (p.argmax(1) == q.argmax(1)).sum(), "of", len(tokens))
 
 # %% [markdown]
 # ## How well it predicts a text
 #
-# Perplexity says among how many equal choices each next token was as hard to guess. `compare` puts
+# Perplexity is the effective number of equally likely choices for each next token. `compare` puts
 # a text through both models. Ours are a few stories of the kind that the model learned from, but
 # which it has never read. (`llama2np perplexity stories-box-q8 --against stories-box --file
 # stories.txt` does it on the command line, for the file as one text: there each story comes as a

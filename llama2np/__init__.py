@@ -73,10 +73,10 @@ _MODULES = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker would take any name for a public one
+if not TYPE_CHECKING:  # with it, a type checker would accept any name
 
     def __getattr__(name: str) -> object:
-        """The public names, imported at first use: a command loads what it needs and no more."""
+        """Import a public name at its first use, so that a command loads only what it needs."""
         if name not in _MODULES:
             raise AttributeError(f"module 'llama2np' has no attribute {name!r}")
         return getattr(import_module(f"llama2np.{_MODULES[name]}"), name)
@@ -86,7 +86,7 @@ def __dir__() -> list[str]:
     return [*globals(), *__all__]
 
 
-# Modules that have moved, and where they are now: scripts that import them keep working.
+# {old name of a module: new name}, so that scripts with the old names keep working.
 _MOVED = {
     "config": "model.config",
     "transformer": "model.transformer",
@@ -108,7 +108,7 @@ _MOVED = {
 
 
 class _Moved(MetaPathFinder, Loader):
-    """Finds a module of _MOVED under its old name: it is the same module."""
+    """Finds a module of _MOVED by its old name; it is the same module object."""
 
     def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
         package, _, module = name.partition(".")
@@ -121,7 +121,7 @@ class _Moved(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self._spec  # the import system has just put the old name's there
+        module.__spec__ = self._spec  # the import system has just replaced it
 
 
 sys.meta_path.append(_Moved())

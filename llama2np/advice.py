@@ -1,4 +1,4 @@
-"""What an error suggests: the nearest name, a command to type, where a missing file can be had."""
+"""Suggestions in errors: the nearest name, a command, or how to get a missing file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from llama2np import box
 
-_ROOT = Path(__file__).parents[1]  # of a checkout: the folder that has the scripts and the Makefile
+_ROOT = Path(__file__).parents[1]  # in a checkout: the folder with the scripts and the Makefile
 _LONGEST = 60  # characters of a mistyped name that are compared
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/model, as huggingface.co has it
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/model, as on huggingface.co
 
 _MODELS = "https://huggingface.co/karpathy/tinyllamas/resolve/main"
 _LLAMA2C = "https://raw.githubusercontent.com/karpathy/llama2.c/master"
@@ -26,8 +26,8 @@ DOWNLOADS = {
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The name in `known` that a mistyped `word` most likely means; None where none is near."""
-    import difflib  # only for those who mistype
+    """The name in `known` that a mistyped `word` most likely means; None if none is near."""
+    import difflib  # imported only after a mistake
 
     names = {name.lower(): name for name in known}
     word = word.lower()[:_LONGEST]
@@ -40,13 +40,13 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The suggestion of the nearest name, to be put after an error; "" where none is near."""
+    """The suggestion of the nearest name, for the end of an error; "" if none is near."""
     name = nearest(word, known)
     return "" if name is None else f"; did you mean {name}?"
 
 
 def command(name: str) -> str:
-    """How a user starts a command: in a checkout its script, otherwise `llama2np NAME`."""
+    """The command line of a command: in a checkout its script, otherwise `llama2np NAME`."""
     script = _ROOT / f"{name}.py"
     if not (_in_checkout() and script.is_file()):
         return f"llama2np {name}"
@@ -63,9 +63,9 @@ def fetching(name: str) -> str:
 
 
 def missing_model(path: str | os.PathLike[str], bundled: bool) -> str:
-    """What to say of a model that does not exist, to be put after the error.
+    """The suggestion for a model that does not exist, for the end of the error.
 
-    bundled: whether the name of a bundled model may stand there.
+    bundled: whether the name of a bundled model is allowed there.
     """
     text = os.fspath(path)
     name = os.path.basename(text)
@@ -80,11 +80,11 @@ def missing_model(path: str | os.PathLike[str], bundled: bool) -> str:
     if near := nearest(name, [*box.NAMES, *DOWNLOADS]):
         fetch = f" {fetching(near)}" if near in DOWNLOADS and not os.path.exists(near) else ""
         return f"; did you mean {near}?{fetch}"
-    return f"; the models in the box are {' and '.join(box.NAMES)}"
+    return f"; the bundled models are {' and '.join(box.NAMES)}"
 
 
 def missing_tokenizer(path: str | os.PathLike[str]) -> str:
-    """What to say of a tokenizer that does not exist, to be put after the error."""
+    """The suggestion for a tokenizer that does not exist, for the end of the error."""
     name = os.path.basename(os.fspath(path))
     if name == "tokenizer.bin":
         return f"; {fetching(name)}"
@@ -94,7 +94,7 @@ def missing_tokenizer(path: str | os.PathLike[str]) -> str:
 def _is_here(folder: Path) -> bool:
     try:
         return os.path.samefile(os.curdir, folder)
-    except OSError:  # the current folder is gone
+    except OSError:  # the current folder has been removed
         return False
 
 

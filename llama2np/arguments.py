@@ -1,7 +1,8 @@
-"""Checks of arguments: what is wrong is named at the call, with what was expected.
+"""Checks of arguments at the call: errors name the argument, and what was expected and found.
 
-A NumPy number is as good as Python's; True and False are no numbers; None means "not given". Each
-check raises ValueError in one line, and returns the value as a plain Python object.
+NumPy's numbers are accepted like Python's; True and False are not numbers; None means the default.
+Each check raises ValueError with a text of one line, and returns the value as a plain Python
+object.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ _SHOWN = (type(None), bool, int, float, complex, str, bytes, list, tuple, dict, 
 
 
 def wrong(name: str, expected: str, value: object) -> ValueError:
-    """The error that says what `name` must be, and what it is: its value if that is a plain one."""
+    """The error for an argument: what it must be, and its value, or its type if it is an object."""
     found = brief(value) if isinstance(value, _SHOWN) else f"of type {type(value).__name__}"
     return ValueError(f"{name} must be {expected}, not {found}")
 
 
 def whole(name: str, value: object, low: int | None = None) -> int:
     """`value` as an int of `low` or more. 2.0 is a whole number, 2.5, True and "2" are not."""
-    found = value if type(value) is int else _integer(_plain(value))  # the usual case costs nothing
+    found = value if type(value) is int else _integer(_plain(value))  # fast for the usual case
     if found is None:
         raise wrong(name, "a whole number", value)
     if low is not None and found < low:
@@ -41,7 +42,7 @@ def whole(name: str, value: object, low: int | None = None) -> int:
 
 
 def _integer(value: Any) -> int | None:
-    """The int that a Python object stands for, None if it stands for none."""
+    """The int that is equal to a Python object; None if there is none."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     try:
@@ -51,7 +52,7 @@ def _integer(value: Any) -> int | None:
 
 
 def number(name: str, value: object) -> float:
-    """`value` as a float; nan and inf are for the caller to judge."""
+    """`value` as a float. The caller must check for nan and inf."""
     found = _plain(value)
     if isinstance(found, int | float) and not isinstance(found, bool):
         try:
@@ -76,7 +77,7 @@ def text(name: str, value: object) -> str:
 
 
 def texts(name: str, value: object) -> list[str]:
-    """A str, or several of them, as a list."""
+    """A str, or an iterable of them, as a list."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | Mapping):
@@ -90,9 +91,9 @@ def texts(name: str, value: object) -> list[str]:
 def token_list(
     name: str, value: object, vocab_size: int | None = None, also: str = ""
 ) -> list[int]:
-    """Tokens, whole numbers in a row, as a list; below `vocab_size`, if that is given.
+    """A sequence of tokens as a list; with `vocab_size`, they must be below it.
 
-    also: what else the caller takes, for the error.
+    also: what else the caller accepts, for the error.
     """
     expected = f"{also}a list of tokens, which are whole numbers"
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | bytearray | Mapping):
@@ -100,7 +101,7 @@ def token_list(
     found = value if isinstance(value, np.ndarray) else list(value)
     try:
         array = np.asarray(found)
-    except (ValueError, OverflowError):  # lists of several lengths
+    except (ValueError, OverflowError):  # nested lists of different lengths
         raise wrong(name, expected, found) from None
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise wrong(name, expected, found)
@@ -112,27 +113,27 @@ def token_list(
 
 
 def function(name: str, value: F | None, of: str) -> F:
-    """`value`, if it can be called; of: what it is called with."""
+    """`value`, if it can be called; of: a description of its arguments."""
     if not callable(value):
         raise wrong(name, f"a function of {of}", value)
     return value
 
 
 def having(name: str, value: object, expected: str, *attributes: str) -> None:
-    """Raise ValueError unless `value` has all of these: it may be of any class that does."""
+    """Raise ValueError unless `value`, of any class, has all of these attributes."""
     if not all(hasattr(value, attribute) for attribute in attributes):
         raise wrong(name, expected, value)
 
 
 def path_like(name: str, value: Any) -> str | os.PathLike[str]:
-    """`value`, if it can name a file."""
+    """`value`, if it can be a path."""
     if not isinstance(value, str | os.PathLike):
         raise wrong(name, "a path, a str or a pathlib.Path", value)
     return value
 
 
 def none_means_default(called: Callable[P, R]) -> Callable[P, R]:
-    """Let None stand for the default of each argument that has one."""
+    """Decorate a function: None means the default of each argument that has one."""
     parameters = inspect.signature(called).parameters
     defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
     names = tuple(parameters)

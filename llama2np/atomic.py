@@ -1,9 +1,9 @@
-"""Write a file whole or not at all: under a name of its own, then renamed.
+"""Write a file completely or not at all: under a temporary name, and then rename it.
 
-What is at the path stays there, and is what readers see, until the new file is complete and on the
-disk. Any number of writers may have the same target: the last one wins. A symbolic link is
-followed: its target is replaced, the link stays. Standard output, a pipe and a character device
-(/dev/stdout, /dev/null) cannot be replaced: they are written to directly.
+Readers of the path see the old file until the new one is complete and on the disk. Any number of
+writers may have the same target: the last one wins. If the path is a symbolic link, its target is
+replaced and the link is kept. Standard output, a pipe and a character device (/dev/stdout,
+/dev/null) cannot be replaced: they are written to directly.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from secrets import token_hex
 from typing import BinaryIO
 
 Path = str | os.PathLike[str]
-_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of file systems that cannot
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # file systems without fsync
 
 
 @contextmanager
 def replacing(
     path: Path, size: int = 0, *, mode: int = 0o666, sync: bool = True
 ) -> Iterator[BinaryIO]:
-    """Open a file for `size` bytes that takes the place of `path` when the block is done.
+    """Open a file for `size` bytes that replaces `path` at the end of the block.
 
-    An exception in the block, Ctrl-C among them, leaves `path` as it was and nothing beside it. The
-    file keeps the permissions of the one it replaces; a new one gets `mode`, less the umask.
-    sync: wait until the file is on the disk. Without it a power cut may leave a damaged file.
+    After an exception in the block, Ctrl-C included, `path` is unchanged and there is no other
+    file. The new file keeps the permissions of the old one; without an old one it gets `mode`, less
+    the umask. sync: wait until the file is on the disk. Without it a power cut may leave a damaged
+    file.
 
     Raises OSError, which names `path`: no such folder, no permission, a target that is neither a
-    file nor a pipe nor a character device, less than `size` bytes free, a full disk. Only if the
-    folder cannot be written to the disk after the renaming, `path` is the new file then.
+    file nor a pipe nor a character device, less than `size` bytes free, a full disk. `path` is
+    then unchanged, unless syncing the folder after the renaming is what fails.
     """
     name = os.fsdecode(path)
     if _is_stream(name):
@@ -46,7 +47,7 @@ def replacing(
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file of these bytes. Raises OSError, as `replacing`."""
+    """Write a file of these bytes. Raises OSError as `replacing` does."""
     with replacing(path, len(data)) as file:
         file.write(data)
 
@@ -55,10 +56,10 @@ def write_file(path: Path, data: bytes) -> None:
 def replacing_all(
     sizes: Mapping[Path, int], *, mode: int = 0o666, sync: bool = True
 ) -> Iterator[list[BinaryIO]]:
-    """`replacing` for several files: all of them take their places, or none does.
+    """`replacing` for several files: all of them are replaced, or none.
 
-    They are renamed when all are complete, in the order of `sizes`. A process that is killed
-    between two renames leaves the first file new and the last one old.
+    They are renamed when all are complete, in the order of `sizes`. If the process is killed
+    between two renames, the first file is new and the last one is old.
     """
     files = [_NewFile(os.fsdecode(path), size, mode) for path, size in sizes.items()]
     try:
@@ -84,9 +85,9 @@ def replacing_all(
 
 
 def is_stdout(path: Path) -> bool:
-    """Whether `path` is the file, pipe or terminal that standard output goes to."""
+    """Whether `path` is the file, pipe or terminal of standard output."""
     with suppress(OSError, ValueError):
-        # Where the shell has closed standard output, 1 may be any file.
+        # If the shell has closed standard output, descriptor 1 may be any file.
         return sys.__stdout__ is not None and os.path.samestat(os.stat(path), os.fstat(1))
     return False
 
@@ -95,7 +96,7 @@ def sync_folder(folder: Path) -> None:
     """Wait until the names of the files in a folder are on the disk. Raises OSError."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows, or a folder that may not be listed
+    except OSError:  # Windows, or no permission to list the folder
         return
     try:
         _sync(descriptor)
@@ -106,14 +107,14 @@ def sync_folder(folder: Path) -> None:
 
 
 class _NewFile:
-    """What will be `path`. Until then it is `part`, and the old file may be `old` as well."""
+    """The new file for `path`. Its temporary name is `part`; the old file may also have `old`."""
 
     def __init__(self, name: str, size: int, mode: int) -> None:
         self.name, self.path, self.mode = name, _target(name), mode
         folder, last = os.path.split(self.path)
         if size and (free := shutil.disk_usage(folder).free) < size:
             raise OSError(errno.ENOSPC, f"needs {size:,} bytes, the disk has {free:,} free", name)
-        # Nobody else has these 64 random bits: what is found under such a name is ours.
+        # No other program has these 64 random bits: a file with such a name is ours.
         unique = os.path.join(folder, f"{last[:20]}.{token_hex(8)}")
         self.part, self.old = f"{unique}.part", f"{unique}.old"
         self.replaces = os.stat(self.path) if os.path.exists(self.path) else None
@@ -130,14 +131,16 @@ class _NewFile:
         return file
 
     def finish(self, stream: BinaryIO, sync: bool) -> None:
-        """Wait until all bytes are on the disk, and close the file: Windows renames no open one."""
+        """Wait until all bytes are on the disk, and close the file: Windows cannot rename open
+        files.
+        """
         with _naming(self.name), stream:
             stream.flush()
             if sync:
                 _sync(stream.fileno())
 
     def keep_old(self) -> None:
-        """Give the old file a second name, where the file system can."""
+        """Give the old file a second name, if the file system supports that."""
         if self.replaces and hasattr(os, "link"):
             with suppress(OSError):
                 os.link(self.path, self.old)
@@ -147,7 +150,7 @@ class _NewFile:
             os.replace(self.part, self.path)
 
     def restore(self) -> None:
-        """Undo the renaming, if it was done."""
+        """Undo the renaming, if it has happened."""
         if not os.path.exists(self.path) or not os.path.samestat(os.stat(self.path), self.made):
             return
         if os.path.exists(self.old):
@@ -156,9 +159,9 @@ class _NewFile:
             _unlink(self.path)
 
     def clean(self) -> None:
-        """Remove the names that are not `path`."""
+        """Remove all names but `path`."""
         if self.file:
-            with suppress(OSError):  # it is removed anyway
+            with suppress(OSError):  # it is removed next
                 self.file.close()
         with _naming(self.name, self.part, self.old):
             _unlink(self.old)
@@ -166,8 +169,8 @@ class _NewFile:
 
 
 def _undo(files: list[_NewFile]) -> None:
-    """Remove what was made. After some of the renames, but not all, undo those."""
-    if os.path.exists(files[-1].part):  # the last to be renamed, the first to be removed
+    """Remove the new files. If some have been renamed, but not all, undo these renames."""
+    if os.path.exists(files[-1].part):  # this one is renamed last
         for file in files[:-1]:
             file.restore()
     for file in reversed(files):
@@ -181,7 +184,7 @@ def _unlink(path: str) -> None:
 
 @contextmanager
 def _naming(name: str, *ours: str) -> Iterator[None]:
-    """Make errors name the target: a failed write names no file, other calls name our `part`."""
+    """Put the target into errors: a failed write has no file name, other calls have our `part`."""
     try:
         yield
     except OSError as error:
@@ -191,7 +194,7 @@ def _naming(name: str, *ours: str) -> Iterator[None]:
 
 
 def _target(name: str) -> str:
-    """The file that `name` stands for, links followed. Raises OSError if it cannot be written."""
+    """The file at `name`, with links followed. Raises OSError if it cannot be written."""
     path = os.path.realpath(name)
     folder = os.path.dirname(path)
     if os.path.isdir(path) or name.endswith(("/", os.sep)):
@@ -203,26 +206,29 @@ def _target(name: str) -> str:
     if os.path.exists(path):
         if not os.path.isfile(path):
             raise OSError(errno.EINVAL, "not a regular file, cannot be replaced", name)
-        if not os.access(path, os.W_OK):  # a rename would not ask
+        if not os.access(path, os.W_OK):  # a rename would not check this
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
     return path
 
 
 def _give_permissions(descriptor: int, old: os.stat_result) -> None:
-    """Owner, group and mode of the old file, as far as the system lets us. Never more than those.
+    """Set owner, group and mode of the old file, as far as the system allows, and never more.
 
-    The new file was made with the old one's mode, so nothing is open to others before.
+    The new file was created with the old one's mode, so it was never open to others before.
     """
     if not hasattr(os, "fchown"):  # Windows
         return
-    for owner in (old.st_uid, -1):  # a user who may not give files away may choose the group
+    for owner in (
+        old.st_uid,
+        -1,
+    ):  # without the right to change the owner, a user may set the group
         with suppress(OSError):
             os.fchown(descriptor, owner, old.st_gid)
             break
     mode = stat.S_IMODE(old.st_mode)
-    if os.fstat(descriptor).st_gid != old.st_gid:  # these were permissions of another group
+    if os.fstat(descriptor).st_gid != old.st_gid:  # the permissions were for another group
         mode &= ~stat.S_IRWXG
-    with suppress(OSError):  # a file system without modes
+    with suppress(OSError):  # the file system may have no modes
         os.fchmod(descriptor, mode)
 
 
@@ -242,7 +248,7 @@ def _is_stream(name: str) -> bool:
 
 
 def _open_stream(name: str) -> BinaryIO:
-    """A pipe or device for writing. A pipe that nobody reads is an error, not a wait."""
+    """Open a pipe or device for writing. Without a reader this is an error: it does not wait."""
     if is_stdout(name):
         return open(os.dup(1), "wb")
     flags = os.O_WRONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
@@ -251,7 +257,7 @@ def _open_stream(name: str) -> BinaryIO:
     except OSError as error:
         if error.errno != errno.ENXIO:
             raise
-        raise OSError(errno.ENXIO, "a pipe or device that nobody reads", name) from None
+        raise OSError(errno.ENXIO, "a pipe or device without a reader", name) from None
     if hasattr(os, "set_blocking"):
         os.set_blocking(descriptor, True)
     return open(descriptor, "wb")

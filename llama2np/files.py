@@ -1,4 +1,4 @@
-"""How files are opened for reading: regular ones alone, and never more of them than a limit.
+"""Open files for reading: only regular files, and at most a limit of bytes.
 
 Reading a FIFO or a socket may wait for ever, reading a device may never end.
 """
@@ -21,10 +21,10 @@ _LARGEST_DIRECTORY = 2**24  # bytes of a zip archive's: some 200,000 files
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file for reading. Raises OSError, also for what is none.
+    """Open a regular file for reading. Raises OSError, also for other kinds of files.
 
-    The first look keeps us from opening devices, which can have effects. Should `path` be another
-    file by the time it is opened, O_NONBLOCK keeps a FIFO from waiting for a writer.
+    The path is checked before it is opened, since opening a device can have effects. If it is
+    replaced by a FIFO before it is opened, O_NONBLOCK prevents waiting for a writer.
     """
     _check_regular(path, os.stat(os.fspath(path)))
     file = open(path, "rb", opener=_without_waiting)
@@ -39,7 +39,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 def read_at_most(file: BinaryIO, limit: int) -> bytes | None:
     """The bytes of an open file; None if they are more than `limit`. Raises OSError."""
     size, data = os.fstat(file.fileno()).st_size, b""
-    while max(size, len(data)) <= limit:  # files of /proc claim to be empty, whatever they hold
+    while max(size, len(data)) <= limit:  # files in /proc always claim to be empty
         part = file.read(max(size + 1 - len(data), 2**16))
         if not part:
             return data
@@ -48,7 +48,7 @@ def read_at_most(file: BinaryIO, limit: int) -> bytes | None:
 
 
 def zip_file(file: Any) -> zipfile.ZipFile:
-    """Open an archive whose directory is not out of proportion. Raises what zipfile raises."""
+    """Open a zip archive and limit the size of its directory. Raises zipfile's errors."""
     reader = _ZipReader(file)
     archive = zipfile.ZipFile(reader)
     reader.limit = None
@@ -56,7 +56,9 @@ def zip_file(file: Any) -> zipfile.ZipFile:
 
 
 class _ZipReader:
-    """The file of an archive. zipfile makes objects of 700 bytes for each 46 of the directory."""
+    """The file of an archive, for zipfile, which makes 700 bytes of objects from 46 of the
+    directory.
+    """
 
     def __init__(self, file: Any):
         self._file = file
@@ -76,7 +78,7 @@ class _ZipReader:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    # Neither flag is there on Windows, nor anything that they are needed for.
+    # Windows has neither of these flags, nor the files that need them.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 

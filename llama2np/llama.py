@@ -1,4 +1,4 @@
-"""Llama: a model and its tokenizer, for people. Knows no shapes and no arithmetic."""
+"""Llama: a network and its tokenizer, the main class for users. It has no arithmetic itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llama2np.output import brief
 from llama2np.text.tokenizer import Tokenizer, TokenizerError
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack  # in typing from Python 3.11 on
+    from typing_extensions import Unpack  # it is in typing since Python 3.11
 
     from llama2np.model.hooks import Hook
 
@@ -30,7 +30,7 @@ _NOT_GIVEN: Any = object()
 
 
 class Llama:
-    """A Llama that reads and writes text.
+    """A network and its tokenizer, which read and write text.
 
     >>> model = Llama.load("stories15M.bin")
     >>> for piece in model.generate("Once upon a time", max_new_tokens=64, seed=1):
@@ -46,9 +46,9 @@ class Llama:
         if tokenizer is _NOT_GIVEN:
             raise TypeError("Llama() takes a Transformer and a Tokenizer; Llama.load opens both")
         self.transformer = transformer
-        # A model may have more rows than its tokenizer pieces: for padding, for added tokens.
+        # A network may have more rows than its tokenizer has pieces: for padding and added tokens.
         rows = transformer.config.vocab_size
-        self.tokenizer = tokenizer and tokenizer.extended(rows)  # None, for a network alone
+        self.tokenizer = tokenizer and tokenizer.extended(rows)  # None for a network without one
 
     def __repr__(self) -> str:
         c = self.config
@@ -64,12 +64,12 @@ class Llama:
         tokenizer: str | os.PathLike[str] | None = None,
         engine: str = "compiled",
     ) -> Llama:
-        """Open a checkpoint and its tokenizer: `tokenizer`, else the tokenizer.bin or else
-        tokenizer.model beside the checkpoint, else those in the current folder.
+        """Open a checkpoint and its tokenizer.
 
-        path: a .bin file, or the name of a model in the box, "stories-box" or "stories-box-q8",
-        which stands for their tokenizer, too. engine: "compiled", or "numpy", which is slow and
-        needs no numba. Raises ValueError, CheckpointError, TokenizerError and OSError.
+        path: a .bin file, or the name of a bundled model, "stories-box" or "stories-box-q8", which
+        has its own tokenizer. tokenizer: by default the tokenizer.bin or the tokenizer.model beside
+        the checkpoint, or else in the current folder. engine: "compiled", or "numpy", which is slow
+        and needs no numba. Raises ValueError, CheckpointError, TokenizerError and OSError.
         """
         path_like("path", path)
         if tokenizer is not None:
@@ -91,15 +91,16 @@ class Llama:
     def forward(
         self, tokens: Sequence[int] | np.ndarray, state: State, all_logits: bool = False
     ) -> np.ndarray:
-        """Read `tokens` (T,) at state.pos and on; return float32 logits of what follows the last.
+        """Read `tokens` (T,) at state.pos; return float32 logits of the next token.
 
-        Of every token with `all_logits`: (T, vocab_size), else (vocab_size,). Raises ValueError
-        for a token outside the vocabulary, none at all, or more than the context has room for.
+        They are (vocab_size,) after the last token, or with `all_logits` (T, vocab_size) after each
+        token. Raises ValueError for a token outside the vocabulary, for no tokens, or for more than
+        fit into the context.
         """
         return self.transformer.forward(tokens, state, all_logits)
 
     def prompt_tokens(self, prompt: str | Sequence[int] | np.ndarray | None) -> list[int]:
-        """The tokens of a prompt, which is text, or its tokens.
+        """The tokens of a prompt, which is a text or a sequence of tokens.
 
         Raises ValueError if there are none, or more than the context holds.
         """
@@ -127,17 +128,17 @@ class Llama:
         draft: Draft | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Generation:
-        """Yield the text that follows `prompt`, a str for each token ("" inside a character).
+        """Yield the text after `prompt`, a str for each token ("" inside a character).
 
-        prompt: text, or its tokens. It ends at BOS or EOS, before any of the strings in `stop`,
-        after max_new_tokens, or where the context ends; the `Generation` that is returned knows
-        which, and the tokens, their times, and with `logprobs` their log-probabilities in the
-        model's own distribution and those of the `logprobs` likeliest.
-        state: what it has read of `prompt` before is not read again, the rest is forgotten; it has
-        read all but the last token afterwards. draft: see `continue_tokens`. sampling: the fields
-        of `Sampler`, such as temperature=0.8. None is as good as leaving an argument out.
-        Raises ValueError, at once, for arguments of another type or out of range, and for a prompt
-        longer than the context.
+        prompt: a text, or its tokens. The text ends at BOS or EOS, before any of the strings in
+        `stop`, after max_new_tokens, or at the end of the context. The returned `Generation` has
+        the reason, the tokens and their times. With `logprobs` it also has, in the model's own
+        distribution, the log-probabilities of the tokens and of the `logprobs` most probable ones.
+        state: if it has read a beginning of `prompt`, only the rest is read, and its other tokens
+        are dropped; afterwards it has read all but the last token. draft: see `continue_tokens`.
+        sampling: the fields of `Sampler`, such as temperature=0.8. None means the default of an
+        argument. Raises ValueError, at the call, for arguments of another type or out of range, and
+        for a prompt longer than the context.
         """
         sampler = _sampler("generate", sampling, self.config.vocab_size)
         tokens = self.prompt_tokens(prompt)
@@ -161,10 +162,10 @@ class Llama:
         positions: int | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Chat:
-        """Begin a conversation of at most `positions` tokens in all, by default the context.
+        """Begin a conversation of at most `positions` tokens in total, by default the context.
 
-        sampling: the fields of `Sampler`. None is as good as leaving an argument out. Raises
-        ValueError for arguments of another type or out of range.
+        sampling: the fields of `Sampler`. None means the default of an argument. Raises ValueError
+        for arguments of another type or out of range.
         """
         if positions is not None and (positions := whole("positions", positions)) < 0:
             raise ValueError(f"positions must be 0 (the context) or more, not {positions}")
@@ -172,17 +173,17 @@ class Llama:
         return Chat(self.transformer, self.tokenizer, sampler, text("system", system), positions)
 
     def with_hooks(self, *hooks: Hook) -> Llama:
-        """The same model, whose arrays are shown to `hooks`: see `Trace` and `Edit`.
+        """A copy of this model that passes its arrays to `hooks`: see `Trace` and `Edit`.
 
-        It shares weights and tokenizer with this one, which is not changed: whoever else uses it
-        is not disturbed, and does not slow down. Results that no Edit changes are the same bits.
-        Raises ValueError for a layer that the network has not.
+        It shares weights and tokenizer with this one, which is not changed and does not slow down.
+        Results that no Edit changes are the same to the bit. Raises ValueError for a layer that the
+        network does not have.
         """
         return Llama(self.transformer.with_hooks(hooks), self.tokenizer)
 
 
 def _sampler(caller: str, options: SamplingOptions, vocab_size: int) -> Sampler:
-    """Raises ValueError, and TypeError in the caller's name for an option that neither has."""
+    """A Sampler. Raises ValueError, and for an unknown option TypeError in the caller's name."""
     if unknown := options.keys() - SamplingOptions.__annotations__.keys():
         known, first = SamplingOptions.__annotations__, min(unknown)
         raise TypeError(

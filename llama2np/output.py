@@ -1,15 +1,15 @@
-"""Lines for a terminal."""
+"""Text that can be printed on a terminal."""
 
 from __future__ import annotations
 
 import reprlib
 from typing import Any
 
-_LONGEST = 2000  # characters of a line; what is longer comes from a hostile file
+_LONGEST = 2000  # characters of a line; only hostile files cause longer ones
 
 
 def printable(text: str) -> str:
-    """`text` as a line that does not drive a terminal: what is not printable is spelled out."""
+    """`text` as one line that cannot control a terminal: unprintable characters are escaped."""
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 4 :]}"
     if text.isprintable():

@@ -1,4 +1,4 @@
-"""One caller at a time: a second one gets a ValueError instead of corrupting memory."""
+"""Only one caller at a time: a second one gets a ValueError instead of corrupting memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ T = TypeVar("T")
 
 
 class Owner:
-    """`with owner:` owns an object for the length of the block.
+    """`with owner:` owns an object during the block.
 
-    Another thread, and this one from within the block (a hook that calls the model), get a
-    ValueError at once: nobody waits. A copy, or a pickle, of an object has an Owner of its own.
+    Another thread, and the same thread inside the block (a hook that calls the model), get a
+    ValueError immediately: this is not a lock that waits. A copy, or a pickle, of an object has its
+    own Owner.
     """
 
     __slots__ = ("_advice", "_held")
 
     def __init__(self, advice: str):
-        self._advice = advice  # which object is in use, and what to do instead
+        self._advice = (
+            advice  # the text of the error: the object that is in use, and what to do instead
+        )
         self._held = threading.Lock()
 
     def __enter__(self) -> None:
@@ -39,7 +42,7 @@ class Owner:
 
 
 class Owned(Iterator[T]):
-    """The values of `source`, which computes each of them as the owner."""
+    """The values of `source`. Each is computed inside `with owner:`."""
 
     def __init__(self, source: Iterator[T], owner: Owner):
         self._source, self._owner = source, owner

@@ -1,7 +1,7 @@
-"""Everything that can be compiled, compiled ahead: tiny models run the ways that real ones do.
+"""Compile all kernels in advance, by running tiny models through the code paths of real ones.
 
-For images and CI, where the first user should not wait. The code that is kept serves any model: it
-depends on the types of arrays, not on their sizes.
+This is for container images and CI, where the first user should not wait. The machine code serves
+any model: it depends on the types of arrays, not on their sizes.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ from llama2np.model.transformer import State, Transformer
 _SHAPE = Config(
     dim=128, hidden_dim=192, n_layers=1, n_heads=4, n_kv_heads=2, vocab_size=256, seq_len=512
 )
-# float32, and int8 in groups of either usual size.
+# float32, and int8 with both usual group sizes.
 _HEADERS = (Header(0, _SHAPE, True), Header(2, _SHAPE, True, 32), Header(2, _SHAPE, False, 64))
-# One token; a few, whose matrices threads share (3 * 192 * 128 is enough) while one thread does
-# attention; a block by wide tiles and the rest by narrow ones, with threads for all.
+# One token; a small batch, whose matrices several threads multiply (3 * 192 * 128 is enough) while
+# one thread computes attention; a block with wide tiles and a rest with narrow ones, with threads
+# for everything.
 _PROMPTS = (1, 3, 1 + 256 + 90)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `warm_up` did."""
+    """The result of `warm_up`."""
 
-    compiled: int  # kernels, each type of its arguments counted
-    kept: int  # those that the folder has now
-    folder: Path  # where the machine code is
+    compiled: int  # number of kernels; a kernel counts for each combination of argument types
+    kept: int  # number of kernels in the folder now
+    folder: Path  # of the machine code
     seconds: float
 
 
 def warm_up() -> Report:
-    """Compile what is not compiled yet. Raises OSError where nothing can be kept."""
+    """Compile all kernels that are not compiled yet. Raises OSError if they cannot be stored."""
     if kernels.CACHE_FOLDER is None:
         raise OSError("no folder for compiled code can be written: name one in NUMBA_CACHE_DIR")
     start, folder = time.perf_counter(), Path(kernels.CACHE_FOLDER)
@@ -53,18 +54,18 @@ def warm_up() -> Report:
             path = Path(models) / f"{header.version}-{header.group_size}.bin"
             checkpoint.save(path, header, _zeros(header))
             _use(path)
-    Memory(2**16)  # the kernel of `llama2np bench`
+    Memory(2**16)  # it compiles the kernel of `llama2np bench`
     kept = _kept(folder)
     return Report(kept - before, kept, folder, time.perf_counter() - start)
 
 
 def _kept(folder: Path) -> int:
-    """How many kernels there are: numba writes a file for each."""
+    """The number of stored kernels: numba writes a file for each."""
     return sum(1 for _ in folder.rglob("*.nbc"))
 
 
 def _use(path: Path) -> None:
-    """Read prompts and continue them, greedily and by chance."""
+    """Read prompts and continue them, greedily and with sampling."""
     config, weights = checkpoint.load(path)
     transformer = Transformer(config, weights)
     for sampler in (Sampler(0), Sampler(1.0, seed=1)):
@@ -75,7 +76,7 @@ def _use(path: Path) -> None:
 
 
 def _zeros(header: Header) -> dict[str, Tensor]:
-    """Tensors as `checkpoint.save` takes them: a kernel's code does not depend on the values."""
+    """Tensors of zeros for `checkpoint.save`: machine code does not depend on the values."""
     tensors: dict[str, Tensor] = {}
     for name, shape in header.tensors():
         values = np.zeros(shape, np.int8 if header.quantized(name) else np.float32)

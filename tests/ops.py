@@ -66,7 +66,7 @@ def call(
         else:
             record[name] = number(part)
     run, spans = np.zeros(1, RUN), np.zeros(max(len(states), 1), SPAN)
-    run["rows"], run["room"] = rows, room
+    run["rows"], run["row_capacity"] = rows, room
     run["arena"], run["spans"], run["n_spans"] = arena.ctypes.data, spans.ctypes.data, len(states)
     for i, state in enumerate(states):
         first = sum(counts[:i])

@@ -279,7 +279,7 @@ def attend_twice(b, x, y):
 @pytest.mark.parametrize(
     "describe, message",
     (
-        (without_logits, "the network does not use|a description ends with logits"),
+        (without_logits, "the network does not use|a description must end with logits"),
         (too_wide, r"w_down of layer 0 has shape \(48, 80\), its input is 48 wide"),
         (unequal, "add resid_mid: embedding is 48 wide, up 80"),
         (unknown, "there is no ffn_norm of layer 1"),
@@ -290,7 +290,7 @@ def attend_twice(b, x, y):
         (in_layer(lambda b, x, y: b.attention(x, x, b.linear(x, "w_up"))), "up: it is 80 wide"),
         (in_layer(attend_twice), "attention of layer 0: there is one in each of 2"),
         (in_layer(lambda b, x, y: b.attention(x, x, x), 2), "attention of layer 2: there is one"),
-        (in_layer(lambda b, x, y: b.add(x, y, name="logits")), "add: the output of the network"),
+        (in_layer(lambda b, x, y: b.add(x, y, name="logits")), "add: only the output of the"),
     ),
 )
 def test_a_wrong_description_is_refused_in_one_line(weights, describe, message):

@@ -273,7 +273,7 @@ def test_a_pipe_that_nobody_reads_is_an_error(tmp_path, capsys, files):
     words = ["--bin", str(files / "model.bin")]
     assert export([str(tmp_path / "pipe"), *words], "export.py") == 1
     assert capsys.readouterr().err == (
-        f"export.py: {tmp_path}/pipe: a pipe or device that nobody reads\n"
+        f"export.py: {tmp_path}/pipe: a pipe or device without a reader\n"
     )
     assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
 

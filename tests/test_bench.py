@@ -207,8 +207,8 @@ def test_the_table(bench, peer):
 def test_int8_says_what_its_share_means(bench, write):
     path = write("int8.bin", Header(2, TINY, True, 16))
     printed = bench(path=path)
-    assert "Q8_0, group size 16" in printed and "Prompts are read in int8" in printed
-    assert "Prompts are read in int8" not in bench()
+    assert "Q8_0, group size 16" in printed and "Prompts are computed in int8" in printed
+    assert "Prompts are computed in int8" not in bench()
 
 
 def test_the_picture(bench, tmp_path, drawing):

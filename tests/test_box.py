@@ -1,4 +1,4 @@
-"""The models in the box, as llama2.c's programs run them.
+"""The bundled models give the same text here as with llama2.c's programs.
 
 golden/box.json holds what `run` and `runq` of llama2.c (gcc -O3) printed for the two .bin files of
 llama2np/box with its tokenizer.bin. They were built outside the repository, and run by

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Eight processors, a clock that stands still, and no other program; all can be changed."""
+    """Eight processors, a stopped clock, and no other program; all can be changed."""
 
     class Machine:
         now = 1000.0

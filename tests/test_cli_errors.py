@@ -292,7 +292,7 @@ def test_long_names_of_chat_are_the_short_ones(folder, capfd, monkeypatch, tmp_p
 def test_a_missing_file(start):
     status, out, err = finished(start("no.bin"))
     assert (status, out) == (1, b"")
-    box = b"the models in the box are stories-box and stories-box-q8"
+    box = b"the bundled models are stories-box and stories-box-q8"
     assert err == b"run.py: no.bin: No such file or directory; " + box + b"\n"
 
 

@@ -156,7 +156,7 @@ def test_without_matplotlib(tiny, refused, monkeypatch):
         (("--layer", 3), "--layer: expected 0 to 2, found 3"),
         (("--head", 6), "--head: expected 0 to 5, found 6"),
         (("--head", -1), "--head: expected a whole number of 0 or more, found '-1'"),
-        (("-o", "map.jpg"), "map.jpg: the name of a picture ends in .png, .svg, .pdf"),
+        (("-o", "map.jpg"), "map.jpg: the name of a picture must end in .png, .svg, .pdf"),
         (("-o", "none/map.png"), "none"),
         (("-i", "A" * 96), "the prompt has 98 tokens, the context holds 96"),
     ),
@@ -226,7 +226,7 @@ def test_two_models_side_by_side(tiny, said):
     assert numbers(table, "perplexity") == pytest.approx(expected, abs=6e-5)
     assert expected[0] != pytest.approx(expected[1], abs=1e-3)
     assert f"of q8.bin from m.bin: {found.divergence:.3g} nats per token\n" in table
-    assert table.endswith(f"the same likeliest token: {found.agreement:.2%}\n")
+    assert table.endswith(f"the same most probable token: {found.agreement:.2%}\n")
 
 
 @pytest.mark.compiled
@@ -248,7 +248,7 @@ def test_what_rounding_costs_the_model_in_the_box(tiny, said):
         (b"A" * 70000 + b"\xc3A", (), "t.txt: expected UTF-8, found byte 0xc3 at byte 70000"),
         (b"A" * 65535 + b"\xc3(", (), "t.txt: expected UTF-8, found byte 0xc3 at byte 65535"),
         (b"A \xe2\x82", (), "t.txt: expected UTF-8, found byte 0xe2 at byte 2"),
-        (b"A", ("--context", 97), "context must be 1 to 96, which the model has, not 97"),
+        (b"A", ("--context", 97), "context must be 1 to 96, the model's, not 97"),
         (b"A", ("--stride", 0), "--stride: expected a whole number of 1 or more, found '0'"),
         (b"A", ("--against", "none.bin"), "none.bin: No such file"),
         (b"A", ("--against", "stories-box"), "the models have different vocabularies"),

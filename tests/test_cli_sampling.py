@@ -84,9 +84,9 @@ def test_log_probabilities_go_to_standard_error(files, capsys):
         (["--logit-bias", "5=inf"], "--logit-bias: expected TOKEN=X"),
         (["--logit-bias", "300=1"], "logit_bias has token 300, the vocabulary ends at 299"),
         (["--logprobs", "x"], "--logprobs: expected a whole number of 0 or more, found 'x'"),
-        (["-m", "chat", "--stop", "x"], "--stop goes with -m generate, not with chat"),
-        (["-m", "chat", "--max-new-tokens", "0"], "--max-new-tokens goes with -m generate"),
-        (["-m", "chat", "--logprobs", "1"], "--logprobs goes with -m generate"),
+        (["-m", "chat", "--stop", "x"], "--stop can be used with -m generate only, not with chat"),
+        (["-m", "chat", "--max-new-tokens", "0"], "--max-new-tokens can be used with -m generate"),
+        (["-m", "chat", "--logprobs", "1"], "--logprobs can be used with -m generate"),
     ],
 )
 def test_a_bad_value_is_one_line(files, capsys, flags, message):

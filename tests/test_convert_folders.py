@@ -334,7 +334,7 @@ def test_a_config_that_is_no_object(folder, tmp_path, capsys, text):
 
 
 def meta_folder(path, shards, embedding_axis=1, **fields):
-    """The random network of `random_tensors`, in Meta's form, in so many files."""
+    """The random network of `random_tensors` in Meta's format, in `shards` files."""
     path.mkdir()
     params = {"dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-5}
     (path / "params.json").write_text(json.dumps(params | fields))

@@ -62,7 +62,7 @@ MALICIOUS = {
     "deep": (with_header(b"[" * 100_000), "not valid JSON"),
     "a field twice": (
         with_header(b'{"a":{%s,"dtype":"F32"}}' % json.dumps(entry(0, 4, [1])).encode()[1:-1]),
-        "dtype comes twice",
+        "dtype occurs twice",
     ),
     "overlapping": (
         with_header({"a": entry(0, 8, [2]), "b": entry(4, 12, [2])}, bytes(12)),

@@ -19,7 +19,7 @@ SCRIPTS = re.findall(
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """What the examples find beside the models in the box: one of Meta's form."""
+    """The files that the examples need besides the bundled models: a folder in Meta's format."""
     (tmp_path / "path" / "to" / "7B").mkdir(parents=True)
     write_case(valid("meta")[0], tmp_path / "path" / "to" / "7B")
     monkeypatch.chdir(tmp_path)

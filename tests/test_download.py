@@ -361,7 +361,7 @@ def test_a_proxy_is_misspelt(server, folder, monkeypatch):
 def test_a_folder_that_cannot_be_written(server, folder):
     folder.part.mkdir()
     assert folder.get(f"{server.url}/file") == 1
-    assert folder.err == "a.bin: cannot be put here (Is a directory)\n"
+    assert folder.err == "a.bin: cannot be written here (Is a directory)\n"
 
 
 @pytest.mark.parametrize("argv", [["stories1M.bin"], [], ["stories15M.bin", "tokenizer.bin"]])

@@ -170,7 +170,7 @@ def test_memory_does_not_grow_with_the_text(tiny):
 @pytest.mark.parametrize(
     "options, message",
     (
-        ({"context": 97}, "context must be 1 to 96, which the model has, not 97"),
+        ({"context": 97}, "context must be 1 to 96, the model's, not 97"),
         ({"context": 0}, "context must be 1 to 96"),
         ({"context": 10, "stride": 11}, "stride must be 1 to 10, the context, not 11"),
         ({"stride": 0}, "stride must be 1 to 96"),

@@ -1,4 +1,4 @@
-"""A small network that goes on by itself: what it says is what it says token by token."""
+"""Several greedy tokens in one call: the same as token by token."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_a_network_with_other_steps_does_not_go_on_by_itself(write):
     watched = Transformer(*loaded).with_hooks([Trace("logits")])
     assert Transformer(*loaded).max_greedy_tokens > 1
     assert Louder(*loaded).max_greedy_tokens == watched.max_greedy_tokens == 1
-    with pytest.raises(ValueError, match="greedy: a network with hooks goes on token by token"):
+    with pytest.raises(ValueError, match="greedy: a network with hooks must use forward"):
         watched.greedy(5, State(TINY), 2)
 
 

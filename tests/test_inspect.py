@@ -26,11 +26,17 @@ STORIES = "dim=64 hidden_dim=172 n_layers=5 n_heads=8 n_kv_heads=4 vocab_size=51
     "path, expected",
     (
         ("stories260K/stories260K.bin", ("version 0, 1,056,540 bytes", STORIES, "260,032 param")),
-        ("stories260K/stories260K.pt", ("llama2.c's trainer", STORIES, "classifier tied")),
+        (
+            "stories260K/stories260K.pt",
+            ("llama2.c's train.py", STORIES, "classifier tied to the embedding"),
+        ),
         ("stories260K/hf_pytorch_bin", ("Hugging Face", STORIES, "w_down.*")),
         ("hf_llama_gqa_bf16_sharded", ("rope_theta=500000.0 norm_eps=1e-06", "660,352 param")),
         ("hf_llama_mha_fp32_tied/model.safetensors", ("model.layers.*.mlp", "(384, 128) float32")),
-        ("meta_2shards_bf16", ("Meta", "3 x (128, 128) bfloat16, 98,304 bytes", "of its own")),
+        (
+            "meta_2shards_bf16",
+            ("Meta", "3 x (128, 128) bfloat16, 98,304 bytes", "classifier not tied"),
+        ),
         ("meta_2shards_bf16/consolidated.01.pth", ("torch file", "3 x (64, 128) bfloat16")),
         ("tiny_q80/gqa_untied_g64.bin", ("version 2", "Q8_0 in groups of 64", "int8")),
     ),
@@ -69,7 +75,7 @@ def test_values_that_are_not_finite(tmp_path, write, capsys):
     path.write_bytes(data)
     said = inspect(capsys, path)
     assert re.findall(r"^(\S+) .*NOT FINITE$", said, re.MULTILINE) == ["w_up.*"]
-    assert said.endswith("there are values that are nan or inf\n")
+    assert said.endswith("some values are nan or inf\n")
 
 
 @pytest.mark.parametrize(

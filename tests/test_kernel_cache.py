@@ -243,7 +243,7 @@ def zipped(path, change=b""):
     """The package as a wheel has it, with something added to the text of a kernel."""
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted((ROOT / "llama2np").rglob("*.py")):
-            text = file.read_bytes() + change * (file.name == "steps.py")
+            text = file.read_bytes() + change * (file.name == "rows.py")
             archive.writestr(str(file.relative_to(ROOT)), text)
     return path
 

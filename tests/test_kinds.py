@@ -151,7 +151,7 @@ def test_a_model_of_another_kind(put, case, name):
     data, words = case
     said = refused(Llama.load, path := put(data, name), error=CheckpointError)
     assert said.startswith(f"{path}: not a llama2.c checkpoint, but ")
-    assert (words or "a checkpoint of llama2.c's trainer") in said
+    assert (words or "a checkpoint of llama2.c's training script") in said
     if words is None:
         assert f"export.py out.bin --checkpoint {path}`" in said
     said = refused(Tokenizer.load, path, error=TokenizerError)
@@ -179,7 +179,7 @@ def test_a_tokenizer_of_another_kind(put, capsys, case):
     path = put(data, "tokenizer.model")
     for read in (Llama.load, Tokenizer.load):
         said = refused(read, path)
-        assert words in said and "cannot be read yet; a tokenizer.bin" in said
+        assert words in said and "cannot be read yet; use a tokenizer.bin" in said
     assert main(["export", "t.bin", "--tokenizer", str(path)]) == 1
     said = capsys.readouterr().err
     assert words in said and "not a sentencepiece model" in said and said.count("\n") == 1
@@ -196,7 +196,7 @@ def test_a_tokenizer_in_place_of_a_model(put, data):
 def test_a_tokenizer_bin_needs_no_export(put, capsys):
     path = put(TOKENIZER, "tokenizer.model")
     assert main(["export", "t.bin", "--tokenizer", str(path)]) == 1
-    assert "but a tokenizer.bin: a tokenizer is named after -z" in capsys.readouterr().err
+    assert "but a tokenizer.bin: use it with a model, after -z" in capsys.readouterr().err
 
 
 @cases(OTHERS)

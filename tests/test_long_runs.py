@@ -38,7 +38,7 @@ def resident():
 
 
 def cache_bytes(config, positions):
-    """What keys, values and scores of so many positions take."""
+    """The bytes of keys, values and scores for this number of positions."""
     return 4 * positions * (2 * config.n_layers * config.kv_dim + config.n_heads)
 
 

@@ -81,7 +81,7 @@ def test_a_state_that_is_being_read_is_nobody_else_s(model, gate, tmp_path):
     state, looking = model.new_state(), model.with_hooks(Edit("mlp", wait, layers=1))
     with in_another_thread(lambda: looking.forward(TOKENS, state), entered, leave):
         for name, call in CALLS.items():
-            with pytest.raises(ValueError, match="use a State of its own for each thread"):
+            with pytest.raises(ValueError, match="use a separate State for each thread"):
                 call(model, state, tmp_path / "s.npz")
                 pytest.fail(f"{name} went through")
         assert state.pos == 0 and state.keys.shape[2] == 0  # looking is free
@@ -101,7 +101,7 @@ def test_a_hook_that_comes_back_to_the_state_is_an_error(model, tmp_path, name, 
         calls(looking, state, tmp_path / "s.npz")
 
     looking = model.with_hooks(Edit(point, come_back))
-    with pytest.raises(ValueError, match=r"\(a hook\?\): use a State of its own"):
+    with pytest.raises(ValueError, match=r"\(a hook\?\): use a separate State"):
         looking.forward([1, 2], state)
     assert state.pos == len(TOKENS) and state.tokens.tolist() == TOKENS
     plain = model.new_state()  # and the error let it go

@@ -30,7 +30,7 @@ MISSING = list(range(PIECES, TINY.vocab_size))
 
 @pytest.fixture
 def path(write, tmp_path):
-    """A checkpoint whose rows without a piece are the likeliest of all, and its tokenizer."""
+    """A checkpoint whose most probable tokens have no piece, and its tokenizer."""
     write_tokenizer(tmp_path / "tokenizer.bin", PIECES)
     path = write("m.bin", Header(1, TINY, False))
     data = bytearray(path.read_bytes())  # the classifier is the last tensor
@@ -79,7 +79,7 @@ def test_they_are_not_chosen(padded, options):
 
 @pytest.mark.compiled
 def test_greedy_is_the_best_of_those_with_a_piece(padded):
-    """Also where a small network goes on by itself, with its own likeliest tokens."""
+    """Also if a small network generates several tokens in one call."""
     assert padded.transformer.max_greedy_tokens > 1
     story = padded.generate("AB", temperature=0, max_new_tokens=40)
     story.read()

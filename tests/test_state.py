@@ -1,4 +1,4 @@
-"""States that are saved, forked, cut and shared: each goes on token for token."""
+"""States that are saved, forked, truncated and shared: each continues with the same tokens."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def transformer(request, write):
 
 
 def continued(transformer, state, count=20):
-    """What a sequence goes on to say, greedily, and the logits it says it from."""
+    """The tokens with which a sequence continues greedily, and their logits."""
     token, said, rows = 9, [], []
     for _ in range(count):
         rows.append(transformer.forward([token], state))
@@ -93,7 +93,7 @@ def test_truncating_takes_back_what_was_read_since(transformer):
 
 @pytest.mark.parametrize("pos", [-1, 73])
 def test_truncating_beyond_what_was_read_is_refused(transformer, pos):
-    with pytest.raises(ValueError, match=f"pos must be 0 to 72, what has been read, not {pos}"):
+    with pytest.raises(ValueError, match=f"pos must be 0 to 72, the tokens read, not {pos}"):
         read(transformer).truncate(pos)
 
 
@@ -273,7 +273,7 @@ def test_forks_share_chunks_that_are_full(small_chunks, transformer):
 @pytest.mark.compiled
 @pytest.mark.parametrize("pos", [0, 1, 40, 63, 64])
 def test_a_fork_never_sees_what_others_write(small_chunks, transformer, pos):
-    """Also if one of them goes back into a chunk that it shares, and reads something else."""
+    """Also if one of them is truncated in a shared chunk, and reads other tokens."""
     state = read(transformer)
     twin = state.fork()
     third, kept = twin.fork(), [state.keys, state.values]
@@ -320,6 +320,6 @@ def test_a_copy_of_a_state_has_memory_of_its_own(small_chunks, transformer, copi
 
 
 def test_random_tensors_differ_by_seed():
-    """What the tests above rest on: a network whose answer depends on what it has read."""
+    """A condition of the tests above: the results of the network depend on what it has read."""
     a, b = (random_tensors(HEADERS["float32"], seed)["embedding"] for seed in (0, 1))
     assert not np.array_equal(a, b)

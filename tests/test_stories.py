@@ -155,7 +155,7 @@ def test_faults():
 
 
 def test_the_stories_of_the_documentation_are_such():
-    """What the notebooks measure the model in the box by."""
+    """The text with which the notebooks evaluate the bundled model."""
     stories = (DOCS / "stories.txt").read_text().split("\n\n")
     model = Llama.load(box.STORIES)
     assert len(stories) == 8 and not any(faults(story) for story in stories)

@@ -132,7 +132,7 @@ def test_the_stream_can_be_used_again(monkeypatch, tmp_path, capfd):
 @pytest.mark.skipif(os.name == "nt", reason="closes streams as a POSIX shell does")
 @pytest.mark.parametrize("closed", (">&-", "2>&- >&-", "<&- >&- 2>&-"))
 def test_a_process_without_streams(files, python, closed):
-    """What it writes is what was asked for: no library prints into the file."""
+    """The file has only the output of the command: no library prints into it."""
     words = ["export", "out.bin", "--bin", "model.bin", "--version", "1"]
     shell = f"import os, sys; os.chdir({str(files)!r}); os.execvp('sh', sys.argv[1:])"
     line = f'exec "$@" {closed}'

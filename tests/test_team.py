@@ -64,7 +64,7 @@ class Counting:
 
 @pytest.fixture
 def workers():
-    """workers(count): a pool of its own whose calls have this many threads."""
+    """workers(count): a separate pool whose calls use `count` threads."""
     made, before = [], pool.threads
 
     def workers(count):

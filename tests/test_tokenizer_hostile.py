@@ -14,7 +14,7 @@ def test_a_model_given_for_a_tokenizer(tmp_path):
         file.truncate(2**36)
     tracemalloc.start()
     try:
-        with pytest.raises(TokenizerError, match="no tokenizer: it has 68,719,476,736 bytes"):
+        with pytest.raises(TokenizerError, match="not a tokenizer: it has 68,719,476,736 bytes"):
             Tokenizer.load(tmp_path / "model.bin")
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:

@@ -339,7 +339,7 @@ def test_an_empty_prompt_without_bos(without_bos, tmp_path, capsys):
 
 @pytest.mark.parametrize("context, stride", ((96, 48), (8, 8), (8, 3), (1, 1)))
 def test_perplexity_without_bos(without_bos, context, stride):
-    """A token that nothing stands before does not count."""
+    """A token without any token before it does not count."""
     text = "the cat sat on the mat, and the other cat"
     tokens = without_bos.tokenizer.encode(text)
     costs = {}

@@ -118,7 +118,7 @@ def test_each_array_follows_from_those_before_it(model):
 
 
 def test_what_was_recorded_stays_as_it_was(model):
-    """Copies: neither a later step nor whoever reads a trace changes another's arrays."""
+    """The arrays are copies: neither a later step nor the reader of a trace changes others."""
     trace = Trace()
     watched, state = model.with_hooks(trace), model.new_state()
     watched.forward(TOKENS[:5], state)
@@ -195,7 +195,7 @@ def test_a_head_without_voice_is_one_whose_columns_of_wo_are_zero(model):
 
 
 def test_a_patched_stream_is_the_other_run(model):
-    """With another sentence's stream put in place of its own, a network goes on as with that."""
+    """If the residual stream is replaced by another sentence's, the network continues with it."""
     other = TOKENS[::-1]
     source = Trace("resid_post", layers=0)
     expected, _ = read(model.with_hooks(source), (30,), other)
@@ -234,7 +234,7 @@ def test_edits_are_told_where_they_are(model):
 
 
 def test_a_cache_that_was_edited_stays_so(model):
-    """What an edit does to v, a plain model goes on with, from the same State."""
+    """A plain model that continues from the same State uses the values that an edit has changed."""
     watched, state = model.with_hooks(Edit("v", lambda v, place: 0 * v)), model.new_state()
     watched.forward(TOKENS[:5], state)
     assert not any(values[:, :5].any() for values in state.values)

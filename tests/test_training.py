@@ -121,7 +121,7 @@ def test_a_stopped_training_goes_on(corpus, tmp_path):
 
 def test_other_settings_do_not_go_on(corpus, tmp_path):
     trained(corpus, tmp_path / "a.pt").run(until=1, log=False)
-    with pytest.raises(ValueError, match="delete it to begin anew"):
+    with pytest.raises(ValueError, match="delete it to start again"):
         trained(corpus, tmp_path / "a.pt", steps=7)
 
 

@@ -260,7 +260,7 @@ def test_a_full_context_and_a_foreign_state_are_refused(write):
 @pytest.mark.compiled
 @pytest.mark.parametrize("problem", (MemoryError(), KeyboardInterrupt()), ids=repr)
 def test_a_state_survives_what_stops_its_growth(write, monkeypatch, problem):
-    """Chat goes on with the same state after a Ctrl-C."""
+    """A chat continues with the same state after a Ctrl-C."""
     config = Config(48, 80, 3, 6, 2, 300, 700)
     model = Transformer(*checkpoint.load(write("x.bin", Header(1, config, True))))
     tokens = list(range(3, 103))

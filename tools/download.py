@@ -2,8 +2,8 @@
 
 python -m tools.download stories15M.bin
 
-A download that stops leaves NAME.part, and the same command resumes it; while one runs, a second
-of the same file is refused. Left out: checksums; a file is checked by its size alone.
+An interrupted download leaves NAME.part, and the same command resumes it. While it runs, a second
+download of the same file is an error. There are no checksums: only the size of a file is checked.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _RESUME = "run the same command again to resume"
 
 
 class _Failed(Exception):
-    """A download that cannot be had: says what was expected, what was found and the way out."""
+    """A failed download. The text has what was expected, what was found, and what to do."""
 
 
 def main(
@@ -63,18 +63,18 @@ def main(
         message, status = f"stopped at {_size(part):,} of {size:,} bytes: {_RESUME}", _INTERRUPTED
     except _Failed as error:
         message, status = str(error), 1
-    except OSError as error:  # of the disk: the network's became _Failed
-        message, status = f"cannot be put here ({_reason(error)})", 1
+    except OSError as error:  # from the disk; errors of the network became _Failed
+        message, status = f"cannot be written here ({_reason(error)})", 1
     print(f"{name}: {message}", file=sys.stderr)
     return status
 
 
 def _fetch(name: str, size: int, url: str, part: Path) -> None:
-    """Bring `part` to `size` bytes, going on from those it has if the server can."""
+    """Download into `part` up to `size` bytes; resume after those it has if the server can."""
     found = start = _size(part)
-    if start == size:  # stopped just before its renaming
+    if start == size:  # it was interrupted just before its renaming
         return
-    if start > size:  # not a part of this file
+    if start > size:  # it is not a part of this file
         start = 0
     with _open(url, start) as response:
         start = _first_byte(response, start, size, url)
@@ -95,7 +95,7 @@ def _fetch(name: str, size: int, url: str, part: Path) -> None:
 
 
 def _open_part(part: Path, size: int) -> BinaryIO:
-    """Open a .part of this size, or a new one, for this process alone."""
+    """Open a .part of this size, or a new one, and lock it for this process."""
     if part.is_symlink() or (part.exists() and not part.is_file() and not part.is_dir()):
         raise _Failed(f"{part.name} is not a regular file: move or remove that")
     file = open(part, "ab")
@@ -103,7 +103,7 @@ def _open_part(part: Path, size: int) -> BinaryIO:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if isinstance(error, BlockingIOError):  # else it is a file system without locks
+        if isinstance(error, BlockingIOError):  # otherwise the file system has no locks
             size = -1
     if file.tell() == size:
         return file
@@ -112,8 +112,8 @@ def _open_part(part: Path, size: int) -> BinaryIO:
 
 
 def _open(url: str, start: int) -> HTTPResponse:
-    """Ask for the bytes from `start` on, or for all of them if the server has none there."""
-    # Where the server redirects, as huggingface.co does, urllib repeats the Range.
+    """Request the bytes from `start` on, or all of them if the server has none there."""
+    # If the server redirects, as huggingface.co does, urllib repeats the Range.
     request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
         return urlopen(request, timeout=_TIMEOUT)
@@ -124,16 +124,16 @@ def _open(url: str, start: int) -> HTTPResponse:
         raise _Failed(
             f"{_host(url)} answers {error.code} {error.reason}: try again later. {_elsewhere(url)}"
         ) from None
-    except (OSError, HTTPException, ValueError) as error:  # ValueError: a misspelt proxy
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: an invalid proxy
         raise _Failed(
             f"cannot reach {_host(url)} ({_reason(error)}): is there a network? {_elsewhere(url)}"
         ) from None
 
 
 def _first_byte(response: HTTPResponse, start: int, size: int, url: str) -> int:
-    """The place in the file where the answer begins: `start`, or 0 from a server without ranges.
+    """The offset at which the response begins: `start`, or 0 from a server without ranges.
 
-    Refuses an answer of another length, such as a page of a proxy, before it touches a .part.
+    A response of another length, such as a proxy's page, is rejected before anything is written.
     """
     if response.status == 206:
         field, expected = "Content-Range", f"bytes {start}-{size - 1}/{size}"
@@ -148,7 +148,7 @@ def _first_byte(response: HTTPResponse, start: int, size: int, url: str) -> int:
 
 
 def _chunks(response: HTTPResponse, start: int, size: int, url: str) -> Iterator[bytes]:
-    """Yield the bytes from `start` to `size` as they come."""
+    """Yield the bytes from `start` to `size` as they arrive."""
     while start < size:
         try:
             chunk = response.read1(min(_CHUNK, size - start))
@@ -182,7 +182,7 @@ def _elsewhere(url: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in one line: of a URLError, the error inside."""
+    """The text of an error in one line; for a URLError, that of the error inside."""
     inner = getattr(error, "reason", error)
     text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
     return " ".join(text.split())

@@ -1,7 +1,7 @@
-"""Failures of writing, and damaged files of compiled kernels: what is left must be whole.
+"""Failures of writing, and damaged files of compiled kernels: no incomplete file may be left.
 
-A file is written by calls to the system. `failing` makes the n-th of them fail, for every n in
-turn where a test has the time, for some n in the fuzzer.
+A file is written by system calls. `failing` makes the n-th of them fail: the tests try every n if
+they have the time, the fuzzer tries some.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _CALLS = ("open", "fsync", "replace", "link", "fchmod", "fchown", "unlink")
 
 @dataclass
 class Fault:
-    """The `at`-th call that writes, from 0 on, fails: with an errno, or by Ctrl-C before or after.
+    """The `at`-th writing call, from 0 on, fails with an errno, or with Ctrl-C before or after it.
 
-    over: there is something at the target already.
+    over: whether the target exists already.
     """
 
     writer: str
@@ -65,7 +65,7 @@ class _Counter:
 
 @contextmanager
 def failing(fault: Fault) -> Iterator[_Counter]:
-    """Have a call fail in the block. The counter says how many there were."""
+    """Make a call in the block fail. The counter has the number of calls."""
     counter = _Counter(fault)
 
     class Raw(io.FileIO):
@@ -89,8 +89,8 @@ def failing(fault: Fault) -> Iterator[_Counter]:
 def check_write(fault: Fault, folder: Path) -> bool:
     """Write with a fault, from a folder with model.bin and tokenizer.model.
 
-    Return whether the fault was met. Raises AssertionError unless the target is then as it was, or
-    complete, and nothing is beside it.
+    Return whether the fault occurred. Raises AssertionError unless the target is then unchanged, or
+    complete, and there is no other file.
     """
     write = _writer(fault.writer, folder)
     whole, place = folder / "whole", folder / "target"
@@ -132,7 +132,7 @@ def _writer(name: str, folder: Path) -> Callable[[Path], object]:
 
 
 def _content(path: Path) -> dict[str, bytes | None]:
-    """What is at a path: files with their bytes, folders with None, by their names from there."""
+    """The content of a path by relative names: the bytes of files, None for folders."""
     return {
         str(each.relative_to(path)): each.read_bytes() if each.is_file() else None
         for each in (path, *path.rglob("*"))
@@ -143,7 +143,7 @@ def _content(path: Path) -> dict[str, bytes | None]:
 
 
 def write_fault(random: Random | None = None) -> bytes:
-    """The file fault.json of a case: any fault, or one that is never met."""
+    """The file fault.json of a case: a random fault, or one that never occurs."""
     fault = Fault("export 1")
     if random:
         fault = Fault(
@@ -164,13 +164,13 @@ _KEY, _CODE = b"k" * 32, bytes(range(256)) * 8
 
 
 def sealed_file(folder: Path) -> bytes:
-    """What the cache of kernels writes."""
+    """A file that the cache of kernels writes."""
     sealed.write(folder / "kernel.nbc", _KEY, _CODE)
     return (folder / "kernel.nbc").read_bytes()
 
 
 def exercise_cache(folder: Path) -> None:
-    """Read a file of the cache: it is what was written, or else it is gone afterwards."""
+    """Read a file of the cache: it has the data that was written, or it is removed."""
     path = folder / "kernel.nbc"
     found = sealed.read(path, _KEY)
     assert found == _CODE if path.exists() else found is None

@@ -1,11 +1,11 @@
-"""Read damaged files until the time is over: `make fuzz SECONDS=60`.
+"""Read damaged files for some time: `make fuzz SECONDS=60`.
 
     python -m tools.fuzz SECONDS [--kind KIND] [--seed N] [--findings FOLDER]
     python -m tools.fuzz --replay FOLDER --kind KIND      one case again, with a traceback
 
-Batches run in a process of their own, so that a crash is seen. A finding is what raises anything
-but our own errors, takes more than a second of the processor, or more memory than a bound that
-follows from the size of its files; it is kept in a folder, with what was wrong in FINDING.txt.
+Each batch runs in a separate process, so that a crash is detected. A finding is a case that raises
+anything but our own errors, takes more than a second of processor time, or more memory than a bound
+computed from the size of its files. It is kept in a folder, with a description in FINDING.txt.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from random import Random
 from tools.hostile import KINDS, OURS, damaged, exercise, valid, write_case
 
 _BATCH = 400  # cases for a process
-_SECONDS = 1.0  # of the processor, for one case
-_WAIT = 60.0  # by the clock: what waits, for a FIFO perhaps, takes none of the processor
-_MEMORY = (2**23, 100)  # bytes: a constant, and what a byte of the files may take
-_ADDRESS_SPACE = 2**34  # what a runaway library may take of it
-_STUCK = 300.0  # seconds for a batch that does not come back, a case in C code perhaps
+_SECONDS = 1.0  # processor time of one case
+_WAIT = 60.0  # real time of one case: waiting, for example for a FIFO, takes no processor time
+_MEMORY = (2**23, 100)  # bytes: a constant, and the limit for each byte of the files
+_ADDRESS_SPACE = 2**34  # the limit for a library that allocates too much
+_STUCK = 300.0  # seconds for a batch without progress, for example in C code
 
 
 class _Slow(BaseException):
@@ -40,25 +40,25 @@ class _Slow(BaseException):
 
 
 def memory_bound(size: int) -> int:
-    """The bytes that reading and using files of `size` bytes may take at once."""
+    """The maximum memory in bytes for reading and using files of `size` bytes."""
     return _MEMORY[0] + _MEMORY[1] * size
 
 
 def problem(kind: str, folder: Path, size: int) -> str:
-    """Exercise the case in a folder; return what is wrong with the reader, "" if nothing is."""
+    """Exercise the case in a folder; return a description of the finding, "" if there is none."""
 
     def slow(_signal, _frame):
         raise _Slow
 
     before = {number: signal.signal(number, slow) for number in (signal.SIGPROF, signal.SIGALRM)}
     tracemalloc.start()
-    signal.setitimer(signal.ITIMER_PROF, 4 * _SECONDS)  # tracing makes it slower
+    signal.setitimer(signal.ITIMER_PROF, 4 * _SECONDS)  # memory tracing makes it slower
     signal.setitimer(signal.ITIMER_REAL, _WAIT)
     try:
         exercise(kind, folder)
     except OURS as error:
         if not str(error).isprintable():
-            return f"an error that is no clean line: {error!r}"
+            return f"an error that is not one clean line: {error!r}"
     except _Slow:
         return f"slow:\n{traceback.format_exc()}"
     except (Exception, AssertionError):
@@ -76,14 +76,14 @@ def problem(kind: str, folder: Path, size: int) -> str:
 
 
 def _batch(kind: str, seed: int, folder: Path, findings: Path) -> None:
-    """A child's work. `folder` holds the case being read, so that a crash leaves it there."""
+    """In a child process: read a batch. The case is in `folder`, where a crash leaves it."""
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, hard))
     faulthandler.dump_traceback_later(_STUCK - 5)
     warnings.simplefilter("error")
-    for i, case in enumerate(valid(kind)):  # what is compiled and imported is no case's doing
+    for i, case in enumerate(valid(kind)):  # so that imports and compilation count for no case
         (folder / str(i)).mkdir()
         write_case(case, folder / str(i))
         exercise(kind, folder / str(i))
@@ -104,7 +104,7 @@ def _keep(case: Path, place: Path, found: str) -> None:
 
 
 def _run_batch(kind: str, seed: int, findings: Path) -> None:
-    """Let a child read a batch. Raises SystemExit if it does not come to the first case."""
+    """Read a batch in a child process. Raises SystemExit if it ends before the first case."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["--batch", folder, "--kind", kind, "--seed", str(seed)]
         command = [sys.executable, "-X", "faulthandler", "-m", "tools.fuzz", "0", *arguments]
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, help="default: all in turn")
     parser.add_argument("--seed", type=int, help="of the first batch (default: the time)")
     parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"), metavar="FOLDER")
-    parser.add_argument("--replay", type=Path, metavar="FOLDER", help="a case that was kept")
+    parser.add_argument("--replay", type=Path, metavar="FOLDER", help="the folder of a finding")
     parser.add_argument("--batch", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.batch:

@@ -1,6 +1,6 @@
-"""Write tests/golden/box.json: what llama2.c's programs print for the models in the box.
+"""Write tests/golden/box.json: the output of llama2.c's programs for the bundled models.
 
-python -m tools.golden FOLDER      which holds llama2.c's run and runq, built with gcc -O3
+python -m tools.golden FOLDER      FOLDER has llama2.c's run and runq, built with gcc -O3
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FLAGS = (
 
 
 def said(program: Path, name: str, flags: list[str]) -> str:
-    """What one of llama2.c's programs prints, run on a model in the box."""
+    """The output of one of llama2.c's programs for a bundled model."""
     command = [program, box.located(name), "-z", box.TOKENIZER, *flags]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 

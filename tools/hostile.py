@@ -1,7 +1,7 @@
-"""Hostile files: valid ones of every kind that is read, and damage that makes sense for them.
+"""Hostile files: valid files of every kind that can be read, with typical damage.
 
-A case is a dictionary of file names and bytes, for a folder; in place of bytes, one of odd.SPECIAL
-says what there is instead of a regular file. What to do with a case is in `exercise`.
+A case is a dictionary {file name: bytes} for a folder. In place of bytes, a name of odd.SPECIAL
+means something that is not a regular file. `exercise` uses a case.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tools.torch_files import Tensor, pickled, write_archive
 
 Case = dict[str, bytes | str]
 OURS = (CheckpointError, TokenizerError)
-_MAIN = {  # of each kind, the file that is there whatever the case
+_MAIN = {  # the file that every case of a kind has
     **{"bin": "model.bin", "tokenizer.bin": "tokenizer.bin", "tokenizer.model": "tokenizer.model"},
     **{"torch": "model.pt", "safetensors": "model.safetensors", "hf": "config.json"},
     **{"meta": "params.json", "state": "state.npz"},
@@ -44,7 +44,7 @@ KINDS = (*_MAIN, "special", "kernel-cache", "write-failure")
 SMALL = Config(8, 12, 2, 2, 1, 20, 16)
 WIDE = Config(64, 64, 1, 2, 2, 20, 16)  # its groups of 32 take the fast int8 kernels
 
-# What has broken parsers before: sizes and signs at their edges, words of the formats.
+# Values that often break parsers: extreme sizes and signs, words of the formats.
 _NUMBERS = [0, 1, 2, 3, 64, 255, 256, 2**15, 2**16, 2**24, 2**27, 2**31 - 1, 2**31, 2**32 - 1]
 _NUMBERS += [2**40, 2**47, 2**48 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 _FLOATS = [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-45, 3e38, -1e30]
@@ -57,9 +57,9 @@ _VALUES += ["", "llama", "\x1b[2J", "\ud800", "x" * 300, [], [[]], {}, {"a": []}
 
 
 def exercise(kind: str, folder: Path) -> None:
-    """Read a case with everything that reads its kind, and use what could be read.
+    """Read a case with every reader of its kind, and use the result.
 
-    Raises one of OURS for what is refused. What else it raises is a finding.
+    Raises one of OURS if the case is rejected. Any other exception is a finding.
     """
     {
         "bin": _exercise_bin,
@@ -130,7 +130,7 @@ def valid(kind: str) -> list[Case]:
     }[kind]()
 
 
-# Using what could be read
+# Using the result
 
 
 def _exercise_bin(folder: Path) -> None:
@@ -164,7 +164,9 @@ def _exercise_torch(folder: Path) -> None:
 
 
 def _exercise_safetensors(path: Path) -> None:
-    expected = odd.reference(path) if path.is_file() else None  # it would wait for a FIFO
+    expected = (
+        odd.reference(path) if path.is_file() else None
+    )  # not a FIFO, for which it would wait
     try:
         found = {name: tensor.shape for name, tensor in safetensors.read(path).items()}
     except CheckpointError as error:
@@ -184,7 +186,7 @@ def _exercise_special(folder: Path) -> None:
         exercise(kind, folder)
     except OSError as error:
         if not error.filename or not error.strerror:
-            raise AssertionError("an error that names no file") from error
+            raise AssertionError("an error without the name of a file") from error
 
 
 def _read_all(path: Path, read) -> None:
@@ -204,7 +206,7 @@ def _convert(path: Path, read) -> None:
     out = path.parent / f"{path.name}.out"
     for version in (0, 1, 2):
         try:
-            if version or source.config.seq_len < 2**16:  # larger tables take their time
+            if version or source.config.seq_len < 2**16:  # larger tables take too long
                 write_bin(source, out, version)
         except OURS:
             continue
@@ -292,7 +294,7 @@ def _sentencepiece_models() -> list[Case]:
 
 
 def _named(names) -> dict[str, np.ndarray]:
-    """The tensors of SMALL, by the name that `names` gives each of ours."""
+    """The tensors of SMALL; `names` maps our names to the names of the result."""
     stacked = _tensors(Header(1, SMALL, False))
     found = {}
     for ours, theirs in names:
@@ -333,7 +335,7 @@ def _records(tensors: dict[str, np.ndarray]) -> tuple[dict[str, Tensor], dict[st
 
 @cache
 def _trainer_file() -> tuple[bytes, dict[str, bytes]]:
-    """The pickle of a checkpoint of llama2.c's trainer, and its storages."""
+    """The pickle of a checkpoint of llama2.c's train.py, and its storages."""
     records, data = _records(_meta_tensors())
     arguments = {"dim": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "max_seq_len": 16}
     return pickled({"model": records, "model_args": arguments | {"norm_eps": 1e-5}}), data
@@ -341,7 +343,7 @@ def _trainer_file() -> tuple[bytes, dict[str, bytes]]:
 
 @cache
 def _extra_file() -> tuple[bytes, dict[str, bytes]]:
-    """The same with what trainers keep beside the weights."""
+    """The same with other data that training programs store beside the weights."""
     content, data = _trainer_file()
     objects = [np.float32(1.5), np.dtype("f4"), np.zeros(2), {1, 2}, Decimal("1.5"), Path("x")]
     objects += [Namespace(a=1), OrderedDict(a=1), defaultdict(list), {0.5: (1, "x")}, range(3)]
@@ -402,7 +404,7 @@ def _damaged_bytes(data: bytes, random: Random, other: bytes) -> bytes:
     changed = bytearray(data)
     for _ in range(random.randint(1, 4)):
         size = len(changed)
-        near = random.choice((size, min(size, 400), min(size, 60)))  # headers stand at the start
+        near = random.choice((size, min(size, 400), min(size, 60)))  # headers are at the start
         at = random.randrange(near) if near else 0
         if random.random() < 0.2:
             at = max(size - 1 - at, 0)  # or, zip's, at the end
@@ -453,20 +455,20 @@ def _damaged_json(data: bytes, random: Random) -> bytes:
 
 
 def _damaged_header(data: bytes, random: Random) -> bytes:
-    """A safetensors file with a JSON header that is another, and of the length that is said."""
+    """A safetensors file with another JSON header, whose length is correct."""
     length = int.from_bytes(data[:8], "little")
     header = _damaged_json(data[8 : 8 + length], random)
     return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
 def _damaged_pickle(_data: bytes, random: Random) -> bytes:
-    """A sound archive of a pickle that is not."""
+    """A valid archive of a damaged pickle."""
     content, storages = random.choice((_trainer_file, _extra_file))()
     return _archive(_damaged_bytes(content, random, content), storages)
 
 
 def _damaged_arrays(data: bytes, random: Random) -> bytes:
-    """A sound .npz, its checksums too, with one array that is damaged, missing or there twice."""
+    """A valid .npz with correct checksums, with one array damaged, missing or twice."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = [(name, archive.read(name)) for name in archive.namelist()]
     at, out = random.randrange(len(members)), io.BytesIO()
@@ -483,14 +485,14 @@ def _damaged_arrays(data: bytes, random: Random) -> bytes:
         members[at] = name, _damaged_bytes(content, random, data)
     compression = random.choice((zipfile.ZIP_STORED,) * 4 + (zipfile.ZIP_DEFLATED,))
     with warnings.catch_warnings(), zipfile.ZipFile(out, "w", compression) as archive:
-        warnings.simplefilter("ignore")  # of names that are there twice
+        warnings.simplefilter("ignore")  # about duplicate names
         for name, content in members:
             archive.writestr(name, content)
     return out.getvalue()
 
 
 def _any_shape(random: Random) -> bytes:
-    """A .bin of any small shape, of just the size that it needs, with any bytes for weights."""
+    """A .bin of a random small shape, of the correct size, with random bytes as weights."""
     pair = random.choice((1, 2, 3, 8))
     kv_heads, shared = random.randint(1, 3), random.randint(1, 3)
     dim, group = 2 * pair * kv_heads * shared, 0

@@ -1,10 +1,11 @@
-"""Run the notebooks of docs/ and write them down with what they print and draw, as Markdown.
+"""Run the notebooks of docs/ and write them, with their output and pictures, as Markdown.
 
     python -m tools.notebooks                  all of them
     python -m tools.notebooks one_token        one
 
 A notebook is a Python script (jupytext's percent format), which Jupyter and VS Code open as cells.
-docs/NAME.py becomes docs/NAME.md, and its pictures docs/images/NAME_*.png. Needs the extra `docs`.
+docs/NAME.py becomes docs/NAME.md, and its pictures docs/images/NAME_*.png. This needs the extra
+`docs`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from nbconvert.preprocessors import ExecutePreprocessor
 from llama2np.atomic import write_file
 
 DOCS = Path(__file__).parents[1] / "docs"
-_MOST = 50_000  # bytes of a picture
+_LARGEST = 50_000  # bytes of a picture
 
 
 def render(source: Path) -> None:
-    """Execute a notebook; write its Markdown and its pictures in the place of earlier ones."""
+    """Execute a notebook; write its Markdown and its pictures, and replace earlier ones."""
     notebook = jupytext.read(source)
     where = {"metadata": {"path": str(DOCS)}}
     ExecutePreprocessor(timeout=600, kernel_name="python3").preprocess(notebook, where)
@@ -33,8 +34,8 @@ def render(source: Path) -> None:
         old.unlink()
     (DOCS / "images").mkdir(exist_ok=True)
     for name, data in resources["outputs"].items():
-        if len(data) > _MOST:
-            sys.exit(f"{name}: {len(data):,} bytes, expected {_MOST:,} at most: draw it smaller")
+        if len(data) > _LARGEST:
+            sys.exit(f"{name}: {len(data):,} bytes, expected {_LARGEST:,} at most: draw it smaller")
         write_file(DOCS / name, data)
     lines = [line.rstrip() for line in text.strip().splitlines()]
     note = f"<!-- Made by `make docs` from {source.name}: change that. -->"

@@ -1,4 +1,4 @@
-"""Hostile files made from nothing: safetensors headers, tokenizers, and what is no regular file."""
+"""Generated hostile files: safetensors headers, tokenizers, and files that are not regular."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llama2np.formats.safetensors_header import BITS
 
 Found = dict[str, tuple[str, tuple[int, ...]]]
 
-# What a JSON text may have in place of something else, some of it legal.
+# Replacements in a JSON text, some of them legal.
 _SPACES = [" ", "\n", "\t\r", "\f", "\v", "\xa0", "\ufeff", "\0", "//x\n"]
 _STRINGS = [
     "",
@@ -66,7 +66,7 @@ _SHAPES += [(2**40, 0), (2**61, 0), (2**63, 0), (0, 2**63, 2), (2**63, 2, 0), (2
 
 
 def odd_safetensors(random: Random) -> bytes:
-    """A file that is sound, but for what a few dice say."""
+    """A valid file with a few random faults."""
     entries, end = [], 0
     for _ in range(random.randint(0, 4)):
         dtype = random.choice(list(BITS) if random.random() < 0.2 else ["F32", "BF16", "U8"])

@@ -1,4 +1,4 @@
-"""Let the model in the box tell stories, or another, and count which are well told.
+"""Generate stories with the bundled model, or another, and count those without faults.
 
 python -m tools.samples                        200 stories at -t 0.8, and the corpus beside them
 python -m tools.samples --show 30              and print the first 30

@@ -1,8 +1,8 @@
-"""Make a storyteller from nothing: corpus, tokenizer, training, export, figures.
+"""Train a storyteller from scratch: corpus, tokenizer, training, export, figures.
 
 python -m tools.train                   into build/box
 python -m tools.train --steps 50        a quick try
-Run it again after a stop: it goes on from the last checkpoint.
+After an interruption, run it again: it continues from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 from pathlib import Path
 
-# Waiting threads that sleep instead of spinning: else other programs slow training tenfold.
+# Waiting threads must sleep, not spin: otherwise other programs make training ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
@@ -38,7 +38,7 @@ TOKENIZER_STORIES = 20_000
 
 
 def prepare(folder: Path, count: int) -> tuple[Corpus, Corpus]:
-    """The corpus to train on and the one held out; made once, then read again."""
+    """The training corpus and the held-out one; they are made once, and then read from disk."""
     model = folder / "tokenizer.model"
     if not model.exists():
         texts = [story.text for story in stories(0, min(count, TOKENIZER_STORIES))]
@@ -60,7 +60,7 @@ def export(folder: Path, checkpoint: Path) -> None:
 
 
 def distinct_words(count: int) -> int:
-    """How many words `count` stories have, names of heroes and friends left out."""
+    """The number of distinct words in `count` stories, without names of heroes and friends."""
     found: set[str] = set()
     for story in stories(0, count):
         found |= set(map(str.lower, set(words(story.text)) - set(names(story.text))))
@@ -72,7 +72,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/box"), metavar="FOLDER")
     parser.add_argument("--steps", type=int, default=Settings.steps, help="on stories")
-    parser.add_argument("--threads", type=int, default=2, help="they change the last bits")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=2,
+        help="the number of threads; it changes the last bits of the result",
+    )
     options = parser.parse_args()
     import torch
 
@@ -94,7 +99,7 @@ def main() -> None:
         "distinct words": distinct_words(len(corpus)),
         "steps": training.last_step,
         "minutes": round(training.seconds / 60, 1),
-        "entropy of the choices, nats a token": round(held_out.entropy, 4),
+        "entropy of the choices, nats per token": round(held_out.entropy, 4),
         "loss, last 100 steps": round(sum(training.losses[-100:]) / 100, 4),
         "loss, held out": round(training.loss(held_out), 4),
     }

@@ -1,1 +1,1 @@
-"""Looking at what a network does: the logit lens, evaluation on text, pictures."""
+"""Analysis of a network: the logit lens, evaluation on text, pictures."""

@@ -1,4 +1,4 @@
-"""How well a model foretells a text: perplexity, bits per byte, and how far two models differ."""
+"""How well a model predicts a text: perplexity, bits per byte, and how much two models differ."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from llama2np.arguments import function, having, none_means_default, whole, wron
 from llama2np.llama import Llama
 from llama2np.text.tokenizer import Tokenizer
 
-_ROWS = 64  # tokens whose logits are in memory at a time
-_CHARACTERS = 8192  # text that is cut into tokens at a time
+_ROWS = 64  # tokens whose logits are in memory at the same time
+_CHARACTERS = 8192  # characters that are encoded at once
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a text cost a model."""
+    """The results of a model on a text."""
 
     tokens: int
     bytes: int  # of the text, in UTF-8
-    nats: float  # -log of the probability of the whole text
+    nats: float  # -log p(text)
     context: int  # tokens in a window
     stride: int  # tokens from one window to the next
 
     @property
     def nats_per_token(self) -> float:
-        """The mean of -log p(token): the cross-entropy, which training calls the loss."""
+        """The mean of -log p(token): the cross-entropy, which is the loss in training."""
         return self.nats / self.tokens
 
     @property
     def perplexity(self) -> float:
-        """exp(nats_per_token): each token is as hard to guess as one of so many equal choices."""
+        """exp(nats_per_token): the effective number of equally likely choices for each token."""
         return math.exp(self.nats_per_token) if self.nats_per_token < 709 else math.inf
 
     @property
     def bits_per_byte(self) -> float:
-        """Comparable between models that cut text into tokens differently."""
+        """The cross-entropy in bits per byte, comparable between different tokenizers."""
         return self.nats / math.log(2) / self.bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a text cost a model and the one it is held against, and how far apart the two are."""
+    """The results of two models on a text, and how much their predictions differ."""
 
     model: Evaluation
     against: Evaluation
     divergence: float  # KL(against || model), the mean over all tokens, in nats
-    agreement: float  # the share of tokens at which both hold the same one likeliest
+    agreement: float  # the share of tokens at which both have the same most probable token
 
 
 @none_means_default
@@ -62,16 +62,16 @@ def evaluate(
     stride: int | None = None,
     progress: Callable[[int], object] | None = int,
 ) -> Evaluation:
-    """Measure how well `model` foretells `text`, which is given whole or in pieces.
+    """Measure how well `model` predicts `text`, a str or an iterable of its pieces.
 
-    Windows of `context` tokens (default: the model's context) go through one by one, each begun
-    with BOS, each `stride` tokens (default: half of `context`) behind the one before. A token
-    counts once, in the first window that has it: but for the first window's, it has then
-    context - stride tokens before it, or more. Where the tokenizer has no BOS, a token that would
-    be the first of all that is read does not count. `progress` is told of bytes of text that are
-    read. The memory needed does not grow with the text, as long as it has spaces and the tokenizer
-    is llama2.c's, or a sentencepiece model in its layout.
-    Raises ValueError for numbers out of range, for no text, and for weights that are broken.
+    The model reads windows of `context` tokens (default: the model's context). Each window begins
+    with BOS, and `stride` tokens (default: half of `context`) after the previous one. A token
+    counts once, in the first window that contains it. So it has at least context - stride tokens
+    before it, except in the first window. If the tokenizer has no BOS, the first token of the text
+    does not count. `progress` is called with the number of bytes evaluated since its last call.
+    The memory does not grow with the text, if the text has spaces and the tokenizer is llama2.c's,
+    or a sentencepiece model in its layout.
+    Raises ValueError for numbers out of range, for an empty text, and for damaged weights.
     """
     return _measure([model], text, context, stride, progress)[0][0]
 
@@ -86,10 +86,10 @@ def compare(
     stride: int | None = None,
     progress: Callable[[int], object] | None = int,
 ) -> Comparison:
-    """Measure two models on the same windows; the arguments are those of `evaluate`.
+    """Measure two models on the same windows; the other arguments are those of `evaluate`.
 
-    For a quantized model and its original: what quantization cost. Raises ValueError, also for
-    models that cut text into tokens differently.
+    For a quantized model and its original, the result is the cost of quantization. Raises
+    ValueError, also for models with different vocabularies.
     """
     for name, value in (("model", model), ("against", against)):
         having(name, value, "a Llama", "forward", "tokenizer", "new_state")
@@ -108,7 +108,7 @@ def _measure(
     stride: int | None,
     progress: Callable[[int], object] | None,
 ) -> tuple[list[Evaluation], float, int]:
-    """What the text cost each model; the sum of KL(last || first), and where both agree."""
+    """The nats of each model, the sum of KL(last || first), and the number of agreements."""
     for model in models:
         having("model", model, "a Llama", "forward", "tokenizer", "new_state")
     progress = function("progress", progress, "a number of bytes")
@@ -137,7 +137,7 @@ def _checked(models: list[Llama], context: int | None, stride: int | None) -> tu
     most = min(model.config.seq_len for model in models)
     context = most if context is None else whole("context", context)
     if not 1 <= context <= most:
-        raise ValueError(f"context must be 1 to {most}, which the model has, not {context}")
+        raise ValueError(f"context must be 1 to {most}, the model's, not {context}")
     stride = (context + 1) // 2 if stride is None else whole("stride", stride)
     if not 1 <= stride <= context:
         raise ValueError(f"stride must be 1 to {context}, the context, not {stride}")
@@ -145,7 +145,7 @@ def _checked(models: list[Llama], context: int | None, stride: int | None) -> tu
 
 
 class _Reader:
-    """The tokens of a text that need not be in memory whole."""
+    """The tokens of a text of any length, which is never in memory as a whole."""
 
     def __init__(
         self, tokenizer: Tokenizer, text: str | Iterable[str], progress: Callable[[int], object]
@@ -154,7 +154,7 @@ class _Reader:
         self._tokenizer = tokenizer
         self._text = _pieces(text)
         self._progress = progress
-        # Where no piece goes on after a space, none spans "a b" there: it can be cut in two.
+        # If no piece has a space in its middle, no token spans "a b": it can be split at the space.
         self._cuts = tokenizer.like_llama2c and not any(
             re.search(rb"[^ ] ", piece) for piece in tokenizer.pieces
         )
@@ -167,15 +167,15 @@ class _Reader:
                 end = self._last_cut(held) if self._cuts else 0
                 if end:
                     yield from self._encoded(held[:end])
-                    held = held[end + 1 :]  # encode puts a space before any text
+                    held = held[end + 1 :]  # without the space: encode adds one
                     self._count(" ")
         if held:
             yield from self._encoded(held)
 
     def _last_cut(self, text: str) -> int:
-        """The last space that follows something else, and is followed by something; 0 if none.
+        """The index of the last space between two characters; 0 if there is none.
 
-        Something else than "▁" too, which is a space to sentencepiece.
+        The character before it must not be a space, nor "▁", which sentencepiece treats as one.
         """
         found = re.search(r"(?s)^.*[^ ▁]( )(?=.)", text)
         return found.start(1) if found else 0
@@ -191,7 +191,7 @@ class _Reader:
 
 
 def _pieces(text: str | Iterable[str]) -> Iterator[str]:
-    """The text in pieces, each checked when it is needed: there may be many."""
+    """The pieces of the text. Each is checked when it is needed, since there may be many."""
     if isinstance(text, bytes) or not isinstance(text, Iterable):
         raise wrong("text", "a str or an iterable of them", text)
     for piece in [text] if isinstance(text, str) else text:
@@ -201,7 +201,9 @@ def _pieces(text: str | Iterable[str]) -> Iterator[str]:
 
 
 def _windows(tokens: Iterable[int], context: int, stride: int) -> Iterator[tuple[list[int], int]]:
-    """Yield windows of at most `context` tokens, and how many of each were in the one before."""
+    """Yield windows of at most `context` tokens, each with the number of tokens that the window
+    before it has, too.
+    """
     held: list[int] = []
     known = 0
     for token in tokens:
@@ -215,13 +217,13 @@ def _windows(tokens: Iterable[int], context: int, stride: int) -> Iterator[tuple
 
 
 def _log_probabilities(model: Llama, tokens: list[int], known: int) -> Iterator[np.ndarray]:
-    """Yield log p of each token from tokens[known] on, given BOS and those before it.
+    """Yield log p for each token from tokens[known] to the end, given BOS and those before it.
 
-    Each is (rows, vocab_size) float64; the last row is about the last token.
+    Each array is (rows, vocab_size) float64; the last row is for the last token.
     """
     bos = model.tokenizer.bos_id
     state, read = model.new_state(), tokens[:-1] if bos is None else [bos, *tokens[:-1]]
-    first = known - (bos is None)  # what is read just before tokens[known]
+    first = known - (bos is None)  # the token that is read just before tokens[known]
     if first:
         model.forward(read[:first], state)
     for start in range(first, len(read), _ROWS):

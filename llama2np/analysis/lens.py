@@ -1,4 +1,4 @@
-"""The logit lens: what a network would say if it stopped after each of its blocks."""
+"""The logit lens: the logits of a network if it ended after each of its blocks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from llama2np.text.tokenizer import Tokenizer
 
 
 def logit_lens(model: Llama, tokens: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
-    """Yield logits (T, vocab_size) float32: of the embedding, and of the stream after each block.
+    """Yield logits (T, vocab_size) float32 for the embedding, and for the stream after each block.
 
-    Each is the residual stream put through the final norm and the classifier, which were trained
-    for the last of them alone (nostalgebraist 2020, "interpreting GPT: the logit lens"). So the
-    last are the network's own. Raises ValueError as `Llama.forward` does.
+    They are the final norm and the classifier applied to the residual stream at that place
+    (nostalgebraist 2020, "interpreting GPT: the logit lens"). Both were trained only for the
+    stream after the last block, whose logits are the network's own. Raises ValueError as
+    `Llama.forward` does.
     """
     having("model", model, "a Llama", "with_hooks")
     trace = Trace("embedding", "resid_post")
@@ -33,9 +34,9 @@ def best(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def labels(tokenizer: Tokenizer, tokens: Sequence[int] | np.ndarray) -> list[str]:
-    """The pieces as they can be shown on a line: a space as "▁", control characters escaped.
+    """The pieces in a printable form: a space is "▁", control characters are escaped.
 
-    "" for a token without a piece.
+    A token without a piece is "".
     """
     return [_label(tokenizer, int(token)) for token in tokens]
 

@@ -1,4 +1,4 @@
-"""Pictures of a network's arrays. Needs matplotlib: pip install "llama2np[plot]"."""
+"""Pictures of a network's arrays. They need matplotlib: pip install "llama2np[plot]"."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".svg", ".pdf")
 _COLOURS = "Blues"  # white is 0, dark is 1
-_FEW_MAPS, _FEW_TOKENS = 4, 64  # up to which tokens are written beside each map
+_FEW_MAPS, _FEW_TOKENS = 4, 64  # tokens are printed beside the maps up to these numbers
 
 
 @none_means_default
@@ -32,7 +32,7 @@ def attention_maps(
     columns: int | None = 4,
     figure: Figure | None = None,
 ) -> Figure:
-    """Draw maps (T, T), `columns` of them side by side: in each row what a token takes from others.
+    """Draw attention maps (T, T), `columns` of them side by side. A row is what a token attends to.
 
     labels: T pieces; titles: one for each map; figure: an empty one, such as pyplot's.
     """
@@ -64,9 +64,9 @@ def lens_table(
     rows: Sequence[str],
     labels: Sequence[str],
 ) -> Figure:
-    """Draw a logit lens: the likeliest piece after each block, dark where it is nearly certain.
+    """Draw a logit lens: the most probable piece after each block, darker for a higher probability.
 
-    pieces: rows of columns; probabilities: (rows, columns); the last row is drawn on top.
+    pieces: rows of columns; probabilities: (rows, columns); the last row is drawn at the top.
     """
     height, width = probabilities.shape
     figure = Figure((1 + 0.62 * width, 0.7 + 0.3 * height), layout="constrained")
@@ -83,35 +83,35 @@ def lens_table(
 
 
 def _as_written(part: Artist) -> None:
-    """Have all texts in this part of a figure drawn as they are: "$" and "\\" begin no formula."""
+    """Draw all texts in this part of a figure literally: "$" and "\\" do not begin a formula."""
     for text in part.findobj(Text):
         text.set_parse_math(False)
         text.set_usetex(False)
 
 
 def checked(path: str | os.PathLike[str]) -> Path:
-    """The path, if it ends in a format there is. Raises ValueError."""
+    """The path, if its suffix is a known format. Raises ValueError."""
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{path}: the name of a picture ends in {', '.join(FORMATS)}")
+        raise ValueError(f"{path}: the name of a picture must end in {', '.join(FORMATS)}")
     return path
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a picture, in the format that the name ends in. Raises ValueError and OSError."""
+    """Write a picture in the format of the path's suffix. Raises ValueError and OSError."""
     path = checked(path)
     kind = path.suffix.lower()[1:]
     stamp = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}[kind]
     with replacing(path) as file, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # drawn as a box, which is enough
-        # Neither the time nor the version: the same picture is the same file.
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # matplotlib draws a box instead
+        # No time and no version, so that the same picture gives the same file.
         figure.savefig(file, format=kind, dpi=90, metadata={stamp: None})
 
 
 def speeds(results: Sequence[Result]) -> Figure:
     """Draw tokens per second against the depth of the context, a line for each thread count.
 
-    results: what bench.measure.measure reports; reading and generating are drawn side by side.
+    results: those of bench.measure.measure. Prompts and generation are drawn side by side.
     """
     kinds = sorted({result.task.kind for result in results}, reverse=True)
     figure = Figure((4.5 * len(kinds), 3.5), layout="constrained")

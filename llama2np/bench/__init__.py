@@ -1,1 +1,1 @@
-"""Speed: how many tokens a second, and how many this machine could do at most."""
+"""Speed: tokens per second, and the limits of this machine."""

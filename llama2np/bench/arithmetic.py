@@ -1,6 +1,6 @@
-"""What a token costs: the bytes that the machine must read, and the multiply-adds it must do.
+"""The cost of a token: the bytes that must be read from memory, and the arithmetic operations.
 
-All of it follows from the steps of the program.
+Both are computed from the steps of the program.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from llama2np.model.program import Program, Step, multiply_adds
 
 
 def bytes_to_generate(program: Program, depth: int, count: int) -> float:
-    """Bytes read for one token of `count` that follow the first `depth`, on average.
+    """The mean number of bytes read for one of `count` tokens after the first `depth`.
 
     Each matrix and norm once, and the keys and values of all tokens so far. A model that fits into
     the CPU's caches is read faster than memory.
@@ -22,11 +22,11 @@ def bytes_to_generate(program: Program, depth: int, count: int) -> float:
 
 
 def operations_to_read(program: Program, depth: int, count: int) -> float:
-    """Multiplications and additions for one token of a prompt of `count` after `depth` others.
+    """The mean number of operations for one of `count` tokens of a prompt, after `depth` others.
 
-    Two for each value of the blocks' matrices, and attention's, over half of the prompt on average.
-    The logits, which only a prompt's last token needs, are left out, and so are norms, softmax and
-    the like.
+    A multiplication and an addition count for each value of the blocks' matrices, and for
+    attention, whose mean length is `depth` and half of the prompt. The logits, which only the last
+    token of a prompt needs, do not count, nor do norms, softmax and elementwise steps.
     """
     matrices = sum(multiply_adds(program, step) for step in program.steps if step.op != "logits")
     seen = depth + (count + 1) / 2

@@ -1,4 +1,4 @@
-"""What was measured as a table to read, as JSON and as CSV."""
+"""Reports of measurements: a table in Markdown, JSON, and CSV."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llama2np.formats.checkpoint import Header
 
 
 def about(path: str | os.PathLike[str], header: Header) -> dict[str, object]:
-    """The model and the machine, as all forms but CSV tell them."""
+    """The description of the model and the machine, for all formats but CSV."""
     tensors = dict(header.tensors())
     matrices = [shape for name, shape in tensors.items() if name != "rope_tables"]
     return {
@@ -30,7 +30,7 @@ def about(path: str | os.PathLike[str], header: Header) -> dict[str, object]:
 
 
 def as_json(report: Report, about: dict[str, object]) -> str:
-    """All that was measured: every repeat's tokens, bytes and operations per second."""
+    """All measurements: tokens, bytes and operations per second in each repeat."""
     return json.dumps({**about, **_plain(report)}, indent=2)
 
 
@@ -74,7 +74,7 @@ def _series(name: str, series: Series) -> dict[str, object]:
 def as_csv(report: Report) -> str:
     """A line for each test, peer and number of threads: medians and standard deviations.
 
-    share is of the read speed or of sgemm; ratio is ours to the peer's.
+    share: relative to the read speed or to sgemm; ratio: our speed relative to the peer's.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -92,7 +92,7 @@ def as_csv(report: Report) -> str:
 
 
 def as_table(report: Report, about: dict[str, object]) -> str:
-    """Tables in Markdown, aligned, below two lines on the model and the machine."""
+    """Two lines about the model and the machine, then aligned tables in Markdown."""
     machine = description()
     lines = [
         f"{about['model']}: {about['parameters']:,} parameters, {about['format']}",
@@ -111,13 +111,13 @@ def as_table(report: Report, about: dict[str, object]) -> str:
 
 
 def _notes(report: Report, format: str) -> list[str]:
-    """How a share can pass 100 %."""
+    """Explanations of a share above 100 %."""
     kinds = {result.task.kind for result in report.results}
     notes = []
     if "prompt" in kinds and format != "float32":
-        notes.append("Prompts are read in int8, sgemm is float32: that share may pass 100%.")
+        notes.append("Prompts are computed in int8, sgemm in float32: the share may exceed 100%.")
     if any(r.share.median > 1 for r in report.results if r.task.kind == "generate"):
-        notes.append("More than memory can read: the model stays in the processor's caches.")
+        notes.append("A share of more than 100%: the model stays in the processor's caches.")
     return ["", *notes] if notes else []
 
 
@@ -138,7 +138,7 @@ def _peer_row(peer: PeerResult) -> Sequence[str]:
 def aligned(
     head: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)
 ) -> list[str]:
-    """The lines of a table in Markdown, numbers to the right; `left`: the columns that are not."""
+    """The lines of a table in Markdown, aligned right except for the columns in `left`."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = []
     for row in (head, *rows):

@@ -1,6 +1,6 @@
-"""What the machine can do: read memory, generation's limit, and multiply, that of prompts.
+"""The limits of the machine: read bandwidth for generation, and multiplication for prompts.
 
-Both are measured with as many threads as the model is given.
+Both are measured with the number of threads that the model uses.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import numpy as np
 
 from llama2np.kernels import row_sums
 
-_READ_BYTES = 2**29  # more than caches hold
-# Whichever library NumPy multiplies with obeys one of these.
+_READ_BYTES = 2**29  # larger than the caches
+# Each library that NumPy may use for matrix products obeys one of these.
 _THREAD_SETTINGS = (
     "OMP_NUM_THREADS OPENBLAS_NUM_THREADS MKL_NUM_THREADS BLIS_NUM_THREADS VECLIB_MAXIMUM_THREADS"
 ).split()
 
 
 class Memory:
-    """An array that is read again and again, by the kernels' threads."""
+    """An array that the threads of the kernels read repeatedly."""
 
     def __init__(self, size: int = _READ_BYTES):
         self._rows = np.ones((1024, size // 4096), np.float32)  # 1024 rows for threads to share
@@ -34,7 +34,7 @@ class Memory:
         row_sums(self._rows[:2], self._sums)  # compiles
 
     def read_speed(self, repeats: int = 7) -> float:
-        """Bytes per second: the median, because it is held against means over many tokens."""
+        """Bytes per second: the median, because it is compared with means over many tokens."""
         seconds = []
         for _ in range(repeats):
             start = time.perf_counter()
@@ -46,10 +46,10 @@ class Memory:
 def sgemm_speed(threads: int) -> float:
     """Floating point operations per second of NumPy's matrix product in float32.
 
-    In a process of its own: there NumPy can be told how many threads to use, and they are gone
-    afterwards, instead of waiting for more work on our processors. Raises OSError.
+    It is measured in a separate process: there the number of NumPy's threads can be set, and the
+    threads end with it instead of spinning on our processors. Raises OSError.
     """
-    # Where `llama2np` is found: installed, beside a script, or in a zip archive.
+    # The place of `llama2np`: installed, beside a script, or in a zip archive.
     places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     settings = dict.fromkeys(_THREAD_SETTINGS, str(threads))
     done = subprocess.run(
@@ -64,12 +64,12 @@ def sgemm_speed(threads: int) -> float:
 
 
 def description() -> dict[str, str]:
-    """The processor, and the versions that matter to speed."""
+    """The processor, and the versions that affect the speed."""
     packages = {}
     for name in ("llama2np", "numpy", "numba", "llvmlite"):
         try:
             packages[name] = version(name)
-        except PackageNotFoundError:  # run from its folder, without installation
+        except PackageNotFoundError:  # it runs from its folder, without installation
             from llama2np import __version__
 
             packages[name] = __version__
@@ -83,7 +83,7 @@ def description() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """Its name, as Linux tells it; elsewhere what Python knows."""
+    """Its name from Linux; on other systems from Python."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)

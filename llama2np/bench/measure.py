@@ -1,7 +1,7 @@
-"""Tokens per second of a model, with the machine's speed and other programs measured in between.
+"""Tokens per second of a model, of other programs, and the limits of the machine, alternately.
 
-In each repeat everything is measured once, one after the other: whatever else happens on the
-machine happens to all of them.
+Each repeat measures everything once, one after the other, so that other work on the machine affects
+all of them alike.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from llama2np.bench.peer import Peer
 from llama2np.model.transformer import State, Transformer
 
 Kind = Literal["prompt", "generate"]
-_PROMPT, _GENERATE = 512, 128  # tokens, and context depths: llama-bench's
+_PROMPT, _GENERATE = 512, 128  # tokens; these and the depths are llama-bench's
 _DEPTHS = (0, 512, 2048)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Reading a prompt of `count` tokens, or generating as many, after `depth` others."""
+    """Reading a prompt of `count` tokens, or generating `count` tokens, after `depth` others."""
 
     kind: Kind
     count: int
@@ -35,12 +35,12 @@ class Task:
 
     @property
     def name(self) -> str:
-        """llama-bench's: pp512, tg128."""
+        """The name that llama-bench uses: pp512, tg128."""
         return f"{'pp' if self.kind == 'prompt' else 'tg'}{self.count}"
 
     @property
     def end(self) -> int:
-        """The positions that it needs."""
+        """The number of positions that it needs."""
         return self.depth + self.count
 
 
@@ -62,17 +62,17 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Tokens per second of a test, and the share of what the machine could do."""
+    """Tokens per second of a test, and its share of the machine's limit."""
 
     task: Task
     threads: int
     rate: Series = field(default_factory=Series)
-    share: Series = field(default_factory=Series)  # of the read speed, or of the flop/s
+    share: Series = field(default_factory=Series)  # relative to the read speed, or to the flop/s
 
 
 @dataclass(frozen=True, slots=True)
 class PeerResult:
-    """Tokens per second of another program, and how many times as fast as that we were."""
+    """Tokens per second of another program, and our speed divided by that."""
 
     command: str
     threads: int
@@ -82,7 +82,7 @@ class PeerResult:
 
 @dataclass(frozen=True, slots=True)
 class MachineResult:
-    """Bytes per second read by so many threads, and operations per second of NumPy's sgemm."""
+    """Bytes per second read by `threads` threads, and operations per second of NumPy's sgemm."""
 
     threads: int
     read: Series = field(default_factory=Series)
@@ -91,7 +91,7 @@ class MachineResult:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that `measure` measured, in the order of threads and tasks."""
+    """All results of `measure`, in the order of threads and tasks."""
 
     results: list[Result]
     peers: list[PeerResult]
@@ -104,10 +104,10 @@ def plan(
     generate: int | None = None,
     depths: Sequence[int] | None = None,
 ) -> list[Task]:
-    """What fits into a context, by depth. None is the default, cut to what fits.
+    """The tests that fit into a context, by depth. None means the default, reduced to what fits.
 
-    0 tokens leave a kind of test out. Raises ValueError where nothing is left, or where a count or
-    a depth that was asked for does not fit.
+    0 tokens mean no test of that kind. Raises ValueError if no test is left, or if a count or a
+    depth in the arguments does not fit.
     """
     for name, count in (("prompt", prompt), ("generate", generate)):
         if (count or 0) > seq_len:
@@ -123,7 +123,7 @@ def plan(
         if not here and depths is not None and any(counts.values()):
             raise ValueError(
                 f"depth {depth}: neither {counts['prompt']} tokens to read nor "
-                f"{counts['generate']} to generate fit behind it in the context of {seq_len}"
+                f"{counts['generate']} to generate fit after it in the context of {seq_len}"
             )
         tasks += here
     if not tasks:
@@ -132,20 +132,20 @@ def plan(
 
 
 class _Model:
-    """A model with a full KV cache, that can be put at any depth."""
+    """A model with a full KV cache, which can continue at any depth."""
 
     def __init__(self, transformer: Transformer, tasks: Sequence[Task]):
         self._transformer, config = transformer, transformer.config
         self._state = State(config)
         end = max(task.end for task in tasks)
-        # BOS and EOS mean nothing here: no one stops at them.
+        # BOS and EOS may be among the tokens: nothing here stops at them.
         self._tokens = np.random.default_rng(0).integers(0, config.vocab_size, end)
         transformer.forward(self._tokens, self._state)
 
     def rate(self, task: Task, count: int | None = None) -> float:
         """Tokens per second of a test, or of its first `count` tokens."""
         count = count or task.count
-        self._state.pos = task.depth  # what comes after it in the cache is overwritten
+        self._state.pos = task.depth  # the cache after it is overwritten
         tokens = self._tokens[task.depth : task.depth + count]
         start = time.perf_counter()
         if task.kind == "prompt":
@@ -157,7 +157,7 @@ class _Model:
         return count / (time.perf_counter() - start)
 
     def share(self, task: Task, rate: float, machine: MachineResult) -> float:
-        """The part of the machine's latest speed that the rate takes."""
+        """The rate as a share of the machine's latest measured limit."""
         program = self._transformer.program
         if task.kind == "prompt":
             needed = operations_to_read(program, task.depth, task.count)
@@ -174,11 +174,11 @@ def measure(
     repeats: int = 5,
     progress: Callable[[str], object] = lambda _: None,
 ) -> Report:
-    """Measure each test with each number of threads, `repeats` times in turn.
+    """Measure each test with each number of threads, `repeats` times, alternately.
 
-    Peers are held against the first test that generates, or else the first of all. `progress` is
-    told what is measured next; the process keeps the last number of threads. Raises ValueError for
-    threads that the machine has not, and for a peer that fails.
+    Peers are compared with the first test that generates, or with the first of all. `progress` is
+    called with a description of the next measurement. The process keeps the last number of threads.
+    Raises ValueError for more threads than the machine has, and for a peer that fails.
     """
     for count in threads:
         kernels.set_threads(count)
@@ -201,7 +201,7 @@ def measure(
 def _measure_once(
     report: Report, machine: MachineResult, model: _Model, memory: Memory, peers: Sequence[Peer]
 ) -> None:
-    """Everything with one number of threads."""
+    """Measure everything once with one number of threads."""
     kernels.set_threads(machine.threads)
     machine.read.values.append(memory.read_speed())
     machine.sgemm.values.append(sgemm_speed(machine.threads))

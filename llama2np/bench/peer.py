@@ -1,4 +1,4 @@
-"""Another program, run whole, that says how fast it was."""
+"""Another program, run to its end, which prints its speed."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import shlex
 import subprocess
 from dataclasses import dataclass
 
-LLAMA2C = r"achieved tok/s: ([0-9.]+)"  # what run.c prints
+LLAMA2C = r"achieved tok/s: ([0-9.]+)"  # run.c's output
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A command, and the pattern whose group 1 is tokens per second in what it prints.
+    """A command, and a pattern for its output, whose group 1 is the tokens per second.
 
-    {model} and {threads} in the command are filled in; OMP_NUM_THREADS is the number of threads
-    too. Raises ValueError for a command or a pattern that cannot be used.
+    {model} and {threads} in the command are replaced; OMP_NUM_THREADS is also set to the number of
+    threads. Raises ValueError for a command or a pattern that cannot be used.
     """
 
     command: str
@@ -34,7 +34,7 @@ class Peer:
             raise ValueError("the command of a peer is empty")
 
     def rate(self, threads: int) -> float:
-        """Run it; return the last rate that it printed. Raises ValueError where there is none."""
+        """Run it; return the last rate in its output. Raises ValueError if there is none."""
         try:
             done = subprocess.run(
                 self._words(threads),

@@ -1,6 +1,6 @@
 """`python -m llama2np.bench.sgemm`: print the flop/s of NumPy's matrix product in float32.
 
-Run by machine.py, in a process of its own.
+machine.py runs it in a separate process.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _SIZE = 1024
 
 
 def flops(size: int = _SIZE, repeats: int = 15) -> float:
-    """Operations per second, the median of square matrix products of that size."""
+    """Operations per second: the median for products of square matrices of that size."""
     a = np.ones((size, size), np.float32)
     out, seconds = np.empty_like(a), []
-    np.matmul(a, a, out=out)  # wakes the threads
+    np.matmul(a, a, out=out)  # starts the threads
     for _ in range(repeats):
         start = time.perf_counter()
         np.matmul(a, a, out=out)

@@ -1,4 +1,4 @@
-"""The models that come with the package, found by name. README.md beside this is their card."""
+"""The bundled models, which are found by their names. README.md beside this is their model card."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 FOLDER = Path(__file__).parent
-if not FOLDER.is_dir():  # in a zip archive, as of a wheel: only files outside of it can be mapped
+if not FOLDER.is_dir():  # the package is in a zip archive, whose files cannot be mapped
     _unpacked = TemporaryDirectory(ignore_cleanup_errors=True)  # until the process ends
     FOLDER = Path(_unpacked.name)
     for _file in files(__name__).iterdir():
@@ -21,13 +21,14 @@ TOKENIZER = FOLDER / "tokenizer.bin"
 
 
 def located(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The file of a model in the box, where `path` is its name; any other path as it is.
+    """The file of a bundled model, if `path` is its name; any other path unchanged.
 
-    A name is a string, and wins over a file of that name: that is ./stories-box, or a Path.
+    Only a str can be a name. It takes precedence over a file with that name, which can be written
+    as ./stories-box, or as a Path.
     """
     return FOLDER / f"{path}.bin" if in_box(path) else path
 
 
 def in_box(path: str | os.PathLike[str]) -> bool:
-    """Whether this is the name of a model in the box."""
+    """Whether this is the name of a bundled model."""
     return path in NAMES

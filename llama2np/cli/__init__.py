@@ -1,7 +1,7 @@
-"""The command line: flags to library. The only flags, printing and exit statuses.
+"""The command line. Only this package parses flags, prints, and sets exit statuses.
 
-One module for each command, with a function `main(argv, prog)` that returns the exit status; only
-that of the command asked for is imported.
+Each command has a module with a function `main(argv, prog)` that returns the exit status. Only the
+module of the command that runs is imported.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from llama2np.output import printable
 COMMANDS = {
     "run": "continue a text, or chat",
     "export": "convert a checkpoint or a tokenizer",
-    "inspect": "say what a checkpoint holds",
-    "lens": "show what a model would say after each of its blocks",
-    "attend": "draw where its heads look",
-    "perplexity": "measure how well it foretells a text",
-    "bench": "measure how fast a model is here",
-    "warmup": "compile everything ahead",
+    "inspect": "describe a checkpoint",
+    "lens": "show the next token that a model would predict after each of its blocks",
+    "attend": "draw the attention maps of a model",
+    "perplexity": "measure how well a model predicts a text",
+    "bench": "measure how fast a model is on this machine",
+    "warmup": "compile all kernels in advance",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `llama2np`: the first word says what to do."""
+    """The command `llama2np`: the first argument is the name of a command."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
         command = import_module(f"llama2np.cli.{argv[0]}")
@@ -48,7 +48,7 @@ def _without_command(argv: Sequence[str]) -> int:
 
 
 def _suggestion(word: str) -> str:
-    """A model in place of a command is most likely to be run."""
+    """The end of the error message: a model in place of a command probably should be run."""
     if word in box.NAMES or os.path.exists(word):
         return f"; did you mean llama2np run {word}?"
     return advice.did_you_mean(word, [*COMMANDS, "--help", "--version"])

@@ -1,4 +1,4 @@
-"""The command `attend`: a picture of where a model's heads look."""
+"""The command `attend`: a picture of the attention maps of a model's heads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llama2np.cli.model import add_model, load_model, plotting, read_tokens
 from llama2np.cli.screen import Screen
 from llama2np.model.hooks import Trace
 
-_MOST = 64  # maps in a picture
+_MAX_MAPS = 64  # in one picture
 
 
 def main(argv: Sequence[str], prog: str) -> int:
@@ -26,9 +26,9 @@ def _attend(options: argparse.Namespace) -> None:
     model = load_model(options)
     layers = _chosen("--layer", options.layer, model.config.n_layers)
     heads = _chosen("--head", options.head, model.config.n_heads)
-    if len(layers) * len(heads) > _MOST:
+    if len(layers) * len(heads) > _MAX_MAPS:
         raise ValueError(
-            f"{len(layers) * len(heads)} maps are too many for a picture of {_MOST} at most: "
+            f"{len(layers) * len(heads)} maps are too many, a picture has at most {_MAX_MAPS}: "
             f"choose with --layer (0 to {layers[-1]}) or --head (0 to {heads[-1]})"
         )
     tokens, trace = read_tokens(model, options), Trace("attention", layers=layers)
@@ -52,19 +52,20 @@ def _chosen(flag: str, value: int | None, count: int) -> list[int]:
 def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     parser = Parser(
         prog=prog,
-        description="Draw how much each token takes from each before it. Needs the extra `plot`.",
+        description="Draw the attention weight of each token to each token before it. "
+        "This needs the extra `plot`.",
         allow_abbrev=False,
     )
     add_model(parser, prompt=True)
     for flag in ("--layer", "--head"):
         parser.add_argument(
-            flag, type=number(int, 0, None), metavar="N", help="from 0 on (default: all)"
+            flag, type=number(int, 0, None), metavar="N", help="counted from 0 (default: all)"
         )
     parser.add_argument(
         *("-o", "--output"),
         type=path_value,
         default=Path("attention.png"),
         metavar="FILE",
-        help="a .png, .svg or .pdf (default attention.png)",
+        help="the .png, .svg or .pdf file to write (default attention.png)",
     )
     return parser.parse_args(list(joined(argv, parser)))

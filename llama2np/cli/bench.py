@@ -1,4 +1,4 @@
-"""The command `bench`: how fast a model is on this machine, and how fast it could be."""
+"""The command `bench`: how fast a model is on this machine, and the limit of the machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llama2np.model.transformer import Transformer
 
 
 def main(argv: Sequence[str], prog: str) -> int:
-    """Measure a model, and print what came out; return the exit status."""
+    """Measure a model and print the results; return the exit status."""
     return guarded(prog, lambda: _bench(_parse(argv, prog)))
 
 
@@ -48,7 +48,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _plotting(path: Path) -> ModuleType:
-    """The module that draws, before anything is measured in vain."""
+    """The module that draws. An error about the plot comes before the measurements, not after."""
     plot = plotting()
     folder = plot.checked(path).absolute().parent
     if not folder.is_dir():
@@ -61,15 +61,15 @@ def _say(text: str) -> None:
 
 
 def _list_of(parse: Callable[[str], float]) -> Callable[[str], list[float]]:
-    """A parser of numbers with commas between them, each as `parse` wants it."""
+    """A parser of numbers separated by commas. `parse` parses each of them."""
     return lambda value: [parse(f".{part}") for part in flag_value(value).split(",")]
 
 
 def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     parser = Parser(
         prog=prog,
-        description="Measure how fast a model reads prompts and generates, beside the machine's "
-        "own speed.",
+        description="Measure how fast a model reads prompts and generates, and compare it with "
+        "the speed of the machine.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -78,32 +78,32 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
         "--prompt",
         type=number(int, 0, None),
         metavar="N",
-        help="tokens of the prompt; 0 measures none (default 512, or the context)",
+        help="tokens of the prompt; 0 skips this measurement (default 512, or the context)",
     )
     add(
         "--generate",
         type=number(int, 0, None),
         metavar="N",
-        help="tokens to generate; 0 measures none (default 128, or the context)",
+        help="tokens to generate; 0 skips this measurement (default 128, or the context)",
     )
     add(
         "--depth",
         type=_list_of(number(int, 0, None)),
         metavar="N,...",
-        help="how many tokens stand before them (default those of 0, 512 and 2048 that fit)",
+        help="tokens in the context before them (default those of 0, 512 and 2048 that fit)",
     )
     add(
         "--threads",
         type=_list_of(number(int, 1, None)),
         metavar="N,...",
-        help="measure with each of these (default: the processors)",
+        help="measure with each of these numbers of threads (default: the number of processors)",
     )
     add(
         "--repeats",
         type=number(int, 1, None),
         default=5,
         metavar="N",
-        help="of everything, in turn (default 5)",
+        help="how often everything is measured (default 5)",
     )
     add(
         "--peer",
@@ -111,16 +111,17 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="COMMAND",
-        help="a program to run in between, may be repeated; {model} and {threads} are filled in",
+        help="a program to compare with, run alternately; may be repeated; {model} and {threads} "
+        "are replaced",
     )
     add(
         "--peer-pattern",
         type=flag_value,
         metavar="REGEX",
-        help="what a peer prints; group 1 is its tokens per second (default llama2.c's)",
+        help="how to read a peer's output: group 1 is the tokens per second (default llama2.c's)",
     )
-    add("--plot", type=path_value, metavar="FILE", help="draw it: .png, .svg or .pdf")
+    add("--plot", type=path_value, metavar="FILE", help="draw the results: .png, .svg or .pdf")
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print all that was measured")
-    output.add_argument("--csv", action="store_true", help="print a line for each measurement")
+    output.add_argument("--json", action="store_true", help="print all measurements as JSON")
+    output.add_argument("--csv", action="store_true", help="print one line for each measurement")
     return parser.parse_args(list(joined(argv, parser)))

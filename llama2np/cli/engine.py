@@ -18,26 +18,31 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--engine",
         type=choice(*_ENGINES),
         metavar="NAME",
-        help="compiled (the default, with numba), or numpy: slow, where numba is missing",
+        help="compiled (default; it needs numba), or numpy (slow, but it needs no numba)",
     )
-    add("--threads", type=number(int, 1, None), metavar="N", help="default: the processors")
+    add(
+        "--threads",
+        type=number(int, 1, None),
+        metavar="N",
+        help="number of threads (default: the number of processors)",
+    )
 
 
 def set_up(options: argparse.Namespace, note: Callable[[str], None]) -> None:
-    """Choose the engine and the number of threads; on a terminal, note when it must compile.
+    """Choose the engine and the number of threads. On a terminal, `note` reports a compilation.
 
-    Raises ValueError for --threads with the NumPy engine, and where numba is missing.
+    Raises ValueError for --threads with the NumPy engine, and if numba is missing.
     """
     options.engine = options.engine or _ENGINES[0]
     if options.engine == "numpy":
         if options.threads is not None:
-            raise ValueError("--threads is for --engine compiled: NumPy decides for itself")
+            raise ValueError("--threads is for --engine compiled: NumPy chooses its own threads")
         return
     try:
-        from llama2np import kernels  # not with the NumPy engine, which needs no numba
+        from llama2np import kernels  # here, because the NumPy engine needs no numba
     except ImportError as error:
-        raise ValueError(f"{error}: --engine numpy runs without numba, slowly") from None
+        raise ValueError(f"{error}: --engine numpy runs without numba, but slowly") from None
     if options.threads is not None:
         kernels.set_threads(options.threads)
     if sys.stderr.isatty():
-        kernels.on_first_compile(lambda: note("compiling the kernels, this once ..."))
+        kernels.on_first_compile(lambda: note("compiling the kernels, only this first time ..."))

@@ -14,15 +14,15 @@ from llama2np.formats.q80 import Error
 from llama2np.formats.source import Source
 from llama2np.formats.write import write_bin, write_huggingface
 
-# The flag of each kind of source: reader, what to name after it, help.
+# The flag of each kind of source: its reader, the placeholder of its value, its help text.
 _SOURCES = {
-    "checkpoint": (llama2c.read_pt, "FILE", "a .pt of llama2.c's train.py"),
-    "meta-llama": (meta.read, "FOLDER", "Meta's: params.json and consolidated.*.pth"),
-    "hf": (huggingface.read, "FOLDER", "Hugging Face's: config.json and the weights beside it"),
+    "checkpoint": (llama2c.read_pt, "FILE", "a .pt file of llama2.c's train.py"),
+    "meta-llama": (meta.read, "FOLDER", "Meta's format: params.json and consolidated.*.pth"),
+    "hf": (huggingface.read, "FOLDER", "Hugging Face's format: config.json and the weights"),
     "bin": (
         llama2c.read_bin,
         "FILE",
-        "a .bin of any version, or a model in the box, to be written anew",
+        "a .bin file of any version, or the name of a bundled model",
     ),
 }
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -36,7 +36,7 @@ def main(argv: Sequence[str], prog: str) -> int:
 def _export(options: argparse.Namespace) -> None:
     if options.tokenizer is not None:
         model = tokenizer_bin.write_bin(options.tokenizer, options.filepath)
-        spaces = "; the model removes extra spaces, llama2.c does not"
+        spaces = "; tokenizer.model removes extra spaces, llama2.c does not"
         note = spaces if model.removes_spaces else ""
         _tell(options.filepath, f"{len(model.pieces):,} pieces{note}")
         return
@@ -59,7 +59,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _tell(path: str, summary: str) -> None:
-    """Say what was written: to standard error where standard output is what was written to."""
+    """Print what was written: on standard error if the file itself is standard output."""
     print(f"wrote {path}: {summary}", file=sys.stderr if is_stdout(path) else sys.stdout)
 
 
@@ -68,11 +68,11 @@ def _open(options: argparse.Namespace) -> Source:
         path = getattr(options, flag.replace("-", "_"))
         if path is not None:
             return read(path)
-    raise ValueError("no source given")  # argparse has seen to it that there is one
+    raise ValueError("no source given")  # not reached: argparse requires one
 
 
 def _quantization(group_size: int, source: Source, errors: dict[str, Error]) -> str:
-    """The group size, why it is not llama2.c's where it is not, and what the rounding cost."""
+    """The group size, the reason if it differs from llama2.c's, and the rounding errors."""
     config, total = source.config, Error()
     for error in errors.values():
         total.add(error)
@@ -85,7 +85,7 @@ def _quantization(group_size: int, source: Source, errors: dict[str, Error]) -> 
 
 @contextmanager
 def _progress(source: Source) -> Iterator[Callable[[int], object]]:
-    """A bar on a terminal, for the values that have been written."""
+    """Show a progress bar on a terminal; yield a function of the number of values written."""
     if not sys.stderr.isatty():
         yield int
         return
@@ -109,21 +109,21 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
         type=number(int, -1, 2),
         default=0,
         metavar="N",
-        help="0: float32, what llama2.c's run reads (default); 1: float32 with a full header; "
+        help="0: float32, which llama2.c's run reads (default); 1: float32 with a full header; "
         "2: int8 (Q8_0); -1: Hugging Face",
     )
     add(
         "--dtype",
         type=choice(*_DTYPES),
         metavar="TYPE",
-        help=f"of --version -1: {', '.join(_DTYPES)} (default fp32)",
+        help=f"for --version -1: {', '.join(_DTYPES)} (default fp32)",
     )
     add(
         "--seq-len",
         type=number(int, 1, 2**27 - 1),
         metavar="N",
-        help="positions of the network, where the source does not say it or not as you want it "
-        f"(Meta's: default {meta.SEQ_LEN})",
+        help="the context of the network in positions, instead of the source's "
+        f"(Meta's format has none: default {meta.SEQ_LEN})",
     )
     sources = parser.add_mutually_exclusive_group(required=True)
     for flag, (_, value, text) in _SOURCES.items():

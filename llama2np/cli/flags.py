@@ -1,4 +1,4 @@
-"""What the commands share: how flags are read and how errors are told."""
+"""What the commands share: parsing of flags, reports of errors, and signals."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from llama2np.cli.text import plain
 from llama2np.formats.checkpoint import CheckpointWarning
 from llama2np.output import printable
 
-INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE: what a shell reports
-PIPE_CLOSED = 141
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+PIPE_CLOSED = 141  # 128 + SIGPIPE
 
-# Bytes. A million tokens, the longest contexts, have about as many; cutting these into tokens takes
-# 700 MB.
+# In bytes: about a million tokens, the size of the longest contexts. Encoding them takes 700 MB.
 LONGEST_TEXT = 2**22
 
 
@@ -35,14 +34,14 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (--help shows the flags)")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """argparse's own says nothing of a disk that is full."""
+        """Replace argparse's method, which ignores errors such as a full disk."""
         print(message, end="", file=file or sys.stderr)
 
 
 def joined(argv: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[str]:
-    """run.c's rule, which argparse lacks: what follows a flag is its value, even `-1` or `--`.
+    """run.c's rule, which argparse lacks: the word after a flag is its value, even `-1` or `--`.
 
-    Every value becomes --flag=.VALUE; the dot keeps argparse from seeing anything in it.
+    Every value becomes --flag=.VALUE; the dot keeps argparse from interpreting it.
     """
     takes_value = {
         flag: action.option_strings[-1]
@@ -54,7 +53,7 @@ def joined(argv: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[str
     words = iter(argv)
     for word in words:
         flag, equals, value = word.partition("=")
-        if word == "--":  # what follows are no flags
+        if word == "--":  # no flags come after it
             yield from (word, *words)
             return
         _check_flag(flag, known, parser)
@@ -69,7 +68,7 @@ def joined(argv: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[str
 
 
 def _check_flag(word: str, known: Sequence[str], parser: argparse.ArgumentParser) -> None:
-    """Refuse a flag that does not exist, with the nearest; -t0.8 is -t and its value."""
+    """Reject an unknown flag and suggest the nearest one; -t0.8 is -t and its value."""
     if len(word) < 2 or word[0] != "-" or word in known:
         return
     if word[1] != "-" and f"-{word}" in known:  # -temperature: not -t with the value emperature
@@ -79,17 +78,17 @@ def _check_flag(word: str, known: Sequence[str], parser: argparse.ArgumentParser
 
 
 def flag_value(value: str) -> str:
-    """A value as `joined` passes it on."""
+    """The value of a flag that `joined` has rewritten."""
     return value[1:]
 
 
 def path_value(value: str) -> Path:
-    """A path as `joined` passes it on."""
+    """The value of a flag that `joined` has rewritten, as a path."""
     return Path(flag_value(value))
 
 
 def piped() -> str:
-    """Standard input as a text, without the end of its last line.
+    """The text of standard input, without the newline at its end.
 
     Raises UnicodeDecodeError, and ValueError for more than LONGEST_TEXT.
     """
@@ -99,7 +98,7 @@ def piped() -> str:
 
 
 def check_length(size: int) -> None:
-    """Raise ValueError for a text of standard input that is too long: it may have no end."""
+    """Raise ValueError if the text of standard input is too long: the input may be endless."""
     if size > LONGEST_TEXT:
         raise ValueError(f"standard input: more than {LONGEST_TEXT:,} bytes, no context holds them")
 
@@ -151,8 +150,8 @@ def one_line(error: Exception) -> str:
 
 
 @contextmanager
-def told_warnings(prog: str) -> Iterator[None]:
-    """Have each CheckpointWarning in the block be one line to standard error."""
+def printed_warnings(prog: str) -> Iterator[None]:
+    """Print each CheckpointWarning that occurs in the block as one line on standard error."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", CheckpointWarning)
         show = warnings.showwarning
@@ -169,9 +168,9 @@ def told_warnings(prog: str) -> Iterator[None]:
 
 @contextmanager
 def on_interrupt(handler: Callable[..., Any]) -> Iterator[None]:
-    """Have Ctrl-C call `handler` in the block, unless whoever started us wants it ignored.
+    """Let Ctrl-C call `handler` in the block, unless the parent process has it ignored.
 
-    In another thread than the main one nothing happens: Python's signals are the main thread's.
+    This has no effect outside the main thread: only the main thread can handle signals in Python.
     """
     before = signal.getsignal(signal.SIGINT)
     if before not in (signal.SIG_DFL, signal.default_int_handler) or not _has_signals():
@@ -185,10 +184,10 @@ def on_interrupt(handler: Callable[..., Any]) -> Iterator[None]:
 
 
 class Ending:
-    """A signal handler that ends a block by an exception, and ignores signals for a second then.
+    """A signal handler that raises an exception, and ignores signals for the next second.
 
-    So a second Ctrl-C does not interrupt the removal of an unfinished file. After that second a
-    signal raises again, since a callback of the compiler may have lost the first exception.
+    So a second Ctrl-C does not interrupt the removal of an unfinished file. After that second the
+    next signal raises again, since a callback of the compiler may have lost the first exception.
     """
 
     def __init__(self) -> None:
@@ -207,8 +206,8 @@ def _has_signals() -> bool:
 
 @contextmanager
 def on_termination(end: Ending) -> Iterator[None]:
-    """Have SIGTERM and SIGHUP end the block by an exception, unless they are to be ignored."""
-    names = (name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))  # Windows has one
+    """Let SIGTERM and SIGHUP end the block by an exception, unless they are ignored."""
+    names = (name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))  # no SIGHUP: Windows
     numbers = [getattr(signal, name) for name in names]
     numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
     numbers = numbers if _has_signals() else []
@@ -226,7 +225,7 @@ def guarded(prog: str, command: Callable[[], None]) -> int:
     end = Ending()
 
     def terminable() -> int:
-        with on_interrupt(end), on_termination(end), told_warnings(prog):
+        with on_interrupt(end), on_termination(end), printed_warnings(prog):
             command()
         return 0
 
@@ -234,10 +233,10 @@ def guarded(prog: str, command: Callable[[], None]) -> int:
 
 
 def reported(prog: str, command: Callable[[], int]) -> int:
-    """Run a command; return its exit status, an error being one line to standard error.
+    """Run a command; return its exit status. An error becomes one line on standard error.
 
-    This is the one place where standard output is flushed, so that a disk that is full is told in
-    a line, too, whatever the command printed. A reader that has enough (`| head -1`) is no error.
+    Only this function flushes standard output at the end, so that a full disk is such an error for
+    every command. If the reader of a pipe ends early (`| head -1`), nothing is printed.
     """
     with standard_streams():
         try:
@@ -260,5 +259,5 @@ def reported(prog: str, command: Callable[[], int]) -> int:
 
 
 def _tell(text: str) -> None:
-    with suppress(OSError):  # nobody hears it: the exit status still tells
+    with suppress(OSError):  # if standard error fails, the exit status still reports the error
         print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The command `inspect`: what a checkpoint holds."""
+"""The command `inspect`: a description of a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llama2np.model.transformer import Transformer
 
 
 def main(argv: Sequence[str], prog: str) -> int:
-    """Print what a checkpoint holds; return the exit status."""
+    """Print the description of a checkpoint; return the exit status."""
     return guarded(prog, lambda: _inspect(_parse(argv, prog)))
 
 
@@ -34,24 +34,26 @@ def _inspect(options: argparse.Namespace) -> None:
 def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     parser = Parser(
         prog=prog,
-        description="Say what a checkpoint of any kind that export reads holds.",
+        description="Describe a checkpoint of any kind that export reads.",
         allow_abbrev=False,
     )
-    parser.add_argument("path", help=f"the file or folder, or {' or '.join(box.NAMES)}")
+    parser.add_argument(
+        "path", help=f"the file or folder, or a bundled model: {' or '.join(box.NAMES)}"
+    )
     parser.add_argument(
         "--against",
         type=flag_value,
         metavar="FILE",
-        help="what it was made from: also say how far each tensor is from that",
+        help="the checkpoint it was made from: also print how far each tensor is from its original",
     )
     parser.add_argument(
         "--steps",
         action="store_true",
-        help="show the steps of the network instead: what each reads, makes and costs for a token, "
-        "and the microseconds that it takes here, called alone",
+        help="show the steps of the network instead: inputs, outputs and cost for one token, and "
+        "the time of each step on this machine in microseconds",
     )
     engine.add_flags(parser)
     options = parser.parse_args(list(joined(argv, parser)))
     if options.steps and options.against is not None:
-        raise ValueError("--against compares tensors, --steps shows none: use one of them")
+        raise ValueError("--against compares tensors, --steps shows steps: use only one of them")
     return options

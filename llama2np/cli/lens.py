@@ -1,4 +1,4 @@
-"""The command `lens`: what a model would say after each of its blocks."""
+"""The command `lens`: the next token that a model would predict after each of its blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llama2np.cli.flags import Parser, guarded, joined, path_value
 from llama2np.cli.model import add_model, load_model, plotting, read_tokens
 from llama2np.cli.screen import Screen
 
-_WIDTH = 8  # of a piece; a longer one ends in "…"
+_WIDTH = 8  # columns for a piece; a longer one is cut and ends in "…"
 
 
 def main(argv: Sequence[str], prog: str) -> int:
@@ -32,7 +32,7 @@ def _lens(options: argparse.Namespace) -> None:
     read, rows = labels(model.tokenizer, tokens), ["embedding"]
     rows += [f"block {i}" for i in range(model.config.n_layers)]
     found = [best(logits) for logits in logit_lens(model, tokens)]
-    pieces = [labels(model.tokenizer, likeliest) for likeliest, _ in found]
+    pieces = [labels(model.tokenizer, top) for top, _ in found]
     probabilities = np.array([p for _, p in found])
     if plot is not None:
         plot.save(plot.lens_table(pieces, probabilities, rows, read), options.output)
@@ -48,18 +48,18 @@ def _lens(options: argparse.Namespace) -> None:
 
 
 def _panels(names: list[str], cells: list[list[str]], width: int) -> Iterator[str]:
-    """The lines of a table, cut into as many below each other as the width asks for."""
+    """The lines of a table. One wider than `width` is split into panels, one below the other."""
     first = max(map(len, names))
-    across = max((width - first) // (_WIDTH + 7), 1)
-    for at in range(0, len(cells[0]), across):
-        if at:
+    columns = max((width - first) // (_WIDTH + 7), 1)
+    for start in range(0, len(cells[0]), columns):
+        if start:
             yield ""
         for name, row in zip(names, cells, strict=True):
-            yield "  ".join([name.ljust(first), *row[at : at + across]])
+            yield "  ".join([name.ljust(first), *row[start : start + columns]])
 
 
 def _fitted(text: str) -> str:
-    """Text of just _WIDTH columns; some letters take two."""
+    """The text, cut or padded to _WIDTH columns; some characters are two columns wide."""
     wide = [2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text]
     if sum(wide) > _WIDTH:
         count = max(n for n in range(len(text)) if sum(wide[:n]) < _WIDTH)
@@ -70,8 +70,8 @@ def _fitted(text: str) -> str:
 def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     parser = Parser(
         prog=prog,
-        description="The logit lens: the likeliest next piece, and its probability, if the model "
-        "stopped after each of its blocks. A column for each token that is read.",
+        description="The logit lens: after each block, the most probable next piece, and its "
+        "probability, if the model ended there. There is a column for each token of the prompt.",
         allow_abbrev=False,
     )
     add_model(parser, prompt=True)
@@ -79,6 +79,6 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
         *("-o", "--output"),
         type=path_value,
         metavar="FILE",
-        help="draw it into a .png, .svg or .pdf instead; needs the extra `plot`",
+        help="draw a .png, .svg or .pdf instead; this needs the extra `plot`",
     )
     return parser.parse_args(list(joined(argv, parser)))

@@ -1,4 +1,4 @@
-"""What the commands that look into a model share: its flags, and loading it."""
+"""What the commands that analyse a model share: its flags, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from llama2np.cli import engine
 from llama2np.cli.flags import flag_value, piped
 from llama2np.llama import Llama
 
-MODEL_HELP = f"the checkpoint, a .bin file, or a model in the box: {' or '.join(box.NAMES)}"
+MODEL_HELP = f"the checkpoint, a .bin file, or a bundled model: {' or '.join(box.NAMES)}"
 
 TOKENIZER_HELP = (
-    "tokenizer.bin or a sentencepiece tokenizer.model (default: that of the box for a model in it, "
-    "else the one beside the model, else tokenizer.bin in the current folder)"
+    "tokenizer.bin or a sentencepiece tokenizer.model (default: the bundled one for a bundled "
+    "model, else the one beside the model, else tokenizer.bin in the current folder)"
 )
 
 
 def add_model(parser: argparse.ArgumentParser, prompt: bool = False) -> None:
-    """The flags for a model, and for a prompt, named as those of `run`."""
+    """Add the flags for a model, and for a prompt; they have the names that `run` uses."""
     add = parser.add_argument
     add("model", nargs="?", default=box.STORIES, help=f"{MODEL_HELP} (default {box.STORIES})")
     if prompt:
@@ -52,7 +52,7 @@ def read_tokens(model: Llama, options: argparse.Namespace) -> list[int]:
 
 
 def plotting() -> ModuleType:
-    """The module that draws. Raises ValueError where matplotlib is missing."""
+    """The module that draws. Raises ValueError if matplotlib is missing."""
     try:
         from llama2np.analysis import plot
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The command `perplexity`: how well a model foretells a text."""
+"""The command `perplexity`: how well a model predicts a text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llama2np.formats import checkpoint, kinds
 from llama2np.llama import Llama
 from llama2np.model.transformer import Transformer
 
-_BYTES = 1 << 16  # read at a time
+_BYTES = 1 << 16  # of one read
 
 
 def main(argv: Sequence[str], prog: str) -> int:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str], prog: str) -> int:
 def _perplexity(options: argparse.Namespace) -> None:
     screen = Screen()
     with open_regular(options.file):
-        pass  # a mistaken name is told before anything is loaded
+        pass  # so that a wrong name is an error before anything is loaded
     model, names, against = load_model(options), _short([options.model]), None
     if options.against is not None:
         network = Transformer(*checkpoint.load(options.against))
@@ -53,12 +53,12 @@ def _perplexity(options: argparse.Namespace) -> None:
     if found is not None:
         screen.write(
             f"\nKL divergence of {names[0]} from {names[1]}: {found.divergence:.3g} nats per token"
-            f"\nthe same likeliest token: {found.agreement:.2%}\n"
+            f"\nthe same most probable token: {found.agreement:.2%}\n"
         )
 
 
 def _short(paths: list[str]) -> list[str]:
-    """The names of files without their folders, where that tells them apart."""
+    """The names of files without their folders if they differ, else the paths."""
     names = [Path(path).name for path in paths]
     return names if len({*names}) == len(names) else paths
 
@@ -77,7 +77,7 @@ def _table(names: list[str], results: list[Evaluation]) -> Iterator[str]:
 
 
 def _text(path: Path) -> Iterator[str]:
-    """The text of a file, in pieces. Raises ValueError for what is not UTF-8."""
+    """The text of a file, in pieces. Raises ValueError if it is not UTF-8."""
     decoder, at = codecs.getincrementaldecoder("utf-8")(), 0
     with open_regular(path) as file:
         while True:
@@ -99,7 +99,7 @@ def _text(path: Path) -> Iterator[str]:
 
 @contextmanager
 def _progress(size: int) -> Iterator[Callable[[int], object]]:
-    """A bar on a terminal, for the bytes of text that are done."""
+    """Show a progress bar on a terminal; yield a function of the number of bytes evaluated."""
     if not sys.stderr.isatty():
         yield int
         return
@@ -112,7 +112,7 @@ def _progress(size: int) -> Iterator[Callable[[int], object]]:
 def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     parser = Parser(
         prog=prog,
-        description="Say how well a model foretells a text: perplexity and bits per byte.",
+        description="Measure how well a model predicts a text: perplexity and bits per byte.",
         allow_abbrev=False,
     )
     add_model(parser)
@@ -122,7 +122,7 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
         "--against",
         type=flag_value,
         metavar="MODEL",
-        help="another model, of the same tokenizer: also say how far apart the two are",
+        help="another model with the same tokenizer: also print how much the two differ",
     )
     add(
         "--context",

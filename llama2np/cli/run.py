@@ -1,4 +1,4 @@
-"""The command `run`: run.c's flags on the library."""
+"""The command `run`: the library with run.c's flags."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ _STEPS = 256  # run.c's
 
 
 def main(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
-    """Generate or chat, as llama2.c's `run` (or `runq`: int8_only); return the exit status."""
+    """Generate or chat, as llama2.c's `run` does; return the exit status.
+
+    int8_only: as its `runq` does, which accepts only int8 checkpoints.
+    """
 
     def command() -> int:
         screen = Screen()
@@ -57,7 +60,7 @@ def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: Screen) -> int
         screen.write("\n")
         return INTERRUPTED
     except (ValueError, OSError, MemoryError):
-        with suppress(ValueError, OSError):  # where it is the output that failed
+        with suppress(ValueError, OSError):  # the output itself may have failed
             screen.end_line()
         raise
 
@@ -74,11 +77,11 @@ def _check_int8(path: str) -> None:
 
 
 def _generate(model: Llama, options: argparse.Namespace, screen: Screen) -> None:
-    """Print the prompt as its tokens spell it, then what follows, then the speed."""
+    """Print the prompt, decoded from its tokens, then the generated text, then the speed."""
     prompt = options.prompt or ""
     tokens = model.tokenizer.encode(prompt)
     context, most = model.config.seq_len, options.max_new_tokens
-    steps = options.steps  # counts positions, the prompt's too
+    steps = options.steps  # a number of positions, those of the prompt included
     if steps is None:
         steps = _STEPS if most is None else 0
     steps = min(steps or context, context)
@@ -91,8 +94,8 @@ def _generate(model: Llama, options: argparse.Namespace, screen: Screen) -> None
         **sampling.sampling_options(options),
     )
     screen.write(model.tokenizer.decode(tokens[: steps + 1]))
-    # By then the disk has been waited for, and the kernels are loaded: those for a prompt, and
-    # with the second token those for one.
+    # The time is measured after the tokens that wait for the disk and for loading kernels: the
+    # first loads those for a prompt, the second those for one token.
     warm, count, start = 1 if len(tokens) == 1 else 2, 0, 0.0
     for piece in story:
         screen.write(piece)
@@ -108,7 +111,7 @@ def _generate(model: Llama, options: argparse.Namespace, screen: Screen) -> None
 
 
 def _tell_logprobs(model: Llama, story: Generation) -> None:
-    """A line for each token: number, piece, log-probability; then the likeliest in its place."""
+    """Print a line for each token, with the log-probabilities of it and of the top tokens."""
 
     def named(token: int, logprob: float) -> str:
         return f"{token} {model.tokenizer.pieces[token].decode(errors='replace')!r} {logprob:.4f}"
@@ -137,12 +140,12 @@ def _chat(model: Llama, options: argparse.Namespace, screen: Screen) -> None:
                 for piece in answer:
                     screen.write(piece)
             except KeyboardInterrupt:
-                pass  # stops the answer alone; at a prompt it leaves
+                pass  # ends only this answer; while a question waits it ends the program
             screen.write("\n")
             text = None
         screen.note(
             f"the context of {chat.positions} positions (-n) is full, the chat ends here; "
-            f"the model has {model.config.seq_len} (-n 0)"
+            f"the model's own context has {model.config.seq_len} (-n 0)"
         )
     except EOFError:
         return
@@ -161,33 +164,34 @@ def _parse(argv: Sequence[str], prog: str, default: str) -> argparse.Namespace:
         *("-n", "--steps"),
         type=number(int, 0, None),
         metavar="N",
-        help="positions to fill, the prompt's included; 0 is the model's context "
-        f"(default {_STEPS}, or as --max-new-tokens has it)",
+        help="positions to fill, the prompt included; 0 is the model's context "
+        f"(default {_STEPS}; with --max-new-tokens 0)",
     )
     add(
         "--max-new-tokens",
         type=number(int, 0, None),
         metavar="N",
-        help="tokens to generate, the prompt's not included",
+        help="tokens to generate, the prompt not included",
     )
     add(
         "--stop",
         type=flag_value,
         action="append",
         metavar="TEXT",
-        help="end before this text; may be repeated",
+        help="stop before this text; may be repeated",
     )
     add(
         "--logprobs",
         type=number(int, 0, None),
         metavar="N",
-        help="then write each token's log-probability, and the N likeliest, to standard error",
+        help="at the end, print to standard error each token's log-probability and the N most "
+        "probable tokens at its position",
     )
     add(
         *("-i", "--prompt"),
         type=flag_value,
         metavar="TEXT",
-        help="the text to continue, in chat the first message; - reads standard input",
+        help="the text to continue, or in chat the first message; - reads standard input",
     )
     add(
         *("-z", "--tokenizer"),
@@ -205,7 +209,7 @@ def _parse(argv: Sequence[str], prog: str, default: str) -> argparse.Namespace:
         *("-y", "--system"),
         type=flag_value,
         metavar="TEXT",
-        help="chat: the system prompt; asked for if not given",
+        help="in chat: the system prompt; without this flag the program asks for it",
     )
     engine.add_flags(parser)
     add("--version", action="version", version=f"llama2np {__version__}")
@@ -213,12 +217,13 @@ def _parse(argv: Sequence[str], prog: str, default: str) -> argparse.Namespace:
     if options.mode == "chat":
         if box.in_box(options.model):
             raise ValueError(
-                f"{options.model} tells stories and was never taught to chat: name a chat model, "
-                f"{prog} llama2_7b_chat.bin -m chat, or let this one tell: {prog}"
+                f"{options.model} is not a chat model, it only tells stories: name a chat model, "
+                f"{prog} llama2_7b_chat.bin -m chat, or let this one tell a story: {prog}"
             )
         for flag in ("max_new_tokens", "stop", "logprobs"):
             if getattr(options, flag) is not None:
-                raise ValueError(f"--{flag.replace('_', '-')} goes with -m generate, not with chat")
+                flag = flag.replace("_", "-")
+                raise ValueError(f"--{flag} can be used with -m generate only, not with chat")
     if options.prompt == "-":
         options.prompt = piped()
     for flag in ("prompt", "system", "stop"):
@@ -227,7 +232,7 @@ def _parse(argv: Sequence[str], prog: str, default: str) -> argparse.Namespace:
 
 
 def _check_utf8(text: str, flag: str) -> None:
-    """Refuse arguments that were not UTF-8: Python hands their bytes over as surrogates."""
+    """Reject arguments that are not UTF-8: Python passes their bytes on as surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""The flags that say how tokens are chosen: the fields of Sampler, whose defaults they have."""
+"""The flags for sampling: the fields of Sampler, with its defaults."""
 
 from __future__ import annotations
 
@@ -19,67 +19,69 @@ def add_flags(add: Callable[..., Any]) -> None:
         *("-t", "--temperature"),
         type=number(float, 0, None),
         metavar="T",
-        help="0 always takes the likeliest token, more is more daring "
+        help="0 always chooses the most probable token, higher values choose more randomly "
         f"(default {Sampler.temperature})",
     )
     add(
         *("-p", "--top-p"),
         type=number(float, 0, 1),
         metavar="P",
-        help="choose among the likeliest tokens that together exceed this probability; "
+        help="choose among the most probable tokens that together exceed this probability; "
         f"0 and 1 choose among all (default {Sampler.top_p})",
     )
     add(
         *("-s", "--seed"),
         type=number(int, -(2**63), 2**64 - 1),
         metavar="N",
-        help="the same seed gives the same text; 0 is a new one each time (default)",
+        help="the same seed gives the same text; 0 takes a new seed each time (default)",
     )
     add(
         "--top-k",
         type=number(int, 0, None),
         metavar="K",
-        help="choose among the K likeliest tokens (default 0: all)",
+        help="choose among the K most probable tokens (default 0: all)",
     )
     add(
         "--min-p",
         type=number(float, 0, 1),
         metavar="P",
-        help="choose among tokens at least P times as likely as the likeliest (default 0: all)",
+        help="choose among tokens at least P times as probable as the most probable one "
+        "(default 0: all)",
     )
     add(
         "--repetition-penalty",
         type=number(float, 0.01, 100),
         metavar="X",
-        help="above 1: make tokens rarer that the prompt or the text has (default 1)",
+        help="above 1, tokens of the prompt and of the generated text become less probable "
+        "(default 1)",
     )
     add(
         "--presence-penalty",
         type=_PENALTY,
         metavar="X",
-        help="subtract X from the logits of tokens that the text has (default 0)",
+        help="subtract X from the logits of tokens of the generated text (default 0)",
     )
     add(
         "--frequency-penalty",
         type=_PENALTY,
         metavar="X",
-        help="subtract X for each time that the text has the token (default 0)",
+        help="subtract X for each occurrence of a token in the generated text (default 0)",
     )
     add(
         "--logit-bias",
         type=_bias,
         action="append",
         metavar="TOKEN=X",
-        help="add X to the logit of the token of this number; -inf forbids it; may be repeated",
+        help="add X to the logit of the token with this number; -inf forbids it; may be repeated",
     )
 
 
 def sampling_options(options: argparse.Namespace) -> SamplingOptions:
-    """What was given of these flags, as keyword arguments for `generate` and `chat`."""
-    given = {name: getattr(options, name, None) for name in SamplingOptions.__annotations__}
-    if given["logit_bias"] is not None:
-        given["logit_bias"] = dict(given["logit_bias"])
-    return cast(SamplingOptions, {name: x for name, x in given.items() if x is not None})
+    """Those of these flags that are set, as keyword arguments for `generate` and `chat`."""
+    values = {name: getattr(options, name, None) for name in SamplingOptions.__annotations__}
+    if values["logit_bias"] is not None:
+        values["logit_bias"] = dict(values["logit_bias"])
+    return cast(SamplingOptions, {name: x for name, x in values.items() if x is not None})
 
 
 def _bias(value: str) -> tuple[int, float]:

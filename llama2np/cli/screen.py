@@ -1,4 +1,4 @@
-"""Standard output and input as `run` uses them."""
+"""Standard output and standard input for `run`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from types import FrameType
 from llama2np.cli.flags import LONGEST_TEXT, check_length
 from llama2np.cli.text import plain_line
 
-# All control characters but white space: a model must not drive the terminal.
+# All control characters but white space: a model must not control the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 
 
 class Screen:
-    """Standard output, written at once, in UTF-8, and free of control characters."""
+    """Standard output in UTF-8, flushed after each write, and without control characters."""
 
     def __init__(self) -> None:
         self._mid_line = False
@@ -25,9 +25,8 @@ class Screen:
                 stream.reconfigure(encoding="utf-8", errors="strict")
 
     def interrupt(self, _signal: int, frame: FrameType | None) -> None:
-        """Ctrl-C. In numba it waits for the next `write`: llvmlite's callbacks would swallow it.
-
-        A second one does not wait for the compiler, and ends the process at once.
+        """Handle Ctrl-C. While numba runs, the exception is raised by the next `write` instead,
+        since llvmlite's callbacks would lose it. A second Ctrl-C there ends the process at once.
         """
         while frame:
             if frame.f_globals["__name__"].partition(".")[0] in ("numba", "llvmlite"):
@@ -37,7 +36,7 @@ class Screen:
                 self._interrupted = True
                 return
             frame = frame.f_back
-        self._interrupted = False  # this is the one that counts
+        self._interrupted = False  # one exception is enough
         raise KeyboardInterrupt
 
     def write(self, text: str) -> None:
@@ -55,13 +54,16 @@ class Screen:
             self.write("\n")
 
     def note(self, text: str) -> None:
-        """A line to standard error, on a line of its own on a terminal."""
+        """Print a line to standard error; on a terminal it begins a new line."""
         if sys.stdout.isatty():
             self.end_line()
         print(text, file=sys.stderr, flush=True)
 
     def ask(self, question: str) -> str:
-        """A line of standard input; on a terminal with line editing and history. EOFError."""
+        """Return a line of standard input. A terminal has line editing and a history.
+
+        Raises EOFError.
+        """
         terminal = sys.stdin.isatty()
         if terminal and sys.stdout.isatty():
             try:
@@ -71,7 +73,7 @@ class Screen:
             self._mid_line = True
             line = input(question)
         else:
-            # Not input(): it would ignore a Ctrl-C that comes while it writes the question.
+            # input() would ignore a Ctrl-C while it writes the question.
             self.write(question)
             line = sys.stdin.readline(LONGEST_TEXT + 1)
             if not line:

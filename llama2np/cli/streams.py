@@ -1,4 +1,4 @@
-"""Standard output and error as every command leaves them: written, or the failure is told."""
+"""Standard streams of a command: all output is written, or the failure is reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NoReturn, TextIO
 
 
 class _Closed(io.StringIO):
-    """Takes the place of a standard output that the shell has closed (`>&-`)."""
+    """Replaces a standard output that the shell has closed (`>&-`)."""
 
     def write(self, _text: str) -> NoReturn:
         raise ValueError("standard output is closed, nothing can be written to it")
@@ -19,10 +19,11 @@ class _Closed(io.StringIO):
 
 @contextmanager
 def standard_streams() -> Iterator[None]:
-    """In the block standard input, output and error are there, even where the shell closed one.
+    """In the block, standard input, output and error exist, even if the shell closed one of them.
 
-    Python has None for a stream that is closed: `print` would be silent. What could not be written
-    when the block ends is dropped, since Python would try again at exit and end with status 120.
+    Python sets a closed stream to None, and `print` then does nothing. Output that cannot be
+    written when the block ends is dropped, since Python would try again at exit and end with
+    status 120.
     """
     before = sys.stdin, sys.stdout, sys.stderr
     if None in before:
@@ -39,20 +40,22 @@ def standard_streams() -> Iterator[None]:
 
 
 def _occupy() -> None:
-    """Open descriptors 0 to 2: else the next file has one, and gets what libraries print there."""
+    """Open descriptors 0 to 2. Otherwise the next file that is opened gets one of them, and with
+    it what libraries print there.
+    """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
 
 
 def _drop_unwritten(stream: TextIO) -> None:
-    """Empty the buffer of a stream that cannot be written; the stream stays as usable as it was."""
+    """Empty the buffer of a stream that cannot be written; do not close or change the stream."""
     try:
         stream.flush()
         return
     except (OSError, ValueError):
         pass
-    with suppress(OSError, ValueError):  # a stream that is no file has nothing to write at exit
+    with suppress(OSError, ValueError):  # a stream without a file writes nothing at exit
         descriptor = stream.fileno()
         kept, nowhere = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)
         try:

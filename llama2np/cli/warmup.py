@@ -1,4 +1,4 @@
-"""The command `warmup`: compile the kernels ahead of the first use."""
+"""The command `warmup`: compile the kernels before their first use."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from llama2np.warmup import warm_up
 
 
 def main(argv: Sequence[str], prog: str) -> int:
-    """Compile and cache all kernels, and say what was done; return the exit status."""
+    """Compile and cache all kernels, and print how many; return the exit status."""
     return guarded(prog, lambda: _warmup(argv, prog))
 
 
 def _warmup(argv: Sequence[str], prog: str) -> None:
-    description = "Compile all kernels ahead, for images and CI. NUMBA_CACHE_DIR names the folder."
+    description = (
+        "Compile all kernels in advance, for container images and CI. They are kept in the folder "
+        "that NUMBA_CACHE_DIR names."
+    )
     parser = Parser(prog=prog, description=description, allow_abbrev=False)
     parser.parse_args(list(joined(argv, parser)))
     report = warm_up()

@@ -1,4 +1,4 @@
-"""Beam search: the likeliest of many continuations, where greedy choice sees one token ahead."""
+"""Beam search: the most probable of many continuations. Greedy choice compares only one token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llama2np.text.tokenizer import BOS, EOS
 
 @dataclass(frozen=True, slots=True)
 class Beam:
-    """A continuation, and how likely it is."""
+    """A continuation and its log-probability."""
 
     tokens: tuple[int, ...] = ()
     logprob: float = 0.0  # of all its tokens together, in nats
@@ -45,13 +45,13 @@ def beam_search(
     max_new_tokens: int | None = 64,
     length_penalty: float | None = 1.0,
 ) -> list[Beam]:
-    """Return the `beams` continuations with the best scores that were found, the best first.
+    """Return the `beams` continuations with the best scores that the search finds, the best first.
 
-    prompt: tokens. In each step all that have not ended are continued by every token; of these
-    and those that have, the `beams` with the best scores stay. It is over when all have ended,
-    after max_new_tokens, or where the context ends. BOS and EOS, and the tokens without a piece,
-    which are not chosen, are those of the tokenizer of `model`, or llama2.c's where it has none.
-    Raises ValueError.
+    prompt: tokens. Each step extends every continuation that has not ended by every token. The
+    `beams` with the best scores are kept, ended ones included. The search stops when all have
+    ended, after max_new_tokens, or at the end of the context. The tokenizer of `model` defines BOS
+    and EOS, and the tokens without a piece, which are never chosen; without a tokenizer, BOS and
+    EOS are llama2.c's. Raises ValueError.
     """
     having("model", model, "a Llama or a Transformer", "forward", "config")
     prompt = token_list("prompt", prompt, model.config.vocab_size)
@@ -88,7 +88,7 @@ def _continued(
     count: int,
     missing: Sequence[int] | np.ndarray,
 ) -> Iterator[_Found]:
-    """The `count` likeliest continuations of a beam by a token; itself if it has ended."""
+    """The `count` most probable extensions of a beam by one token; the beam itself if it ended."""
     if beam.ended:
         yield beam, state, logits
         return
@@ -99,7 +99,7 @@ def _continued(
 
 
 def _read(model: Model, found: list[_Found]) -> list[_Found]:
-    """Let each beam's last token be read, by a State of its own."""
+    """Read each beam's last token, with a separate State for each beam."""
     users = Counter(id(state) for beam, state, _ in found if not beam.ended)
     after: list[_Found] = []
     for beam, state, logits in found:

@@ -12,16 +12,17 @@ from llama2np.owner import Owned, Owner
 from llama2np.text.tokenizer import Decoder, Tokenizer
 
 _IN_USE = (
-    "the Chat is answering in another thread, or in the call that this one comes from: "
+    "the Chat is answering in another thread, or in the function that made this call: "
     "read that answer first, or begin a Chat for each thread with model.chat()"
 )
 
 
 class Chat:
-    """Turns of user and assistant; the network remembers them all in its KV cache.
+    """Turns of user and assistant; the KV cache holds all of them.
 
-    Template: Meta's llama, `generation.py`. Each turn begins with BOS, each answer ends with EOS,
-    where the tokenizer has them. One thread uses a Chat at a time; another one gets a ValueError.
+    The template is that of `generation.py` in Meta's llama. Each turn begins with BOS, and each
+    answer ends with EOS, if the tokenizer has them. Only one thread can use a Chat at a time;
+    another one gets a ValueError.
     """
 
     @arguments.none_means_default
@@ -39,7 +40,7 @@ class Chat:
         self._system = arguments.text("system", system)
         self._owner = Owner(_IN_USE)
         self._state = State(transformer.config)
-        self._tokens: list[int] = []  # all that was said; those from state.pos on are unread
+        self._tokens: list[int] = []  # of all turns; the network has read the first state.pos
         self._turns = 0
         most = transformer.config.seq_len
         self.positions = min(arguments.whole("positions", positions or most, 1), most)
@@ -49,38 +50,38 @@ class Chat:
 
     @property
     def full(self) -> bool:
-        """Whether the last answer ended because the context did."""
+        """Whether the last answer ended because the context is full."""
         return self._state.pos >= self.positions
 
     def send(self, text: str) -> Iterator[str]:
-        """Say `text`; yield the answer, a str for each token.
+        """Add the user's `text`; yield the answer, a str for each token.
 
-        Raises ValueError, and forgets the text, if the context has no room left for it, and if
-        another thread uses this Chat. An answer that is abandoned midway counts as ended there: to
-        go on with it after the next `send` is a ValueError.
+        Raises ValueError, and does not add the text, if it does not fit into the context, and if
+        another thread uses this Chat. An answer that is not read to its end is cut off there:
+        reading it after the next `send` raises ValueError.
         """
         with self._owner:
-            self._say(arguments.text("text", text))
+            self._add(arguments.text("text", text))
             self._turns += 1
             return Owned(self._answer(self._turns), self._owner)
 
-    def _say(self, text: str) -> None:
-        said = self._render(text)
-        unread = len(self._tokens) - self._state.pos + len(said)
+    def _add(self, text: str) -> None:
+        turn = self._render(text)
+        unread = len(self._tokens) - self._state.pos + len(turn)
         if self._state.pos + unread > self.positions:
             raise ValueError(
                 f"the context of {self.positions} positions is full: this turn needs {unread}, "
                 f"{self.positions - self._state.pos} are left"
             )
-        self._tokens += said
+        self._tokens += turn
 
     def _render(self, text: str) -> list[int]:
         if not self._tokens and self._system:
             text = f"<<SYS>>\n{self._system}\n<</SYS>>\n\n{text}"
-        said = self._tokenizer.encode(f"[INST] {text} [/INST]")
+        turn = self._tokenizer.encode(f"[INST] {text} [/INST]")
         eos = self._tokenizer.eos_id
         interrupted = self._tokens and self._tokens[-1] != eos
-        return [eos, *said] if interrupted and eos is not None else said
+        return [eos, *turn] if interrupted and eos is not None else turn
 
     def _answer(self, turn: int) -> Iterator[str]:
         self._check(turn)
@@ -106,4 +107,6 @@ class Chat:
 
     def _check(self, turn: int) -> None:
         if turn != self._turns:
-            raise ValueError("this answer ended with the next send(): read it to its end before")
+            raise ValueError(
+                "this answer ended with the next send(): read it to its end before that"
+            )

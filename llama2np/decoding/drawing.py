@@ -1,4 +1,4 @@
-"""Drawing a token from logits, in NumPy: the twin of kernels/ops/sampling.py."""
+"""Draw a token from logits with NumPy: the counterpart of kernels/ops/sampling.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sample(
     scaled = logits / temperature
     with np.errstate(invalid="ignore"):
         probabilities[:] = np.exp((scaled - scaled.max()).astype(float))
-    total = np.cumsum(probabilities, dtype=np.float32)[-1]  # one after the other, as a loop adds
+    total = np.cumsum(probabilities, dtype=np.float32)[-1]  # in the order of a loop
     probabilities /= total
     if not np.isfinite(probabilities[0]):  # nan and inf spread to all
         return -1
@@ -31,7 +31,7 @@ def sample(
     found = np.flatnonzero(np.cumsum(probabilities, dtype=np.float32) > coin)
     if found.size:
         return int(found[0])
-    # The sum is rounded below the coin.
+    # Because of rounding, the sum is not above the coin.
     last = len(probabilities) - 1
     return int(np.flatnonzero(probabilities > 0)[-1]) if logits[-1] == -np.inf else last
 

@@ -1,4 +1,4 @@
-"""From a prompt to a stream of tokens, and on to text. Needs of a model only `forward`."""
+"""From a prompt to a stream of tokens, and from tokens to text. A model needs only `forward`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 StopReason = Literal["end", "stop", "max_new_tokens", "context"]
 
-# (tokens so far, (n,) int) -> a guess at those that follow, of any length.
+# (tokens so far, (n,) int) -> a draft of the tokens that follow, of any length.
 Draft = Callable[[np.ndarray], Sequence[int]]
 
 
-_OTHER_TEXT = "the state was used for another text in the meantime"
+_OTHER_TEXT = "the state was used for another text in the meantime: use a State for each text"
 
 
 class Model(Protocol):
-    """What writes: a Llama, a Transformer, or anything with their `forward` and `config`."""
+    """A Llama, a Transformer, or any object with their `forward` and `config`."""
 
     @property
     def config(self) -> Config: ...
@@ -50,60 +50,62 @@ def continue_tokens(
     draft: Draft | None = None,
     missing: Sequence[int] | np.ndarray = (),
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Read `tokens`, then yield sampled ones for ever, or until `end` positions are read.
+    """Read `tokens`, then yield sampled tokens until `end` positions are read.
 
-    With each comes the logits (vocab_size,) that it was sampled from. A token is read when the
-    next one is asked for: the last one yielded is never read.
+    Each token comes with the logits (vocab_size,) that it was sampled from. The network reads a
+    token when the caller requests the next one: the last one yielded is never read.
 
-    `draft` makes decoding speculative (Leviathan et al. 2023): its guess is read along with the
-    token before it, in one pass, and kept as far as the sampler chooses the same. So the tokens
-    are those without it. (Of guesses of kernels.FEW tokens and more, float32 logits may differ in
-    their last bits: large matrix products add in another order.) Without one, a greedy sampler lets
-    a small network go on by itself, for ever more tokens: see `Transformer.greedy`.
+    `draft` makes decoding speculative (Leviathan et al. 2023): the network reads the last token and
+    the draft in one pass, and the draft is accepted up to the first token that differs from the
+    sampler's choice. So the tokens are the same as without it. (For drafts of kernels.FEW tokens
+    and more, float32 logits may differ in their last bits: large matrix products add in another
+    order.) Without a draft, and with a greedy sampler, small networks generate 2, 4, 8 ... tokens
+    per call: see `Transformer.greedy`.
 
-    missing: tokens without a piece, which are not chosen unless the sampler's logit_bias has them.
+    missing: tokens without a piece. They are chosen only if the sampler's logit_bias names them.
     """
     forbidden = np.array([token for token in missing if token not in sampler.logit_bias], np.int64)
-    given = state.pos + len(tokens)
-    guess: list[int] = []
-    # A small network generates several tokens in one call: a draft that is always right.
-    stride = getattr(model, "max_greedy_tokens", 1) if sampler.greedy and not draft else 1
+    prompt_length = state.pos + len(tokens)
+    drafted: list[int] = []
+    # A small network generates several tokens in one call: a draft that is always accepted.
+    max_count = getattr(model, "max_greedy_tokens", 1) if sampler.greedy and not draft else 1
     while state.pos + len(tokens) <= end:
         known = state.pos + len(tokens)
-        if (count := min(stride, known - given, end - state.pos)) > 1:
-            network = cast("Transformer", model)  # what has max_greedy_tokens has greedy, too
+        if (count := min(max_count, known - prompt_length, end - state.pos)) > 1:
+            network = cast("Transformer", model)  # a model with max_greedy_tokens has greedy, too
             read, logits = network.greedy(tokens[0], state, count)
-            guess = read[1:].tolist()
+            drafted = read[1:].tolist()
         else:
-            logits = model.forward([*tokens, *guess], state, all_logits=bool(guess))
-        if state.pos != known + len(guess):
+            logits = model.forward([*tokens, *drafted], state, all_logits=bool(drafted))
+        if state.pos != known + len(drafted):
             raise ValueError(_OTHER_TEXT)
-        for i, row in enumerate(logits if guess else [logits]):
-            state.pos = known + i  # as if the guess were read token by token
-            token = sampler.sample(forbid(row, forbidden), state.tokens, given)
+        for i, row in enumerate(logits if drafted else [logits]):
+            state.pos = known + i  # as if the draft were read token by token
+            token = sampler.sample(forbid(row, forbidden), state.tokens, prompt_length)
             yield token, row
             if state.pos != known + i:
                 raise ValueError(_OTHER_TEXT)
-            if i == len(guess) or token != guess[i]:
+            if i == len(drafted) or token != drafted[i]:
                 break
-        tokens, guess = [token], []
-        if draft and (room := end - state.pos - 1) > 0:
-            guess = list(draft(np.append(state.tokens, token))[:room])
-            size = model.config.vocab_size  # a guess outside cannot be right
-            guess = guess[: next((i for i, t in enumerate(guess) if not 0 <= t < size), room)]
+        tokens, drafted = [token], []
+        if draft and (left := end - state.pos - 1) > 0:
+            drafted = list(draft(np.append(state.tokens, token))[:left])
+            size = model.config.vocab_size  # a token outside cannot be accepted
+            drafted = drafted[: next((i for i, t in enumerate(drafted) if not 0 <= t < size), left)]
 
 
 _IN_USE = (
-    "the Generation is being read by another thread, or by the call that this one comes from: "
+    "the Generation is being read by another thread, or by the function that made this call: "
     "read it in one place, and begin one for each thread with generate()"
 )
 
 
 class Generation(Iterator[str]):
-    """A text on its way: iterate for its pieces, a str for each token ("" inside a character).
+    """A text that is being generated: an iterator over its pieces.
 
-    The attributes say what has happened so far; `read` gives all that is still to come. None is as
-    good as leaving an argument out. Raises ValueError for arguments of another type.
+    A piece is a str for each token, "" inside a character. The attributes describe what has been
+    generated so far; `read` returns the rest. None means the default of an argument. Raises
+    ValueError for arguments of another type.
     """
 
     @none_means_default
@@ -127,27 +129,28 @@ class Generation(Iterator[str]):
             max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
         words = [word for word in texts("stop", stop) if word]
         self.prompt = token_list("prompt", prompt)
-        self.state = state  # has read the prompt and all tokens but the last
-        self.tokens: list[int] = []  # all that were chosen, also those that ended it
-        self.text = ""  # all that was yielded
-        self.stop_reason: StopReason | None = None  # None while there is more to come
-        # If asked for: each token's, and {token: log-probability} of the likeliest in its place.
+        self.state = state  # it has read the prompt and all tokens but the last
+        self.tokens: list[int] = []  # all chosen tokens, the one that ended the text included
+        self.text = ""  # all pieces so far
+        self.stop_reason: StopReason | None = None  # None until the text has ended
+        # With the argument `logprobs`: the log-probability of each token, and those of the most
+        # probable tokens at its position as {token: log-probability}.
         self.logprobs: list[float] = []
         self.top_logprobs: list[dict[int, float]] = []
-        # What each token took, the first one with the prompt. Of tokens that a small network read
-        # in one go, the first took it all.
+        # The time of each token; that of the first includes reading the prompt. If one call
+        # generates several tokens, its whole time counts for the first of them.
         self.seconds: list[float] = []
         self._tokenizer = tokenizer.extended(model.config.vocab_size)
         self._logprobs = None if logprobs is None else whole("logprobs", logprobs, 0)
-        room = model.config.seq_len - len(self.prompt) + 1
+        limit = model.config.seq_len - len(self.prompt) + 1
         self._limit: StopReason = "context"
-        if max_new_tokens is not None and max_new_tokens <= room:
-            self._limit, room = "max_new_tokens", max_new_tokens
+        if max_new_tokens is not None and max_new_tokens <= limit:
+            self._limit, limit = "max_new_tokens", max_new_tokens
         unread = state.reuse(self.prompt)
-        end = len(self.prompt) + room - 1
+        end = len(self.prompt) + limit - 1
         missing = self._tokenizer.missing
         source = continue_tokens(model, state, unread, sampler, end, draft, missing)
-        pieces = self._decoded(source if room else iter(()))
+        pieces = self._decoded(source if limit else iter(()))
         self._pieces = Owned(until(pieces, words) if words else pieces, Owner(_IN_USE))
 
     def __next__(self) -> str:
@@ -160,16 +163,16 @@ class Generation(Iterator[str]):
         return piece
 
     def read(self) -> str:
-        """Generate to the end; return what was not yielded before.
+        """Generate to the end; return the text that was not yielded before.
 
-        This, like going on with the iteration, raises ValueError where the logits are not finite
-        and where the state was used for another text in the meantime.
+        Like the iteration, this raises ValueError if the logits are not finite, and if the state
+        was used for another text in the meantime.
         """
         return "".join(self)
 
     @property
     def tokens_per_second(self) -> float:
-        """The rate after the first token, which waits for the prompt; nan before the second."""
+        """The speed after the first token, whose time includes the prompt; nan if there is none."""
         after_first = self.seconds[1:]
         return len(after_first) / sum(after_first) if after_first else math.nan
 
@@ -180,12 +183,12 @@ class Generation(Iterator[str]):
         )
 
     def _decoded(self, source: Iterator[tuple[int, np.ndarray]]) -> Iterator[str]:
-        """The text of each token, up to the one that ends it."""
+        """The text of each token before the one that ends the text."""
         decoder = Decoder(self._tokenizer, self.prompt[-1])
         reason, start = self._limit, time.perf_counter()
         for token, logits in source:
             self.seconds.append(time.perf_counter() - start)
-            self._note(token, logits)
+            self._append(token, logits)
             if token in self._tokenizer.ends:
                 reason = "end"
                 break
@@ -195,7 +198,7 @@ class Generation(Iterator[str]):
             yield rest
         self.stop_reason = reason
 
-    def _note(self, token: int, logits: np.ndarray) -> None:
+    def _append(self, token: int, logits: np.ndarray) -> None:
         self.tokens.append(token)
         if self._logprobs is None:
             return
@@ -208,11 +211,16 @@ class Generation(Iterator[str]):
 def _check_draft(draft: Draft | None) -> None:
     if draft is not None and not callable(draft):
         kind = type(draft).__name__
-        raise ValueError(f"draft must be a function of the tokens, not {kind}: DraftModel(...)?")
+        raise ValueError(
+            f"draft must be a function of the tokens, not {kind}; did you mean DraftModel(...)?"
+        )
 
 
 def until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    """Pass text on up to the first of the strings in `stop`, holding back what may begin one."""
+    """Yield the text before the first of the strings in `stop`.
+
+    The end of a piece is held back while it may be the beginning of such a string.
+    """
     held = ""
     for piece in pieces:
         held += piece
@@ -228,5 +236,5 @@ def until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
 
 
 def _overlap(text: str, word: str) -> int:
-    """The length of the longest end of `text` that begins `word`."""
+    """The length of the longest suffix of `text` that is a prefix of `word`."""
     return next((n for n in range(min(len(word), len(text)), 0, -1) if text.endswith(word[:n])), 0)

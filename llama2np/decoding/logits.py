@@ -1,7 +1,7 @@
-"""What sampling does to logits before a token is drawn: pure functions, a few lines each.
+"""Changes to logits before a token is drawn: pure functions of a few lines each.
 
-logits are (vocab_size,) float32 and left as they are; a new array is returned. `Sampler` says in
-which order it applies them.
+The argument logits (vocab_size,) float32 is not changed; a new array is returned. The docstring of
+`Sampler` has the order in which they are applied.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def add_bias(logits: np.ndarray, bias: Mapping[int, float]) -> np.ndarray:
 
 
 def forbid(logits: np.ndarray, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Set the logits of `tokens` to -inf; the array itself, where there are none of them."""
+    """Set the logits of `tokens` to -inf. Without tokens the array itself is returned."""
     if not len(tokens):
         return logits
     allowed = logits.copy()
@@ -50,7 +50,7 @@ def penalize_repetition(
 ) -> np.ndarray:
     """Divide positive logits of `tokens` by `penalty`, multiply negative ones (Keskar et al. 2019).
 
-    Each token counts once, however often it is there.
+    Each token counts once, however often it occurs.
     """
     seen = np.unique(np.asarray(tokens, np.int64))
     penalized, theirs, factor = logits.copy(), logits[seen], np.float32(penalty)
@@ -66,9 +66,9 @@ def penalize_frequency(
     presence: float | None = 0.0,
     frequency: float | None = 0.0,
 ) -> np.ndarray:
-    """Subtract `presence` from the logits of `tokens`, and `frequency` each time one is there.
+    """Subtract `presence` from the logits of `tokens`, and `frequency` for each occurrence.
 
-    OpenAI's presence_penalty and frequency_penalty.
+    These are OpenAI's presence_penalty and frequency_penalty.
     """
     presence, frequency = number("presence", presence), number("frequency", frequency)
     counts = np.bincount(np.asarray(tokens, np.int64), minlength=len(logits))
@@ -77,17 +77,20 @@ def penalize_frequency(
 
 @none_means_default
 def keep_min_p(logits: np.ndarray, min_p: float, temperature: float | None = 1.0) -> np.ndarray:
-    """Forbid tokens less than `min_p` times as likely as the likeliest (Nguyen et al. 2024).
+    """Forbid tokens less than `min_p` times as probable as the most probable (Nguyen et al. 2024).
 
     min_p: more than 0, up to 1. The probabilities are those after division by `temperature`.
     """
     temperature = number("temperature", temperature)
-    least = logits.max() + np.float32(temperature * math.log(min_p))
-    return np.where(logits < least, _NEVER, logits)
+    minimum = logits.max() + np.float32(temperature * math.log(min_p))
+    return np.where(logits < minimum, _NEVER, logits)
 
 
 def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
-    """Forbid all but the `k` largest (Fan et al. 2018), and those equal to the last of them."""
+    """Forbid all tokens but those of the `k` largest logits (Fan et al. 2018).
+
+    Tokens whose logit equals the k-th largest are kept, too.
+    """
     k = whole("k", k, 1)
     if k >= len(logits):
         return logits.copy()
@@ -95,7 +98,7 @@ def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
 
 
 def likeliest(logits: np.ndarray, count: int) -> np.ndarray:
-    """The tokens of the `count` largest logits, the largest first, lower tokens before equals."""
+    """The tokens of the `count` largest logits, largest first; of equal ones, the lower token."""
     count = min(whole("count", count, 0), len(logits))
     if count == 0:
         return np.zeros(0, np.int64)

@@ -1,4 +1,4 @@
-"""Logits to a token, with run.c's random generator and its order of float32 operations."""
+"""Logits to a token, with run.c's random generator and the order of its float32 operations."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _MASK = 2**64 - 1
 _NO_TOKENS = np.zeros(0, np.int64)
 _NOT_FINITE = "the model's logits are not finite: its weights are damaged"
 
-# (tokens so far, logits) -> logits. The arrays are its own to change.
+# (tokens so far, logits) -> logits. Both arrays are copies, which it may change.
 LogitsProcessor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class SamplingOptions(TypedDict, total=False):
-    """The fields of `Sampler` as keyword arguments, for those who pass them on."""
+    """The fields of `Sampler` as keyword arguments, for functions that pass them on."""
 
     temperature: float | None
     top_p: float | None
@@ -43,7 +43,7 @@ class SamplingOptions(TypedDict, total=False):
     logits_processor: LogitsProcessor | None
 
 
-# A field of Sampler, what is legal there, and the test for it, which nan does not pass.
+# A field of Sampler, its legal values as a text, and a test of them, which nan does not pass.
 _LEGAL: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     # beyond these temperatures float32 overflows
     ("temperature", "0, or 1e-30 to 1e30", lambda t: t == 0 or 1e-30 <= t <= 1e30),
@@ -58,24 +58,27 @@ _LEGAL: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
 
 @dataclass(eq=False)
 class Sampler:
-    """Picks the next token: the best one at temperature 0, else one by chance.
+    """Chooses the next token: the most probable at temperature 0, otherwise at random.
 
-    In this order, vLLM's: logit_bias; repetition, frequency and presence penalty;
-    logits_processor; temperature; min_p; top_k; top_p. Those after the temperature do nothing at
-    temperature 0. With the defaults of all but the first three, tokens are run.c's for the same
-    seed. None stands for the default of any. Raises ValueError for values out of range.
+    The options are applied in vLLM's order: logit_bias; repetition, frequency and presence penalty;
+    logits_processor; temperature; min_p; top_k; top_p. At temperature 0, those after it have no
+    effect. If only temperature, top_p and seed are set, the tokens are the same as run.c's. None
+    means the default of a field. Raises ValueError for values out of range.
     """
 
     temperature: float = 1.0  # 0, or 1e-30 to 1e30
-    top_p: float = 0.9  # only the likeliest that together exceed it (Holtzman 2019); 0, 1: all
-    seed: int | None = None  # None and 0: another one each time
+    # keep the most probable tokens that together exceed it (Holtzman 2019); 0 and 1 keep all
+    top_p: float = 0.9
+    seed: int | None = None  # None and 0 mean a new seed each time
     _: KW_ONLY
-    top_k: int = 0  # only so many of the likeliest; 0: all
-    min_p: float = 0.0  # only those at least so likely as this share of the likeliest; 0: all
-    repetition_penalty: float = 1.0  # above 1: less of what the prompt and the answer have
-    presence_penalty: float = 0.0  # subtracted from what the answer has, not the prompt
-    frequency_penalty: float = 0.0  # the same, as often as the answer has it
-    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token: added; -inf forbids it
+    top_k: int = 0  # keep the k most probable tokens; 0 keeps all
+    min_p: float = 0.0  # keep tokens at least min_p times as probable as the first; 0 keeps all
+    # above 1, tokens of the prompt and of the generated text become less probable
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0  # subtracted from logits of tokens in the generated text
+    frequency_penalty: float = 0.0  # the same, once for each occurrence
+    # {token: number to add to its logit}; -inf forbids the token
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     logits_processor: LogitsProcessor | None = None  # (tokens so far, logits) -> logits
 
     def __post_init__(self) -> None:
@@ -104,11 +107,11 @@ class Sampler:
         tokens: Sequence[int] | np.ndarray | None = None,
         given: int | None = None,
     ) -> int:
-        """Return a token. logits: (vocab_size,) float32, left as they are; -inf is never chosen.
+        """Return a token. logits: (vocab_size,) float32, not changed; -inf is never chosen.
 
-        tokens: (n,) int, all that the sequence has so far, for the penalties and the processor;
-        the first `given` of them are its prompt. Raises ValueError for nan and inf, and if there is
-        nothing to choose: broken weights, or everything is forbidden.
+        tokens: (n,) int, all tokens of the sequence so far, for the penalties and the processor.
+        given: the length of the prompt, which is their beginning. Raises ValueError for logits that
+        are nan or inf (damaged weights), and if all tokens are forbidden.
         """
         if not isinstance(logits, np.ndarray) or logits.ndim != 1 or not logits.size:
             raise wrong("logits", "an array (vocab_size,)", logits)
@@ -117,7 +120,7 @@ class Sampler:
             tokens = _NO_TOKENS if tokens is None else np.asarray(tokens, np.int64)
             logits = self._adjusted(logits, tokens, 0 if given is None else whole("given", given))
         if self.temperature == 0:
-            best = int(logits.argmax())  # the first nan, where there is one
+            best = int(logits.argmax())  # the first nan, if there is one
             if not math.isfinite(logits[best]):
                 raise ValueError(_NOT_FINITE)
             return best
@@ -126,7 +129,7 @@ class Sampler:
             logits = keep_min_p(logits, self.min_p, self.temperature)
         if self.top_k > 0:
             logits = keep_top_k(logits, int(self.top_k))
-        probabilities, heap = self._scratch  # read once: another thread may put another pair there
+        probabilities, heap = self._scratch  # read once: another thread may replace the pair
         if len(probabilities) != len(logits):
             probabilities, heap = np.zeros(len(logits), np.float32), np.zeros(len(logits), np.int64)
             self._scratch = probabilities, heap
@@ -137,7 +140,7 @@ class Sampler:
         return int(token)
 
     def skip(self, count: int) -> None:
-        """Let `count` draws pass, as run.c's chat does for the tokens of a prompt."""
+        """Draw and discard `count` random numbers, as run.c's chat does for a prompt's tokens."""
         count = whole("count", count)
         if self.temperature != 0:
             for _ in range(count):
@@ -154,12 +157,12 @@ class Sampler:
 
     @property
     def greedy(self) -> bool:
-        """Whether it always takes the likeliest token, and looks at nothing but its logits."""
+        """Whether it always takes the token of the largest logit, and changes no logits before."""
         return self.temperature == 0 and not self._adjusts
 
     @property
     def _adjusts(self) -> bool:
-        """Whether anything happens to the logits before the temperature."""
+        """Whether an option before the temperature changes the logits."""
         return bool(
             self.logit_bias
             or self.repetition_penalty != 1
@@ -168,7 +171,7 @@ class Sampler:
             or self.logits_processor
         )
 
-    def _adjusted(self, logits: np.ndarray, tokens: np.ndarray, given: int) -> np.ndarray:
+    def _adjusted(self, logits: np.ndarray, tokens: np.ndarray, prompt_length: int) -> np.ndarray:
         if not math.isfinite(logits.max()):
             raise ValueError(_NOT_FINITE)
         if self.logit_bias:
@@ -177,7 +180,7 @@ class Sampler:
             logits = penalize_repetition(logits, tokens, self.repetition_penalty)
         if self.presence_penalty or self.frequency_penalty:
             logits = penalize_frequency(
-                logits, tokens[given:], self.presence_penalty, self.frequency_penalty
+                logits, tokens[prompt_length:], self.presence_penalty, self.frequency_penalty
             )
         if self.logits_processor:
             shape = logits.shape
@@ -188,15 +191,16 @@ class Sampler:
                 )
         if not math.isfinite(logits.max()):
             raise ValueError(
-                f"nothing to choose from: the sampling options leave {logits.max()} as best logit"
+                "nothing to choose from: after the sampling options the largest logit is "
+                f"{logits.max()}"
             )
         return logits
 
 
 def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
-    """A copy of a logit_bias, of Python's numbers. Raises ValueError."""
+    """A copy of a logit_bias, with Python numbers. Raises ValueError."""
     if not isinstance(bias, Mapping):
-        raise wrong("logit_bias", "a dict of tokens and what to add to their logits", bias)
+        raise wrong("logit_bias", "a dict of tokens and numbers to add to their logits", bias)
     checked = {}
     for token, value in bias.items():
         try:
@@ -212,7 +216,7 @@ def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
 
 
 def _drawing() -> Callable[..., int]:
-    """The function that draws a token: compiled where the compiled engine is in use."""
+    """The function that draws a token: the compiled one if the compiled engine is in use."""
     if "llama2np.kernels" in sys.modules:
         from llama2np import kernels
 

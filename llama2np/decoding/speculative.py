@@ -1,6 +1,6 @@
-"""Guesses at the tokens that follow, for `generate(draft=...)`: right ones cost almost nothing.
+"""Drafts of the next tokens, for `generate(draft=...)`: accepted ones cost almost nothing.
 
-A large network reads several tokens hardly slower than one: its weights come from memory once.
+A large network reads several tokens almost as fast as one: its weights come from memory once.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from llama2np.model.transformer import State
 
 
 class DraftModel:
-    """A small model that guesses for a large one with the same tokenizer (Leviathan et al. 2023).
+    """A small model that drafts for a large one with the same tokenizer (Leviathan et al. 2023).
 
-    It guesses `ahead` tokens, greedily. It keeps a State: one thread at a time.
+    It drafts `ahead` tokens, greedily. It keeps a State: only one thread can use it at a time.
     """
 
     @none_means_default
@@ -32,26 +32,30 @@ class DraftModel:
         return f"DraftModel({self._model!r}, ahead={self._ahead})"
 
     def __call__(self, tokens: np.ndarray) -> list[int]:
-        """Guess what follows `tokens` (n,). Nothing where its context or its vocabulary ends."""
+        """Return a draft of the tokens after `tokens` (n,).
+
+        It is shorter at the end of the small model's context, and empty if its vocabulary lacks one
+        of `tokens`.
+        """
         if tokens.max() >= self._model.config.vocab_size:
             return []
-        room = self._model.config.seq_len - len(tokens) + 1
-        unread, guess = self._state.reuse(tokens.tolist()), []
-        for _ in range(min(self._ahead, room)):
+        left = self._model.config.seq_len - len(tokens) + 1
+        unread, draft = self._state.reuse(tokens.tolist()), []
+        for _ in range(min(self._ahead, left)):
             logits = forbid(self._model.forward(unread, self._state), self._missing)
             unread = [int(logits.argmax())]
-            guess += unread
-        return guess
+            draft += unread
+        return draft
 
 
 class PromptLookup:
-    """What followed the last few tokens when they stood in the sequence before (Saxena 2023).
+    """Drafts the tokens that followed an earlier occurrence of the last ones (Saxena 2023).
 
-    It needs no second model, and helps where a text repeats itself or its prompt. Of the places
-    where the last `ngram` tokens stand, or else fewer, it takes the latest; where what followed
-    there ends, it goes round. After a guess that was not right to its end, the next has at most
-    twice as many tokens as were right, and one more; where none was, it wants all of `ngram` to be
-    the same. It remembers its last guess: one sequence at a time.
+    It needs no second model, and helps if a text repeats itself or its prompt. It looks for the
+    last `ngram` tokens earlier in the sequence, or for fewer if they do not occur, and proposes the
+    tokens after the latest match, repeated if they are fewer than `ahead`. If only the first r
+    draft tokens were accepted, the next draft has at most 2r + 1; if none, only a match of all
+    `ngram` tokens counts. It remembers its last draft: use one object for each sequence.
     """
 
     @none_means_default
@@ -60,28 +64,28 @@ class PromptLookup:
         if ngram < 1 or ahead < 1:
             raise ValueError(f"ngram and ahead must be 1 or more, not {ngram} and {ahead}")
         self._ngram, self._ahead = ngram, ahead
-        self._guess: list[int] = []  # the last one,
-        self._at = 0  # and where it began
+        self._draft: list[int] = []  # the last one
+        self._draft_pos = 0  # the position of its first token
 
     def __repr__(self) -> str:
         return f"PromptLookup(ngram={self._ngram}, ahead={self._ahead})"
 
     def __call__(self, tokens: np.ndarray) -> list[int]:
-        """Guess what follows `tokens` (n,). Nothing where the last of them is new."""
-        right, last = self._right(tokens), len(self._guess)
-        least = self._ngram if last and not right else 1
-        ahead = self._ahead if right == last else min(2 * right + 1, self._ahead)
-        for n in range(min(self._ngram, len(tokens) - 1), least - 1, -1):
+        """Return a draft of the tokens after `tokens` (n,); empty if the last one is new."""
+        accepted, last = self._accepted(tokens), len(self._draft)
+        shortest = self._ngram if last and not accepted else 1
+        length = self._ahead if accepted == last else min(2 * accepted + 1, self._ahead)
+        for n in range(min(self._ngram, len(tokens) - 1), shortest - 1, -1):
             windows = np.lib.stride_tricks.sliding_window_view(tokens[:-1], n)
-            places = np.flatnonzero((windows == tokens[-n:]).all(axis=1))
-            if places.size:
-                followed = tokens[int(places[-1]) + n :]
-                self._guess, self._at = np.resize(followed, ahead).tolist(), len(tokens)
-                return list(self._guess)
+            matches = np.flatnonzero((windows == tokens[-n:]).all(axis=1))
+            if matches.size:
+                followed = tokens[int(matches[-1]) + n :]
+                self._draft, self._draft_pos = np.resize(followed, length).tolist(), len(tokens)
+                return list(self._draft)
         return []
 
-    def _right(self, tokens: np.ndarray) -> int:
-        """How many tokens of the last guess came true."""
-        came = tokens[self._at :][: len(self._guess)]
-        wrong = np.flatnonzero(came != self._guess[: len(came)])
-        return int(wrong[0]) if wrong.size else len(came)
+    def _accepted(self, tokens: np.ndarray) -> int:
+        """How many tokens of the last draft are in the sequence now."""
+        actual = tokens[self._draft_pos :][: len(self._draft)]
+        wrong = np.flatnonzero(actual != self._draft[: len(actual)])
+        return int(wrong[0]) if wrong.size else len(actual)

@@ -1,8 +1,9 @@
-"""llama2.c's .bin files: versions 0 and 1 in float32, version 2 in Q8_0; the header tells which.
+"""llama2.c's .bin files: versions 0 and 1 in float32, version 2 in Q8_0, as the header says.
 
 Formats: llama2.c's export.py (`legacy_export`, `version1_export`, `version2_export`). Everything
-is little-endian. A file is checked to the byte before anything in it is used, then mapped: no
-weight is copied. What llama2.c's headers have no field for stands in the zeros at their end.
+is little-endian. The size of a file must match its header to the byte before anything in it is
+used. The file is then mapped: no weight is copied. Settings without a field in llama2.c's headers
+are stored in the padding at their end.
 """
 
 from __future__ import annotations
@@ -30,34 +31,34 @@ from llama2np.output import printable
 MAGIC = 0x616B3432  # "ak42": the first word of every version but 0
 _HEADER_SIZE = {0: 28, 1: 256, 2: 256}
 _FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
-# Versions 1 and 2 at byte 64: magic, bytes of the fields that follow, and these as float32. All
-# zero, as llama2.c leaves it, means Config's defaults, and so does a field of zero.
+# Versions 1 and 2 have at byte 64: a magic number, the size in bytes of the following fields, and
+# the fields as float32. A field of zero means Config's default; llama2.c writes only zeros here.
 _EXTENSION_MAGIC = b"l2np"
 _EXTENSION_START, _EXTENSION_HEAD = 64, 8
 _EXTENSION_FIELDS = ("rope_theta", "norm_eps")
-_MOST = 2**27 - 1  # no real network has a larger number in its header; text read as one does
+_MAX = 2**27 - 1  # no real network has a larger number in its header; text read as numbers has
 
-# Tensors in file order. Those of the layers are stacked: all wq, then all wk ...
+# Tensors in file order. Tensors of layers are stacked: all wq, then all wk ...
 _FILE_ORDER = {
     0: "embedding attn_norm wq wk wv wo ffn_norm w_gate w_down w_up final_norm rope_tables",
     1: "attn_norm ffn_norm final_norm embedding wq wk wv wo w_gate w_down w_up",
 }
 _FILE_ORDER[2] = _FILE_ORDER[1]
-LAYER_TENSORS = tuple(LAYER_SHAPES)  # a stack of one for each layer
+LAYER_TENSORS = tuple(LAYER_SHAPES)  # each is a stack of the tensors of all layers
 
-# A tensor as a file holds it: float32 values, or int8 values and their float32 scales.
+# A tensor in a file: float32 values, or int8 values and their float32 scales.
 Tensor = np.ndarray | tuple[np.ndarray, np.ndarray]
 
 
 class CheckpointError(ValueError):
-    """A model file that cannot be used: says which, what was expected and what was found."""
+    """A model file that cannot be used. The text has the file, what was expected and found."""
 
     def __init__(self, text: str):
         super().__init__(printable(text))
 
 
 class CheckpointWarning(UserWarning):
-    """What a model file says twice, and not the same: says which of the two is taken."""
+    """A contradiction in a model file. The text says which of the two values is used."""
 
     def __init__(self, text: str):
         super().__init__(printable(text))
@@ -65,12 +66,12 @@ class CheckpointWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the first bytes of a .bin say. Raises ValueError for a group size that does not fit."""
+    """The header of a .bin. Raises ValueError for a group size that does not fit."""
 
     version: int
     config: Config
-    tied: bool  # the classifier is the embedding
-    group_size: int = 0  # values that share a scale; version 2 alone
+    tied: bool  # whether the classifier is the embedding
+    group_size: int = 0  # number of values that share a scale; only in version 2
 
     def __post_init__(self) -> None:
         for name in ("version", "group_size"):
@@ -83,12 +84,12 @@ class Header:
             )
         if self.version == 0 and (extra := _extension(self.config)):
             values = ", ".join(f"{name}={value:g}" for name, value in extra.items())
-            raise ValueError(f"version 0 has no room for {values}: use --version 1")
+            raise ValueError(f"version 0 has no field for {values}: use --version 1")
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield (name, shape) of each tensor, in file order."""
         c = self.config
-        # cos and sin, which nobody reads
+        # cos and sin, which are not used
         shapes: dict[str, tuple[int, ...]] = {"rope_tables": (2, c.seq_len, c.head_dim // 2)}
         for name, numbers in SHAPES.items():
             shape = tuple(int(getattr(c, number)) for number in numbers)
@@ -103,23 +104,23 @@ class Header:
         return self.version == 2 and name in MATRICES
 
     def size(self, name: str, shape: tuple[int, ...]) -> int:
-        """The bytes that a tensor takes."""
+        """The size of a tensor in bytes."""
         values = math.prod(shape)
         return values + 4 * (values // self.group_size) if self.quantized(name) else 4 * values
 
     @property
     def file_size(self) -> int:
-        """The bytes of the whole file."""
+        """The size of the whole file in bytes."""
         tensors = sum(self.size(name, shape) for name, shape in self.tensors())
         return _HEADER_SIZE[self.version] + tensors
 
     def to_bytes(self) -> bytes:
-        """The header as it stands in a file."""
+        """The header as bytes of a file."""
         numbers = [getattr(self.config, name) for name in _FIELDS]
-        if max(numbers) > _MOST:
+        if max(numbers) > _MAX:
             name = _FIELDS[numbers.index(max(numbers))]
             hint = ": choose another, --seq-len N" if name == "seq_len" else ""
-            raise ValueError(f"{name}={max(numbers):,}, a .bin holds {_MOST:,} at most{hint}")
+            raise ValueError(f"{name}={max(numbers):,}, a .bin holds at most {_MAX:,}{hint}")
         if self.version == 0:
             numbers[5] *= 1 if self.tied else -1
             return struct.pack("<7i", *numbers)
@@ -135,9 +136,9 @@ class Header:
 
 @kinds.reader("model", CheckpointError)
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read and check the header of a .bin, and the size of the file against it.
+    """Read and check the header of a .bin, and compare the size of the file with it.
 
-    Raises CheckpointError, and OSError where the file cannot be opened.
+    Raises CheckpointError, and OSError if the file cannot be opened.
     """
     with _opened(path) as file:
         return _read_header(path, file)
@@ -160,7 +161,7 @@ def _check_size(path: str | os.PathLike[str], header: Header, size: int) -> None
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Config, Weights]:
-    """Map a checkpoint. Raises CheckpointError, and OSError where the file cannot be opened."""
+    """Map a checkpoint. Raises CheckpointError, and OSError if the file cannot be opened."""
     header, tensors = open_tensors(path)
 
     named: dict[str, Any] = {}
@@ -176,8 +177,8 @@ def load(path: str | os.PathLike[str]) -> tuple[Config, Weights]:
 
 @kinds.reader("model", CheckpointError)
 def open_tensors(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
-    """Map a checkpoint as its header and its tensors by name. Raises as `load`."""
-    with _opened(path) as file:  # once: header and bytes are of one file
+    """Map a checkpoint; return its header and its tensors by name. Raises the errors of `load`."""
+    with _opened(path) as file:  # opened once, so that header and data are of the same file
         header = _read_header(path, file)
         data, offset, tensors = _map(file), _HEADER_SIZE[header.version], {}
     _check_size(path, header, len(data))
@@ -194,11 +195,11 @@ def save(
     header: Header,
     tensors: Mapping[str, Tensor | Iterator[np.ndarray]],
 ) -> None:
-    """Write a checkpoint, tensor by tensor; whatever goes wrong leaves no part of it.
+    """Write a checkpoint, tensor by tensor. After an error no part of it is left.
 
-    `tensors` holds those that `Header.tensors` yields, as whole tensors of that shape or as
-    iterators over arrays whose bytes, one after another, are the tensor in the file. The
-    rope_tables are zeros if not given. Raises ValueError for wrong shapes, and OSError.
+    `tensors` has the names that `Header.tensors` yields. A value is a whole tensor of that shape,
+    or an iterator over arrays whose bytes, concatenated, are the tensor in the file. The
+    rope_tables are zeros if they are missing. Raises ValueError for wrong shapes, and OSError.
     """
     with replacing(path, header.file_size) as file:
         file.write(header.to_bytes())
@@ -213,7 +214,7 @@ def save(
 
 
 def _zeros(size: int) -> Iterator[np.ndarray]:
-    """`size` bytes of zeros, some at a time."""
+    """Yield `size` bytes of zeros in blocks."""
     zeros = np.zeros(2**20, np.uint8)
     for start in range(0, size, len(zeros)):
         yield zeros[: size - start]
@@ -222,7 +223,7 @@ def _zeros(size: int) -> Iterator[np.ndarray]:
 def _parts(
     header: Header, name: str, shape: tuple[int, ...], tensor: Tensor
 ) -> Iterator[np.ndarray]:
-    """The arrays of a whole tensor in the order of the file."""
+    """Yield the arrays of a whole tensor in the order of the file."""
     values = tensor[0] if isinstance(tensor, tuple) else tensor
     if values.shape != shape or isinstance(tensor, tuple) != header.quantized(name):
         raise ValueError(f"{name} has shape {values.shape}, expected {shape}")
@@ -236,19 +237,19 @@ def _parts(
 
 
 def _extension(config: Config) -> dict[str, float]:
-    """The fields that are not what llama2.c takes for granted."""
+    """The fields that differ from llama2.c's fixed values."""
     fields, float32 = {}, np.finfo(np.float32)
     for name in _EXTENSION_FIELDS:
         value = getattr(config, name)
         if value != Config.__dataclass_fields__[name].default:
             if not float(float32.tiny) <= value <= float(float32.max):
-                raise ValueError(f"{name}={value} is no float32")
+                raise ValueError(f"{name}={value} is not a float32 value")
             fields[name] = value
     return fields
 
 
 def _parse_extension(path: str | os.PathLike[str], head: bytes) -> dict[str, float]:
-    """The fields that the header of version 1 or 2 states beyond llama2.c's."""
+    """The fields in the header of version 1 or 2 that llama2.c does not have."""
     block = head[_EXTENSION_START:]
     if block[:4] != _EXTENSION_MAGIC:
         return {}
@@ -256,10 +257,10 @@ def _parse_extension(path: str | os.PathLike[str], head: bytes) -> dict[str, flo
     size = _EXTENSION_HEAD + struct.unpack_from("<I", block, 4)[0]
     if size < start or size > len(block) or any(block[start:size]):
         raise CheckpointError(
-            f"{path}: its header has fields unknown here: written by a newer llama2np?"
+            f"{path}: its header has unknown fields: was it written by a newer llama2np?"
         )
     values = np.frombuffer(block[_EXTENSION_HEAD:start], "<f4")
-    # Through text: 1e-6 comes back as 1e-6, not as the float64 of its float32.
+    # Through text, so that 1e-6 is read as 1e-6, not as the float64 of its float32.
     return {n: float(str(v)) for n, v in zip(_EXTENSION_FIELDS, values, strict=True) if v != 0}
 
 
@@ -269,7 +270,7 @@ def _parse_header(path: str | os.PathLike[str], head: bytes) -> Header:
         version, start = int.from_bytes(head[4:8], "little", signed=True), 8
         if version not in (1, 2) and len(head) >= 8:
             raise CheckpointError(f"{path}: version {version}, expected 0, 1 or 2")
-    # Of a version that was cut off, nothing is known: the header of the longest is missing.
+    # If the version itself is cut off, the longest header is reported as expected.
     needed = _HEADER_SIZE.get(version, max(_HEADER_SIZE.values()))
     if len(head) < needed:
         raise CheckpointError(
@@ -287,10 +288,10 @@ def _parse_header(path: str | os.PathLike[str], head: bytes) -> Header:
     if version == 2:
         group_size = struct.unpack_from("<i", head, 37)[0]
     for name, value in numbers.items():
-        if not 0 < value <= _MOST:
+        if not 0 < value <= _MAX:
             raise CheckpointError(
                 f"{path}: not a llama2.c checkpoint: its header says {name}={value}, "
-                f"expected 1 to {_MOST:,}"
+                f"expected 1 to {_MAX:,}"
             )
     try:
         config = Config(**numbers, **extra)
@@ -306,16 +307,17 @@ def _parse_header(path: str | os.PathLike[str], head: bytes) -> Header:
 
 
 def _map(file: BinaryIO) -> np.ndarray:
-    """The bytes of a file as a uint8 array, mapped. A file that shrinks later ends in SIGBUS.
+    """Map a file as a uint8 array. If the file shrinks later, access to it causes SIGBUS.
 
-    Copy-on-write: never written to the file, yet writeable, so that numba sees one array type. A
-    system that will not promise that much memory gets a read-only map, and a second compilation.
+    The map is copy-on-write: nothing is written to the file, but the array is writeable, so that
+    numba sees the same array type everywhere. If the system cannot reserve so much memory, the map
+    is read-only, and the kernels are compiled a second time for it.
     """
     try:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (OSError, MemoryError):
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux; it measured 5 to 10 % on large models
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux; 5 to 10 % faster on large models
         with suppress(OSError):
             mapped.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(mapped, np.uint8)
@@ -328,7 +330,7 @@ def _float32_view(data: np.ndarray, shape: tuple[int, ...], _group_size: int) ->
 def _quantized_view(
     data: np.ndarray, shape: tuple[int, ...], group_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix, or each of a stack of them, is its int8 values and then its scales."""
+    """View the int8 values and the scales; each matrix of a stack has its values, then scales."""
     *stack, rows, columns = shape
     data = data.reshape(*stack, -1)
     values = data[..., : rows * columns].view(np.int8).reshape(shape)
@@ -337,7 +339,7 @@ def _quantized_view(
 
 
 def _weight(tensor: Tensor, layer: int | None = None) -> Dense | Int8 | np.ndarray:
-    """A tensor, or the one of `layer` in a stack, as the network has it."""
+    """A tensor in the form that the network uses; with `layer`, that of one layer in a stack."""
     at = slice(None) if layer is None else layer
     if isinstance(tensor, tuple):
         return Int8(tensor[0][at], tensor[1][at])

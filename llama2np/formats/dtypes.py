@@ -1,4 +1,4 @@
-"""The types that weights come in, as NumPy knows them."""
+"""The data types of weights, as NumPy dtypes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llama2np.formats.checkpoint import CheckpointError
 
 
 def quiet(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep NumPy from warning of nan and inf: the writers and `inspect` speak of them."""
+    """Suppress NumPy's warnings about nan and inf: the writers and `inspect` report them."""
 
     @wraps(function)
     def quietly(*arguments: Any) -> Any:
@@ -24,7 +24,7 @@ def quiet(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def bfloat16() -> np.dtype[Any]:
     """NumPy's bfloat16: float32 without its lower half, from ml_dtypes."""
-    from ml_dtypes import bfloat16  # only for those who have such a file
+    from ml_dtypes import bfloat16  # not imported unless a file has it
 
     dtype: np.dtype[Any] = np.dtype(bfloat16)
     return dtype
@@ -38,7 +38,7 @@ DTYPES: dict[str, Callable[[], np.dtype[Any]]] = {
 
 
 def dtype_of(name: str, where: str) -> np.dtype[Any]:
-    """The type of that name. Raises CheckpointError for one that no weights come in."""
+    """The type of that name. Raises CheckpointError if it is not a type of weights."""
     if name not in DTYPES:
         raise CheckpointError(f"{where}: is {name}, expected {', '.join(DTYPES)}")
     return DTYPES[name]()

@@ -1,4 +1,4 @@
-"""`export`: any checkpoint that can be read, as any that can be written."""
+"""`export`: convert a checkpoint of any supported format to another one."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def export(
 ) -> None:
     """Convert `checkpoint` to `path`: the command `export` as a function.
 
-    checkpoint: a .bin, or a model in the box by its name; a .pt of llama2.c's trainer, or a folder
-    of Meta's or Hugging Face's; what it is shows. version: 0 or 1 (float32), 2 (Q8_0), or -1, a
-    Hugging Face folder with weights of `dtype` ("float32", "float16", "bfloat16"). seq_len:
-    positions, if not those of the source.
-    progress: is told of each number of values done. Raises CheckpointError, ValueError and
-    OSError; `path` is then as it was.
+    checkpoint: a .bin, the name of a bundled model, a .pt of llama2.c's train.py, or a folder in
+    Meta's or Hugging Face's format; the content decides which. version: 0 or 1 (float32),
+    2 (Q8_0), or -1, a Hugging Face folder with weights of `dtype` ("float32", "float16",
+    "bfloat16"). seq_len: the number of positions, by default that of the source.
+    progress: a function that is called with the number of values written since its last call.
+    Raises CheckpointError, ValueError and OSError; `path` is then unchanged.
     """
     path_like("checkpoint", checkpoint)
     path_like("path", path)

@@ -1,7 +1,8 @@
 """Hugging Face's Llama folders: config.json, and weights in safetensors or pytorch_model.bin.
 
-What the forward pass does not compute is refused by name: other architectures, RoPE scaling,
-biases, quantized weights. Field names: transformers' LlamaConfig, its old and new spellings.
+Features that the forward pass does not compute are rejected by name: other architectures, RoPE
+scaling, biases, quantized weights. The field names are those of transformers' LlamaConfig, in its
+old and new spellings.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _LAYER_NAMES = {
 }
 _IGNORED = "rotary_emb.inv_freq"  # a table that old versions saved
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-# Fields that change the computation: the values under which it is the one that we compute.
+# Fields that change the computation, and their values for the computation that we do.
 _NEUTRAL = {
     "hidden_act": ("silu", None),
     "attention_bias": (False, None),

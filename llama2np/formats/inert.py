@@ -1,8 +1,9 @@
-"""Names that a pickle may give: which of them can stand for data.
+"""Names in a pickle: which of them can be names of data.
 
-A pickle is never run here, so no name in it can do harm, and an object of any class is passed over.
-But a name such as os.system says that somebody tried: such a file is refused by that name. The list
-is of what attacks are made of, not of all that could be; what is missing in it is not run either.
+A pickle is never executed here, so no name in it can do harm, and objects of unknown classes are
+skipped. But a name such as os.system is a sign of an attack: a file that contains it is rejected.
+The list has the names that attacks use, not all that they could use; a name that is missing in it
+is not executed either.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ _MODULES = frozenset(
     "tempfile _thread threading timeit trace types unittest urllib venv webbrowser xmlrpc "
     "zipimport".split()
 )
-# What is data in them.
+# Names in these modules that are data.
 _DATA = {("types", "SimpleNamespace"), ("types", "MappingProxyType"), ("types", "NoneType")}
-# What runs, loads or changes something, in whatever module it is.
+# Names that execute, load or change something, in any module.
 _RUN = frozenset(
     "eval exec execfile compile system popen Popen __import__ reload load loads _load_from_bytes "
     "open file input raw_input breakpoint globals locals vars setattr delattr exit quit".split()
@@ -29,13 +30,13 @@ _RUN = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A name that a pickle refers to; never what it stands for."""
+    """A name in a pickle; the object of that name is never looked up."""
 
     module: str
     name: str
 
 
 def is_data(module: str, name: str) -> bool:
-    """Whether this can be the name of a class of data, or of what makes an object of one."""
+    """Whether this can be the name of a class of data, or of a function that makes an object."""
     root, last = module.partition(".")[0], name.rpartition(".")[2]
     return (module, name) in _DATA or (root not in _MODULES and last not in _RUN)

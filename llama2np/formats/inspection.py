@@ -1,4 +1,4 @@
-"""What a checkpoint of any kind holds, in lines for people."""
+"""A description of a checkpoint of any kind, in lines of text."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from llama2np.output import printable
 def describe(
     path: str | os.PathLike[str], against: str | os.PathLike[str] | None = None
 ) -> Iterator[str]:
-    """Yield lines on a checkpoint: its kind, Config, size, tensors, and whether all is finite.
+    """Yield lines about a checkpoint: kind, Config, size, tensors, and whether all are finite.
 
-    With `against`, the checkpoint that it was made from, a line for each tensor says how far its
-    values are from those. Raises CheckpointError, and OSError.
+    With `against`, the checkpoint that it was made from, the line of each tensor has the errors of
+    its values. Raises CheckpointError, and OSError.
     """
     kind, found = open_any(path)
     original = None if against is None else _tensors(open_any(against)[1])
@@ -33,7 +33,8 @@ def describe(
     yield f"{path}: {kind}"
     if isinstance(found, Source):
         yield " ".join(f"{name}={value}" for name, value in asdict(found.config).items())
-        yield f"{found.size:,} parameters, classifier {'tied' if found.tied else 'of its own'}"
+        tied = "tied to the embedding" if found.tied else "not tied"
+        yield f"{found.size:,} parameters, classifier {tied}"
     rows = _stacked(tensors) if original is None else {name: [name] for name in tensors}
     width = min(max(map(len, rows), default=0), 80)
     all_finite = True
@@ -44,13 +45,13 @@ def describe(
         all_finite &= finite
         told = f"{_summary(parts)}{_told(error)}{'' if finite else ', NOT FINITE'}"
         yield f"{printable(label):{width}}  {told}"
-    yield "all values are finite" if all_finite else "there are values that are nan or inf"
+    yield "all values are finite" if all_finite else "some values are nan or inf"
 
 
 def open_any(path: str | os.PathLike[str]) -> tuple[str, Source | dict[str, Stored]]:
-    """Open a checkpoint by what it looks like: a Source, or the tensors of a file without config.
+    """Open a checkpoint of any kind: a Source, or the tensors of a file without a config.
 
-    The first value says what it is. Raises CheckpointError, and OSError.
+    The first value is the name of the kind. Raises CheckpointError, and OSError.
     """
     path = Path(box.located(path))
     if path.is_dir():
@@ -62,13 +63,13 @@ def open_any(path: str | os.PathLike[str]) -> tuple[str, Source | dict[str, Stor
             kinds.explained(path, "any")
             or f"{path}: a folder without params.json (Meta) or config.json (HF)"
         )
-    # The name counts only where the file says nothing: a damaged one.
+    # The suffix counts only if the content is not recognised, as in a damaged file.
     kind = kinds.kind_of(path)
     suffix = path.suffix if kind in ("", "empty", "pickle") else ""
     if kind in ("trainer", "torch", "torch-old") or suffix in (".pt", ".pth"):
         torch_file = TorchFile(path)
         if isinstance(torch_file.content, dict) and "model_args" in torch_file.content:
-            return "llama2.c's trainer", llama2c.read_pt(path)
+            return "llama2.c's train.py", llama2c.read_pt(path)
         return "tensors in a torch file", torch_file.tensors()
     if "safetensors" in (kind, suffix[1:]):
         return "tensors in a safetensors file", safetensors.read(path)
@@ -85,7 +86,7 @@ def _tensors(found: Source | dict[str, Stored]) -> Mapping[str, Stored]:
 
 
 def _stacked(tensors: Mapping[str, Stored]) -> dict[str, list[str]]:
-    """The names of the tensors by what they are called without the number of their layer."""
+    """{name without the number of the layer: names of the tensors}."""
     rows: dict[str, list[str]] = {}
     for name in tensors:
         label = ".".join("*" if part.isdecimal() else part for part in name.split("."))
@@ -107,7 +108,7 @@ def _finite(tensor: Stored) -> bool:
 
 @quiet
 def _compared(name: str, tensor: Stored, original: Mapping[str, Stored]) -> Error | None:
-    """How far a tensor is from the one of that name; None where there is none of its shape."""
+    """The errors compared with the tensor of that name; None if there is none of the same shape."""
     other = original.get(name)
     if other is None or other.shape != tensor.shape:
         return None

@@ -1,4 +1,4 @@
-"""JSON files that describe models, read with suspicion."""
+"""JSON files that describe models, with checks of their fields."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from llama2np.formats import kinds
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.output import brief
 
-# Bytes. As Python objects, JSON takes up to thirty times as much memory. A config has some kB; an
-# index, which names each tensor, has 9 MB for the 92,000 tensors of DeepSeek-V3.
+# In bytes. As Python objects, JSON takes up to thirty times as much memory. A config has some kB;
+# an index, which names each tensor, has 9 MB for the 92,000 tensors of DeepSeek-V3.
 LARGEST_CONFIG, LARGEST_INDEX = 2**20, 2**24
 _REQUIRED = object()
 
@@ -20,7 +20,7 @@ _REQUIRED = object()
 class JsonFile:
     """An object in a JSON file, whose fields are checked as they are read.
 
-    Raises CheckpointError naming the file and the field, and OSError.
+    Raises CheckpointError with the file and the field, and OSError.
     """
 
     def __init__(self, path: str | os.PathLike[str], limit: int = LARGEST_CONFIG):
@@ -28,26 +28,26 @@ class JsonFile:
         with open_regular(path) as file:
             data = read_at_most(file, limit)
         if data is None:
-            raise CheckpointError(f"{path}: is larger than {limit:,} bytes, the most expected")
+            raise CheckpointError(f"{path}: is larger than {limit:,} bytes, the maximum here")
         with kinds.named(path, "json", CheckpointError):
             self._fields = parse_object(data, self.path)
 
     def inner(self, key: str) -> JsonFile:
-        """The object in that field, likewise."""
+        """The object in that field, as a JsonFile."""
         inner = object.__new__(JsonFile)
         inner.path, inner._fields = f"{self.path}: {key}", self._fields[key]
         return inner
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The field as it is."""
+        """The value of a field, unchecked."""
         return self._fields.get(key, default)
 
     def whole(self, key: str, default: Any = _REQUIRED) -> int:
-        """A whole number above 0; `default` where the field is missing or null."""
+        """A whole number above 0; `default` if the field is missing or null."""
         return int(self._checked(key, default, int, "a whole number above 0"))
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
-        """A number above 0; `default` where the field is missing or null."""
+        """A number above 0; `default` if the field is missing or null."""
         return float(self._checked(key, default, (int, float), "a number above 0"))
 
     def _checked(self, key: str, default: Any, kind: type | tuple[type, ...], expected: str) -> Any:
@@ -63,12 +63,12 @@ class JsonFile:
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError for anything else, and for a key that comes twice."""
+    """A JSON object. Raises CheckpointError for anything else, and for a repeated key."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) != len(pairs):
-            raise ValueError("a key comes twice")
+            raise ValueError("a key occurs twice")
         return fields
 
     try:

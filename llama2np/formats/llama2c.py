@@ -1,4 +1,4 @@
-"""llama2.c's own files: the .pt of its trainer, and .bin of any version."""
+"""llama2.c's own files: the .pt of its train.py, and .bin of any version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files as memory, for reading from the beginning to the end."""
+"""Memory-mapped files that are read from the beginning to the end."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def map_file(path: str | os.PathLike[str]) -> mmap.mmap | bytes:
     """The bytes of a file, mapped. Raises OSError."""
     with open_regular(path) as file:
         if not os.fstat(file.fileno()).st_size:
-            return b""  # which cannot be mapped
+            return b""  # an empty file cannot be mapped
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_SEQUENTIAL"):  # not on Windows
         with suppress(OSError):
-            mapped.madvise(mmap.MADV_SEQUENTIAL)  # a third of the time on Linux
+            mapped.madvise(mmap.MADV_SEQUENTIAL)  # reading takes a third of the time on Linux
     return mapped

@@ -1,7 +1,7 @@
 """Meta's Llama folders: params.json, and consolidated.00.pth, consolidated.01.pth ...
 
-Each file holds a slice of every matrix, for one processor of a row of them: some of its rows, or
-of its columns, as llama2.c's export.py joins them.
+Each file holds a slice of every matrix, for one GPU of tensor parallelism: some of its rows, or of
+its columns. They are joined as in llama2.c's export.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llama2np.formats.torch_zip import TorchFile
 from llama2np.model.config import Config
 from llama2np.output import brief
 
-SEQ_LEN = 2048  # params.json does not say it; llama2.c's choice
+SEQ_LEN = 2048  # llama2.c's choice, since params.json does not have it
 
 _NAMES = {
     "tok_embeddings": "embedding",
@@ -39,7 +39,7 @@ _NAMES = {
 }
 _NAME = re.compile(r"(?:layers\.(?P<layer>0|[1-9]\d{0,8})\.)?(?P<name>[a-z_.0-9]+?)\.weight")
 _IGNORED = re.compile(r"rope\.freqs|freqs_(cis|cos|sin)")  # tables that follow from the config
-_SIDE_BY_SIDE = ("embedding", "wo.", "w_down.")  # sliced along their columns
+_SIDE_BY_SIDE = ("embedding", "wo.", "w_down.")  # these are sliced by columns
 _REFUSED = {
     "use_scaled_rope": "RoPE scaling",
     "moe": "mixture of experts",
@@ -49,7 +49,7 @@ _REFUSED = {
 
 @kinds.reader("meta", CheckpointError)
 def read(folder: str | os.PathLike[str]) -> Source:
-    """Open a Llama in Meta's form. Raises CheckpointError, and OSError."""
+    """Open a Llama in Meta's format. Raises CheckpointError, and OSError."""
     folder = Path(folder)
     params = JsonFile(folder / "params.json")
     for name, what in _REFUSED.items():
@@ -77,7 +77,7 @@ def read(folder: str | os.PathLike[str]) -> Source:
 
 
 def our_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """The tensors under our names, where we have one; llama2.c's trainer uses Meta's too."""
+    """The tensors by our names, if we have one. llama2.c's train.py uses Meta's names, too."""
     named = {}
     for name, tensor in tensors.items():
         if _IGNORED.fullmatch(name):
@@ -87,17 +87,20 @@ def our_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
         if match and match["layer"]:
             ours += f".{match['layer']}"
         if ours in named:
-            raise CheckpointError(f"{name} is a second {ours}")
+            raise CheckpointError(f"{name} is a second tensor for {ours}")
         named[ours] = tensor
     return named
 
 
 def config_of(path: str, tensors: Mapping[str, Stored], **numbers: float) -> Config:
-    """A Config of `numbers`, hidden_dim and vocab_size from the tensors. CheckpointError."""
+    """A Config of `numbers`, and of hidden_dim and vocab_size from the shapes of the tensors.
+
+    Raises CheckpointError.
+    """
     fields: dict[str, Any] = dict(numbers)
     for field, name in (("hidden_dim", "w_gate.0"), ("vocab_size", "embedding")):
         if name not in tensors or len(tensors[name].shape) != 2:
-            raise CheckpointError(f"{path}: there is no matrix for {name} beside it")
+            raise CheckpointError(f"{path}: the files beside it have no matrix for {name}")
         fields[field] = tensors[name].shape[0]
     try:
         return Config(**fields)
@@ -123,7 +126,7 @@ def _joined(shards: list[dict[str, Stored]], dim: int, folder: Path) -> dict[str
             if name not in shard:
                 raise CheckpointError(f"{folder}/consolidated.{i:02d}.pth: has no {name}")
         if len(shards) == 1 or len(first.shape) != 2:
-            tensors[name] = first  # vectors are the same in each
+            tensors[name] = first  # each file has the whole vector
             continue
         try:
             tensors[name] = concatenated([shard[name] for shard in shards], _axis(name, first, dim))
@@ -135,5 +138,5 @@ def _joined(shards: list[dict[str, Stored]], dim: int, folder: Path) -> dict[str
 def _axis(name: str, first: Stored, dim: int) -> int:
     (ours,) = our_names({name: first}) or (name,)
     if ours == "embedding" and first.shape[1] == dim:
-        return 0  # Llama 3 deals out the vocabulary instead
+        return 0  # Llama 3 slices the embedding by rows
     return int(ours.startswith(_SIDE_BY_SIDE))

@@ -1,4 +1,4 @@
-"""What tensors are called, without what trainers and wrappers put around their names."""
+"""Names of tensors without the prefixes that trainers and wrappers add."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from llama2np.formats.checkpoint import CheckpointError
 
 T = TypeVar("T")
 
-# A module that holds the network gives each name a part: DistributedDataParallel and DataParallel,
+# A module around the network adds a part to each name: DistributedDataParallel and DataParallel,
 # torch.compile, FSDP, activation checkpointing. Parts of a network may be wrapped, too.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_NETWORK = "model"  # Hugging Face's name of what is below the head, and many a trainer's of it all
+_NETWORK = "model"  # Hugging Face's name for all but the head; many trainers use it for everything
 
 
 def bare(name: str) -> str:
-    """A name without wrappers and without "model." before it."""
+    """A name without the prefixes of wrappers and without "model."."""
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
     while len(parts) > 1 and parts[0] == _NETWORK:
         del parts[0]
@@ -24,12 +24,14 @@ def bare(name: str) -> str:
 
 
 def unwrapped(tensors: Mapping[str, T], where: str) -> dict[str, T]:
-    """The tensors by their bare names. Raises CheckpointError where two have the same."""
+    """The tensors by their bare names. Raises CheckpointError if two have the same."""
     found: dict[str, T] = {}
     first: dict[str, str] = {}
     for name, tensor in tensors.items():
         plain = bare(name)
         if plain in found:
-            raise CheckpointError(f"{where}: {name} is a second {first[plain]}: which one to take?")
+            raise CheckpointError(
+                f"{where}: {name} and {first[plain]} are the same tensor: expected one of them"
+            )
         found[plain], first[plain] = tensor, name
     return found

@@ -1,9 +1,9 @@
-"""Pickles as data: dictionaries, numbers, strings and where tensors are. Nothing in one is run.
+"""Pickles as data: dictionaries, numbers, strings, and where tensors are. Nothing is executed.
 
 A pickle is a program for a small stack machine. This machine has the instructions that
-torch.save writes. It imports nothing and calls nothing that a pickle names: of the names that
-weights need it knows what they mean, and of any other object only a Placeholder is made, without
-its contents. Names that attacks are made of (inert.py) are refused all the same.
+torch.save writes. It imports nothing and calls nothing that a pickle names: it has its own code for
+the names that weights need, and any other object becomes a Placeholder without contents. Names that
+attacks use (inert.py) are rejected nevertheless.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _SCALARS = [(f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")
 _NUMBERS = dict(zip("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8".split(), "?bhiqBHIQefd", strict=True))
 _LONGEST_NUMBER = 16  # bytes: more are no number, and may be shared any number of times
 _MARK = object()
-_MOST_REMEMBERED = 2**20  # a network has some thousands of tensors
-_MOST_DIMENSIONS = 32  # older NumPy's limit; weights have one or two
+_MAX_REMEMBERED = 2**20  # a network has some thousands of tensors
+_MAX_DIMENSIONS = 32  # the limit of older NumPy; weights have one or two
 
 _PUSHED_AS_THEY_ARE = set(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
@@ -62,9 +62,9 @@ class PickleError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """An object that weights do not need. What it was made of is left out."""
+    """An object that weights do not need, without its contents."""
 
-    kind: Name  # of which class, or what function would have made it
+    kind: Name  # its class, or the function that would have made it
 
     def __repr__(self) -> str:
         return f"a {self.kind.module}.{self.kind.name}"
@@ -72,7 +72,7 @@ class Placeholder:
 
 @dataclass(slots=True)
 class _Dtype:
-    """NumPy's type of a number, as a letter of the module struct."""
+    """NumPy's type of a number, as a format character of the module struct."""
 
     letter: str
     order: str = "<"
@@ -89,7 +89,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """Where a tensor is: from value `offset` of `storage` on, in steps of `strides` values."""
+    """Where a tensor is: it starts at value `offset` of `storage`; strides count values, too."""
 
     storage: Storage
     offset: int
@@ -105,10 +105,10 @@ _SET = Placeholder(Name("builtins", "set"))
 
 
 def load(data: bytes) -> Any:
-    """Return what a pickle holds. Raises PickleError naming what is refused."""
+    """Return the object in a pickle. Raises PickleError, which names what is rejected."""
     machine = _Machine()
     try:
-        with warnings.catch_warnings():  # of odd escapes in strings
+        with warnings.catch_warnings():  # about invalid escapes in strings
             warnings.simplefilter("ignore")
             for instruction, argument, _ in pickletools.genops(data):
                 if instruction.name == "STOP":
@@ -118,7 +118,7 @@ def load(data: bytes) -> Any:
         raise
     except _ERRORS as error:
         raise PickleError(f"damaged pickle: {error}") from None
-    raise PickleError("damaged pickle: no end")
+    raise PickleError("damaged pickle: it has no end")
 
 
 class _Machine:
@@ -127,7 +127,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def step(self, instruction: str, argument: Any) -> None:
-        """Do one instruction. The three parts of the instruction set are tried in turn."""
+        """Execute one instruction. Each part of the instruction set is tried in turn."""
         if instruction in ("PROTO", "FRAME"):
             return
         if not (
@@ -135,7 +135,7 @@ class _Machine:
             or self._collect(instruction)
             or self._refer(instruction, argument)
         ):
-            raise PickleError(f"instruction {instruction} is refused, weights do not need it")
+            raise PickleError(f"instruction {instruction} is refused: weights do not need it")
 
     def _push(self, instruction: str, argument: Any) -> bool:
         push = self.stack.append
@@ -162,12 +162,12 @@ class _Machine:
         return True
 
     def _remember(self, number: int) -> None:
-        if number >= _MOST_REMEMBERED:
-            raise PickleError(f"it remembers more than {_MOST_REMEMBERED:,} objects")
+        if number >= _MAX_REMEMBERED:
+            raise PickleError(f"it remembers more than {_MAX_REMEMBERED:,} objects")
         self.memo[number] = self.stack[-1]
 
     def _collect(self, instruction: str) -> bool:
-        """Instructions that put what is on the stack into tuples, lists and dictionaries."""
+        """Instructions that put values of the stack into tuples, lists and dictionaries."""
         pop = self.stack.pop
         if instruction in _TUPLES:
             count = _TUPLES[instruction]
@@ -221,7 +221,7 @@ class _Machine:
         elif instruction in ("NEWOBJ", "NEWOBJ_EX"):
             del self.stack[-1 if instruction == "NEWOBJ" else -2 :]  # the arguments
             push(_made(pop()))
-        elif instruction == "BUILD":  # a state_dict's notes on its modules, an object's attributes
+        elif instruction == "BUILD":  # the metadata of a state_dict, or the attributes of an object
             state = pop()
             target = self._target(dict, Placeholder, TensorRecord, _Dtype)
             if isinstance(target, _Dtype):
@@ -233,7 +233,7 @@ class _Machine:
         return True
 
     def _from_mark(self) -> list[Any]:
-        """Take what is above the last mark, and the mark, off the stack."""
+        """Remove the last mark and the values above it from the stack; return the values."""
         at = len(self.stack) - 1
         while self.stack[at] is not _MARK:
             at -= 1
@@ -242,7 +242,7 @@ class _Machine:
         return values
 
     def _target(self, *kinds: type) -> Any:
-        """What is on top of the stack, which an instruction is about to fill."""
+        """The object on top of the stack, which an instruction is about to fill."""
         target = self.stack[-1]
         if type(target) not in kinds:
             raise PickleError(
@@ -252,34 +252,37 @@ class _Machine:
 
 
 def _is_key(key: Any) -> bool:
-    """Whether it is a key that matters: a string, or a number as optimizers have.
+    """Whether a key is kept: a string, or a small number as in the state of an optimizer.
 
-    What else is a key in an extra of a trainer's is left out, with its value. Hashing nested tuples
-    overflows the C stack, or never ends; of large numbers, and of floats, any count may have one
-    hash, and a dictionary of them takes the square of their time.
+    Other keys of a dictionary are skipped with their values. Hashing nested tuples can overflow the
+    C stack, or never end. Any number of large integers, or of floats, can have the same hash, and a
+    dictionary of n such keys takes O(n²) time.
     """
     return isinstance(key, str) or isinstance(key, int) and 0 <= key < 2**32
 
 
 def _known(module: Any, name: Any) -> Name:
     if type(module) is not str or type(name) is not str:
-        raise PickleError("damaged pickle: a name that is no string")
+        raise PickleError("damaged pickle: a name that is not a string")
     if not is_data(module, name):
         raise PickleError(
-            f"its pickle names {module}.{name}, which weights do not need: refused, nothing was run"
+            f"its pickle names {module}.{name}, which weights do not need: refused, no code was run"
         )
     return Name(module, name)
 
 
 def _rebuilt(function: Any, arguments: tuple[Any, ...]) -> Any:
-    """What calling `function` would have given, for those that are known."""
+    """The result that a call of `function` would have, for functions that are known here."""
     if not isinstance(function, Name | Placeholder) or not isinstance(arguments, tuple):
         raise PickleError(f"damaged pickle: it calls a {type(function).__name__}")
     if isinstance(function, Placeholder):
         return function
     name = (function.module, function.name)
     if name in _STORAGES or (name == _ORDERED and arguments):  # a copy could be a bomb
-        raise PickleError(f"its pickle calls {function.module}.{function.name} like that: refused")
+        raise PickleError(
+            f"its pickle calls {function.module}.{function.name} with other arguments than "
+            "torch.save: refused"
+        )
     if name in (_PARAMETER, _WITH_STATE):
         return arguments[0]
     if name == _REBUILD:
@@ -297,7 +300,7 @@ def _rebuilt(function: Any, arguments: tuple[Any, ...]) -> Any:
 
 
 def _made(kind: Any) -> Any:
-    """An object of a class: an empty dictionary, to be filled, or a Placeholder."""
+    """An object of a class: an empty dictionary, which is filled later, or a Placeholder."""
     if not isinstance(kind, Name | Placeholder):
         raise PickleError(f"damaged pickle: an object of a {type(kind).__name__}")
     if isinstance(kind, Placeholder):
@@ -306,7 +309,7 @@ def _made(kind: Any) -> Any:
 
 
 def _number(dtype: Any, data: Any) -> bool | int | float | None:
-    """The Python number of a NumPy number; None where it is something else, such as a date."""
+    """The Python number of a NumPy number; None if it is something else, such as a date."""
     if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
         return None
     number: bool | int | float = struct.unpack(dtype.order + dtype.letter, data)[0]
@@ -316,7 +319,7 @@ def _number(dtype: Any, data: Any) -> bool | int | float | None:
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> TensorRecord:
     if not isinstance(storage, Storage) or len(shape) != len(strides):
         raise PickleError("damaged pickle: a tensor without a storage, or without strides")
-    if len(shape) > _MOST_DIMENSIONS:  # one list may serve any number of tensors
+    if len(shape) > _MAX_DIMENSIONS:  # one list may serve any number of tensors
         raise PickleError(f"a tensor claims {len(shape):,} dimensions")
     numbers = (offset, *shape, *strides)
     if not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
@@ -328,8 +331,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> TensorRecord
 def _storage(persistent_id: Any) -> Storage:
     kind, name, key, _device, size = persistent_id
     dtype = None
-    if isinstance(name, Name):  # of a type that no weights come in: an extra may
+    if isinstance(name, Name):  # a type that weights cannot have; other tensors may have it
         dtype = _STORAGES.get((name.module, name.name), f"{name.module}.{name.name}")
     if kind != "storage" or dtype is None or type(key) is not str or type(size) is not int:
-        raise PickleError("damaged pickle: a reference to something that is no storage")
+        raise PickleError("damaged pickle: a reference to something that is not a storage")
     return Storage(dtype, key, size)

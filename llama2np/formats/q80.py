@@ -10,12 +10,12 @@ from llama2np.arguments import whole
 from llama2np.formats.dtypes import quiet
 from llama2np.model.config import Config
 
-_GROUP_SIZE = 64  # llama2.c's, where the network allows it
+_GROUP_SIZE = 64  # llama2.c's, used if the network allows it
 
 
 @dataclass(slots=True)
 class Error:
-    """How far dequantized values are from what they were."""
+    """The absolute error of dequantized values."""
 
     largest: float = 0.0
     total: float = 0.0
@@ -27,7 +27,7 @@ class Error:
         return self.total / max(self.count, 1)
 
     def add(self, other: Error) -> None:
-        """Take in the error of more values."""
+        """Include the error of more values."""
         self.largest = max(self.largest, other.largest)
         self.total += other.total
         self.count += other.count
@@ -36,7 +36,7 @@ class Error:
 def group_size_for(config: Config) -> int:
     """The largest of 64, 32, 16 ... that divides dim and hidden_dim.
 
-    llama2.c looks at dim alone, and its runq then computes wrong values (llama2.c #532).
+    llama2.c considers dim alone, and its runq then computes wrong values (llama2.c #532).
     """
     group = _GROUP_SIZE
     while config.dim % group or config.hidden_dim % group:
@@ -46,19 +46,19 @@ def group_size_for(config: Config) -> int:
 
 @quiet
 def quantize(w: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray, Error]:
-    """Return int8 values (d, n), float32 scales (d, n / group), and the error of it.
+    """Return int8 values (d, n), float32 scales (d, n / group), and the quantization error.
 
-    w: (d, n) float32, contiguous. scale = max|w| / 127; q = w / scale, half to even; a group of
-    zeros has scale 0. Raises ValueError for nan and inf, which int8 cannot hold.
+    w: (d, n) float32, contiguous. scale = max|w| / 127; q = w / scale, rounded half to even; a
+    group of zeros has scale 0. Raises ValueError for nan and inf.
     """
     groups = w.reshape(-1, whole("group", group, 1))
     scales = np.abs(groups).max(axis=1) / np.float32(127)
     if not np.isfinite(scales).all():
-        raise ValueError("holds nan or inf, which int8 cannot")
+        raise ValueError("holds nan or inf, which int8 cannot represent")
     divisors = np.where(scales == 0, np.float32(1), scales)[:, None]
     quotients = groups / divisors
     np.rint(quotients, out=quotients)
-    if scales.min(initial=1) < np.finfo(np.float32).tiny:  # too coarse to keep to 127
+    if scales.min(initial=1) < np.finfo(np.float32).tiny:  # too coarse: values could exceed 127
         np.clip(quotients, -127, 127, out=quotients)
     q = quotients.astype(np.int8)
     error = difference(groups, q, scales, quotients)
@@ -69,7 +69,7 @@ def quantize(w: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray, Error]:
 def difference(
     groups: np.ndarray, q: np.ndarray, scales: np.ndarray, scratch: np.ndarray | None = None
 ) -> Error:
-    """The error of q (m, group) int8 × scales (m,) for groups (m, group) float32."""
+    """The error of q (m, group) int8 × scales (m,) compared with groups (m, group) float32."""
     back = np.multiply(q, scales[:, None], out=scratch, dtype=np.float32)
     back -= groups
     np.abs(back, out=back)

@@ -1,9 +1,10 @@
-"""The cos and sin tables of version 0, to the bit. Early versions of run.c read them, and programs
-made after those; today's run.c and llama2np compute the angles.
+"""The cos and sin tables of version 0, bit for bit as llama2.c's exporter writes them.
 
-llama2.c's exporter takes them from torch, whose float32 sine is off the nearest value in one of
-twenty cases: a polynomial for half a period, in float64, rounded at the end. The polynomial and the
-two parts of pi are those of Intel's vector library, svml_z0_sin_s_ha (github.com/numpy/SVML).
+Early versions of run.c, and programs derived from them, read these tables; today's run.c and
+llama2np compute the angles. The exporter uses torch, whose float32 sine is not the nearest float32
+in one of twenty cases: it is a polynomial for half a period, in float64, rounded at the end. The
+polynomial and the two parts of pi are those of Intel's vector library, svml_z0_sin_s_ha
+(github.com/numpy/SVML).
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ import numpy as np
 
 from llama2np.model.config import Config
 
-_PI = (3.1415926535846666, 5.126688303189038e-12)  # in two parts, so that n times each is exact
-# sin x = x + x³ (a + x² (b + x² (c + x² d))), from d to a
+_PI = (
+    3.1415926535846666,
+    5.126688303189038e-12,
+)  # in two parts, so that n times each part is exact
+# sin x = x + x³ (a + x² (b + x² (c + x² d))); the coefficients from d to a
 _SINE = (2.605780638722852e-06, -0.00019809602902257352, 0.00833306624608569, -0.1666665955042783)
 
-_BLOCK = 2**14  # values at a time: a source may claim any number of positions
+_BLOCK = 2**14  # values in one block: a source may claim any number of positions
 
 
 def rope_tables(config: Config) -> Iterator[np.ndarray]:
-    """Yield cos, then sin, of position × frequency, (positions, head_dim / 2) float32 at a time."""
+    """Yield cos, then sin, of position × frequency in blocks (positions, head_dim / 2) float32."""
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     powers = np.power(10000.0, exponents.astype(np.float64)).astype(np.float32)
     frequencies = np.float32(1) / powers
@@ -37,7 +41,7 @@ def rope_tables(config: Config) -> Iterator[np.ndarray]:
 
 
 def _sine(angles: np.ndarray, half_turns: np.ndarray, turned: np.ndarray) -> np.ndarray:
-    """sin(angles - turned π), its sign changed for each odd half turn, in float32."""
+    """sin(angles - turned π) in float32, with its sign changed for odd half turns."""
     x = angles - turned * _PI[0] - turned * _PI[1]
     square = x * x
     value = np.full_like(x, _SINE[0])

@@ -1,8 +1,8 @@
 """The safetensors format: uint64 length of a JSON header, the header, the tensors' bytes.
 
-Format: https://huggingface.co/docs/safetensors. Read and written here directly, so that both go
-block by block. What is refused is what the safetensors package refuses; tests hold the two
-against each other.
+Format: https://huggingface.co/docs/safetensors. This module reads and writes it directly, so that
+both work block by block. It rejects the files that the safetensors package rejects; tests compare
+the two.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from llama2np.output import brief
 
 _LARGEST_HEADER = 100_000_000  # the format's own limit
 _MOST_DIMENSIONS = 64
-_NAMES = {  # ours, of those that can be read
+_NAMES = {  # our names of the types that can be read
     **{"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "BOOL": "bool"},
     **{"U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64"},
     **{"I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"},
@@ -38,13 +38,13 @@ _THEIRS = {ours: theirs for theirs, ours in _NAMES.items()}
 
 @dataclass(slots=True)
 class _Rows:
-    """What reads the rows of a tensor. Small: a header of 100 MB may have two million of them."""
+    """Reads the rows of a tensor. Small: a header of 100 MB may have two million of them."""
 
     data: Any  # the mapped file
     path: str
     dtype: str
     shape: tuple[int, ...]
-    start: int  # byte of the file
+    start: int  # offset in the file
 
     def __call__(self, first: int, end: int) -> np.ndarray:
         """Rows first to end; the one value of a scalar is a row."""
@@ -74,7 +74,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Stored]:
             try:
                 found[name] = stored(name, entry)
             except ValueError:
-                found[name] = entry  # which is no harm if another one of that name follows
+                found[name] = entry  # allowed, if another tensor of the same name follows
         for name, tensor in found.items():
             if isinstance(tensor, Entry):
                 stored(name, tensor)
@@ -85,13 +85,13 @@ def read(path: str | os.PathLike[str]) -> dict[str, Stored]:
 
 
 def _stored(data: Any, path: str, start: int, name: str, entry: Entry) -> Stored:
-    """The tensor of an entry. Raises ValueError for one that cannot be."""
+    """The tensor of an entry. Raises ValueError if it is not consistent."""
     shape, size = entry.shape, entry.last - entry.first
     bits = BITS[entry.dtype]
     if len(shape) <= _MOST_DIMENSIONS and bits * math.prod(shape) != 8 * size:
         needed = -(-bits * math.prod(shape) // 8)
         raise ValueError(f"{name}: shape {brief(shape)} needs {needed:,} bytes, has {size:,}")
-    # NumPy's limits, which hold for arrays without values, too.
+    # NumPy's limits, which apply to arrays without values, too.
     if len(shape) > _MOST_DIMENSIONS or -(-bits // 8) * math.prod(n or 1 for n in shape) >= 2**63:
         raise ValueError(f"{name}: claims {len(shape):,} dimensions, shape {brief(shape)}")
     if entry.last > len(data) - start:
@@ -104,7 +104,7 @@ def _stored(data: Any, path: str, start: int, name: str, entry: Entry) -> Stored
 
 
 def _check_no_gaps(found: Mapping[str, Stored], start: int, size: int) -> None:
-    """Each byte of the data belongs to one tensor: nothing overlaps, is hidden or missing."""
+    """Raise ValueError unless each byte of the data belongs to exactly one tensor."""
     firsts = np.fromiter((tensor.read.start for tensor in found.values()), np.int64)  # type: ignore[attr-defined]
     lasts = firsts + np.fromiter((tensor.nbytes for tensor in found.values()), np.int64)
     order = np.lexsort((lasts, firsts))
@@ -122,8 +122,8 @@ def _check_no_gaps(found: Mapping[str, Stored], start: int, size: int) -> None:
 
 
 def header_for(shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype) -> bytes:
-    """The start of a file that holds tensors of these shapes, one after another."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers insists on it
+    """The header of a file with tensors of these shapes, one after another."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers requires it
     end = 0
     for name, shape in shapes.items():
         first, end = end, end + dtype.itemsize * math.prod(shape)

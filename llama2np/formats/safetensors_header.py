@@ -1,10 +1,10 @@
 """The header of a safetensors file: JSON, read one tensor at a time.
 
 json.loads would take thirty times the size of the header, which may be 100 MB. It also accepts
-what the safetensors package (Rust's serde_json) refuses, and the other way round. What is accepted
-here is what the package accepts, its oddities among it: an entry may be a list of its three values,
-and of two entries with one name the last one counts. Only an entry of more than two million
-characters is refused here and accepted there.
+some texts that the safetensors package (Rust's serde_json) rejects, and rejects some that it
+accepts. This module accepts what the package accepts, even its special cases: an entry may be a
+list of its three values, and if a name occurs twice, the last entry counts. The only exception: an
+entry of more than two million characters is rejected here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from llama2np.output import brief
 
-BITS = {  # of a value of each of the format's types
+BITS = {  # bits of a value, for each of the format's types
     **{"F32": 32, "F16": 16, "BF16": 16, "F64": 64, "C64": 64, "F4": 4, "BOOL": 8},
     **{"U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64},
     **{"F6_E2M3": 6, "F6_E3M2": 6, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8},
@@ -29,9 +29,9 @@ BITS = {  # of a value of each of the format's types
 }
 _METADATA = "__metadata__"
 _FIELDS = ("dtype", "shape", "data_offsets")
-_CHUNK = 2**16  # bytes that are decoded at a time
-_SIZES = (2**8, 2**12, 2**16, 2**21)  # characters in which the end of an entry is sought
-_DEEPEST = 125  # lists and objects within each other, in what an entry has beside the fields
+_CHUNK = 2**16  # bytes decoded at once
+_SIZES = (2**8, 2**12, 2**16, 2**21)  # numbers of characters in which the end of an entry is sought
+_DEEPEST = 125  # the deepest nesting in extra fields of an entry
 _WHITE = " \t\n\r"
 _SPACE = re.compile(f"[{_WHITE}]*")
 _NUMBER = "(?:0|[1-9][0-9]{0,17})"
@@ -43,44 +43,44 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Entry(NamedTuple):
-    """What the header says of a tensor: numbers from 0 to 2^64 - 1, which may not fit together."""
+    """The header's description of a tensor: numbers from 0 to 2^64 - 1, not checked otherwise."""
 
     dtype: str  # a key of BITS
     shape: tuple[int, ...]
-    first: int  # byte of the data
+    first: int  # its first byte in the data
     last: int  # the byte after its last one
 
 
 def entries(header: memoryview) -> Iterator[tuple[str, Entry]]:
     """Yield the name and the entry of each tensor, in the order of the header.
 
-    Raises ValueError for what is no such header.
+    Raises ValueError if the header is not valid.
     """
     _check_utf8(header)
-    # A byte is a character here, in whatever alphabet the names are written.
+    # Each byte is one character here; names are decoded as UTF-8 later.
     text = _Text(str(header, "latin-1"))
     described = False
     for name in text.members():
         if name != _METADATA:
             yield name, text.usual_entry() or _entry(name, text.value())
         elif described:
-            raise ValueError(f"{_METADATA} comes twice")
+            raise ValueError(f"{_METADATA} occurs twice")
         else:
             described = True
             text.metadata()
     if text.peek():
-        raise _invalid(f"more follows at character {text.at:,}")
+        raise _invalid(f"it does not end at character {text.at:,}")
 
 
 class _Text:
-    """A JSON text, and the place in it."""
+    """A JSON text and the current place in it."""
 
     def __init__(self, text: str):
         self.text = text
         self.at = 0
 
     def peek(self) -> str:
-        """The character after white space, "" at the end."""
+        """The next character after white space, "" at the end."""
         found = self.text[self.at : self.at + 1]
         if found in _WHITE and (space := _SPACE.match(self.text, self.at)):
             self.at = space.end()
@@ -88,7 +88,7 @@ class _Text:
         return found
 
     def take(self, expected: str) -> str:
-        """Take one of the expected characters."""
+        """Read one of the expected characters."""
         found = self.peek()
         if found not in expected or not found:
             what = " or ".join(expected)
@@ -97,7 +97,7 @@ class _Text:
         return found
 
     def members(self) -> Iterator[str]:
-        """Yield the keys of an object; whoever asks for the next has taken the value."""
+        """Yield the keys of an object; the caller must read each value before the next key."""
         if self.peek() != "{":
             raise _invalid("expected a JSON object")
         self.at += 1
@@ -112,7 +112,7 @@ class _Text:
             end = self.take(",}")
 
     def string(self) -> str:
-        """Take a string."""
+        """Read a string."""
         start = self.at
         text = self.skip_string()
         if text.isascii():
@@ -121,7 +121,7 @@ class _Text:
         return str(json.loads(quoted))
 
     def skip_string(self) -> str:
-        """Take a string; return it with a character for each byte that is not ASCII."""
+        """Read a string; return it with one character for each byte, also if it is not ASCII."""
         self.take('"')
         start = self.at
         try:
@@ -132,7 +132,7 @@ class _Text:
         return str(text)
 
     def metadata(self) -> None:
-        """Take what describes no tensor: null, or an object of strings. None of it is kept."""
+        """Read and discard the metadata: null, or an object of strings."""
         if self.peek() == "n" and self.text.startswith("null", self.at):
             self.at += len("null")
             return
@@ -140,7 +140,7 @@ class _Text:
             self.skip_string()
 
     def usual_entry(self) -> Entry | None:
-        """Take an entry in the spelling of every program, quickly; None for another spelling."""
+        """Read an entry in the usual spelling, quickly; None for another spelling."""
         match = _USUAL.match(self.text, self.at)
         if not match or match[1] not in BITS:
             return None
@@ -148,10 +148,10 @@ class _Text:
         return Entry(match[1], _shape(match[2]), int(match[3]), int(match[4]))
 
     def value(self) -> Any:
-        """Take an object or a list, as `_scan` gives it; anything else is None, and not taken."""
+        """Read an object or a list, as `_scan` returns it; None, and nothing read, for others."""
         if self.peek() not in ("{", "["):
             return None
-        for size in _SIZES:  # so that the longest is the most that objects are made for
+        for size in _SIZES:  # the longest one limits the number of objects
             try:
                 value, end = _scan(self.text[self.at : self.at + size], 0)
             except (StopIteration, ValueError, RecursionError) as error:
@@ -161,7 +161,7 @@ class _Text:
                 return value
         if len(self.text) > self.at + size:
             problem = ValueError(f"or an entry of more than {size:,} characters: {problem}")
-        raise _invalid(f"{problem} (in what begins at character {self.at:,})")
+        raise _invalid(f"{problem} (in the value at character {self.at:,})")
 
 
 @lru_cache(512)
@@ -170,11 +170,11 @@ def _shape(numbers: str) -> tuple[int, ...]:
 
 
 class _Object(list[tuple[str, Any]]):
-    """The keys and values of a JSON object: a key may come twice."""
+    """The keys and values of a JSON object, in which a key may occur twice."""
 
 
 def _integer(text: str) -> float:
-    """Rust's rule: what is no uint64, -0 too, is a floating point number."""
+    """Rust's rule: a number that is not a uint64, such as -0, is a floating point number."""
     return _real(text) if text[0] == "-" or len(text) > 20 or int(text) >= 2**64 else int(text)
 
 
@@ -186,7 +186,7 @@ def _real(text: str) -> float:
 
 
 def _constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"{text} is not JSON")
 
 
 _decoder = json.JSONDecoder(
@@ -196,14 +196,14 @@ _scan: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once  # type: ignor
 
 
 def _entry(name: str, value: Any) -> Entry:
-    """The entry that a JSON object spells, or a list of the same values."""
+    """The entry in a JSON object, or in a list of the same values."""
     if isinstance(value, _Object):
         fields: dict[str, Any] = {}
         for key, part in value:
             if key not in _FIELDS:
                 _check_ignored(key, part)
             elif key in fields:
-                raise ValueError(f"{name}: {key} comes twice")
+                raise ValueError(f"{name}: {key} occurs twice")
             else:
                 fields[key] = part
         value = [fields.get(key) for key in _FIELDS]
@@ -211,7 +211,7 @@ def _entry(name: str, value: Any) -> Entry:
         raise ValueError(f"{name}: expected dtype, shape and two data_offsets")
     dtype, shape, offsets = value
     if isinstance(dtype, _Object) and len(dtype) == 1 and dtype[0][1] is None:
-        dtype = dtype[0][0]  # {"F32": null}, another spelling of Rust's enumerations
+        dtype = dtype[0][0]  # {"F32": null} is another spelling of an enumeration in Rust
     numbers = _whole_numbers(shape) and _whole_numbers(offsets) and len(offsets) == 2
     if type(dtype) is not str or not numbers:
         raise ValueError(
@@ -237,7 +237,7 @@ def _check_ignored(key: str, value: Any) -> None:
                 _check_whole(part)
             elif isinstance(part, list):
                 if len(unread) > _DEEPEST:
-                    raise _invalid("lists or objects are too deep within each other")
+                    raise _invalid("lists or objects are nested too deeply")
                 unread.append(
                     chain.from_iterable(part) if isinstance(part, _Object) else iter(part)
                 )
@@ -248,7 +248,7 @@ def _check_ignored(key: str, value: Any) -> None:
 
 def _check_whole(text: str) -> None:
     if not text.isascii() and _SURROGATE.search(text):
-        raise _invalid("a string has half a character, \\ud800 to \\udfff")
+        raise _invalid("a string has a lone surrogate, \\ud800 to \\udfff")
 
 
 def _check_utf8(header: memoryview) -> None:

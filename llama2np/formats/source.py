@@ -1,4 +1,4 @@
-"""What every reader gives: a Config, and tensors that are read when they are asked for."""
+"""The result of every reader: a Config, and tensors whose values are read when they are needed."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from llama2np.formats.dtypes import quiet
 from llama2np.model.config import Config
 from llama2np.output import brief
 
-_MOST_DIMENSIONS = 32  # older NumPy's limit; weights have one or two
-_BLOCK = 2**17  # values read at a time: what is done to a block is done in the processor's cache
+_MAX_DIMENSIONS = 32  # the limit of older NumPy; weights have one or two
+_BLOCK = 2**17  # values of one block, which fits into the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor in a file. Nothing of it is in memory but the block that is being read."""
+    """A tensor in a file. Only the block that is being read is in memory."""
 
     shape: tuple[int, ...]
-    dtype: str  # what the file holds: float32, float16, bfloat16, int8 ...
-    nbytes: int  # what it takes there
-    read: Callable[[int, int], np.ndarray]  # first row, row past the last -> those rows
+    dtype: str  # in the file: float32, float16, bfloat16, int8 ...
+    nbytes: int  # in the file
+    read: Callable[[int, int], np.ndarray]  # (first row, row after the last) -> those rows
 
     @classmethod
     def view(cls, array: np.ndarray) -> Stored:
-        """The tensor that `array`, of a mapped file, shows."""
+        """The tensor of `array`, a view of a mapped file."""
         rows = np.atleast_1d(array)
         return cls(array.shape, array.dtype.name, array.nbytes, lambda start, end: rows[start:end])
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Yield all rows in turn, as contiguous float32 blocks."""
-        if 0 in self.shape:  # however many rows of nothing a file claims
+        """Yield all rows in order, as contiguous float32 blocks."""
+        if 0 in self.shape:  # a file may claim any number of rows without values
             return
         rows = self.shape[0] if self.shape else 1
         width = math.prod(self.shape[1:])
@@ -51,7 +51,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A network in somebody's files.
+    """A network in files of another program.
 
     `tensors` has "embedding", "final_norm", "classifier" unless tied, and for each layer
     "attn_norm.0", "wq.0" ... in the names and shapes of `weights.Layer`, rows of wq and wk in
@@ -62,7 +62,7 @@ class Source:
     config: Config
     tied: bool
     tensors: Mapping[str, Stored]
-    seq_len_chosen: bool = False  # by the user, not only claimed by a file
+    seq_len_chosen: bool = False  # by the user, not by a file
 
     @property
     def size(self) -> int:
@@ -70,19 +70,19 @@ class Source:
         return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
     def parts(self, name: str) -> list[Stored]:
-        """The tensors of all layers, or the one tensor, of a name in a .bin."""
+        """The tensors for a name in a .bin: one, or one for each layer."""
         if name not in LAYER_TENSORS:
             return [self.tensors[name]]
         return [self.tensors[f"{name}.{i}"] for i in range(self.config.n_layers)]
 
     def with_seq_len(self, seq_len: int) -> Source:
-        """The same network for another number of positions, which the user chose."""
+        """The same network with another number of positions, which the user has chosen."""
         return replace(self, config=replace(self.config, seq_len=seq_len), seq_len_chosen=True)
 
 
 def check_shape(shape: tuple[int, ...], where: str) -> None:
-    """Raise CheckpointError for a shape that NumPy has no array of, though it has no values."""
-    absurd = len(shape) > _MOST_DIMENSIONS
+    """Raise CheckpointError for a shape that no NumPy array can have, even without values."""
+    absurd = len(shape) > _MAX_DIMENSIONS
     if absurd or (0 in shape and math.prod(max(n, 1) for n in shape) >= 2**48):
         raise CheckpointError(f"{where}: claims {len(shape):,} dimensions, {brief(shape)}")
 
@@ -90,17 +90,17 @@ def check_shape(shape: tuple[int, ...], where: str) -> None:
 def checked(
     path: str, config: Config, tensors: Mapping[str, Stored], said_tied: bool = False
 ) -> Source:
-    """Return a Source once every tensor is there, in the shape that `config` asks for.
+    """Return a Source if every tensor is there, with the shape that `config` requires.
 
-    The classifier is the embedding where it is missing or has the same values. One of other values
-    is used even where the source says that they are tied (`said_tied`), with a CheckpointWarning.
-    Raises CheckpointError for what is missing, misshapen, or left over: dropping a bias in
-    silence would give another network.
+    The classifier is the embedding if it is missing or has the same values. If its values differ,
+    it is used even if the source says that the two are tied (`said_tied`), with a
+    CheckpointWarning. Raises CheckpointError for tensors that are missing, have another shape, or
+    are not part of a Llama: ignoring a bias would silently give another network.
     """
     tensors = dict(tensors)
     tied = "classifier" not in tensors
     known = set()
-    for name, shape in _expected(config, tied):  # of any number of layers: it ends where one misses
+    for name, shape in _expected(config, tied):  # may be endless: the first missing tensor ends it
         if name not in tensors:
             raise CheckpointError(f"{path}: has no tensor for {name}: is a shard missing?")
         if tensors[name].shape != shape:
@@ -111,7 +111,7 @@ def checked(
         known.add(name)
     if extra := sorted(tensors.keys() - known):
         raise CheckpointError(
-            f"{path}: has {extra[0]}, which a Llama has not ({len(extra)} such tensors)"
+            f"{path}: has {extra[0]}, which is not part of a Llama ({len(extra)} such tensors)"
         )
     if not tied and (tied := _equal(tensors["embedding"], tensors["classifier"])):
         del tensors["classifier"]
@@ -134,9 +134,9 @@ def _equal(a: Stored, b: Stored) -> bool:
 
 
 def concatenated(parts: Iterable[Stored], axis: int) -> Stored:
-    """One matrix from shards that stand below one another (axis 0) or side by side (axis 1).
+    """One matrix from shards, concatenated by rows (axis 0) or by columns (axis 1).
 
-    Raises ValueError when their other sides or their types differ.
+    Raises ValueError if their other dimensions or their types differ.
     """
     parts = list(parts)
     other = 1 - axis
@@ -166,8 +166,9 @@ def _rows_below(parts: list[Stored], start: int, end: int) -> np.ndarray:
 def interleaved(tensor: Stored, head_dim: int) -> Stored:
     """Hugging Face's wq or wk in Meta's row order. tensor: (heads * head_dim, dim).
 
-    Hugging Face keeps a head's even rows before its odd ones; rotary pairs stand side by side
-    here. The number of heads follows from the rows, so that it is right for wk too.
+    Hugging Face stores the even rows of a head before its odd ones; in Meta's order the two rows of
+    a rotary pair are adjacent. The number of heads follows from the number of rows, so this works
+    for wk too.
     """
     order = np.arange(head_dim).reshape(2, -1).T.ravel()  # 0, half, 1, half + 1 ...
     return _within_heads(tensor, order)
@@ -179,7 +180,7 @@ def halved(tensor: Stored, head_dim: int) -> Stored:
 
 
 def _within_heads(tensor: Stored, order: np.ndarray) -> Stored:
-    """The tensor with row order[i] of each head at its row i."""
+    """The tensor whose row i of each head is row order[i] of that head in `tensor`."""
     height = len(order)
 
     def read(start: int, end: int) -> np.ndarray:

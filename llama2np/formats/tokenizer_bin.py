@@ -16,15 +16,15 @@ from llama2np.text.tokenizer import TokenizerError, read_model
 def write_bin(model: str | os.PathLike[str], path: str | os.PathLike[str]) -> SentencePieceModel:
     """Write a tokenizer.bin; return the model it was made from. Raises TokenizerError, and OSError.
 
-    Refused is a model for which llama2.c would give other tokens than sentencepiece. Added tokens
-    are not written: a tokenizer.bin has the pieces of the model.
+    A model is rejected if llama2.c would encode texts differently with it than sentencepiece.
+    Added tokens are not written: a tokenizer.bin has only the pieces of the model.
     """
     if kinds.kind_of(model) == "tokenizer.bin":
         raise TokenizerError(f"{model}: expected a sentencepiece model, found a tokenizer.bin")
     tokenizer = read_model(Path(model))
     if problem := tokenizer.unlike_llama2c():
         raise TokenizerError(
-            f"{model}: {problem}: llama2.c would read it wrongly as a tokenizer.bin; "
+            f"{model}: {problem}: as a tokenizer.bin it would give other tokens in llama2.c; "
             "run.py takes the tokenizer.model itself (-z FILE)"
         )
     pairs = list(zip(tokenizer.pieces, tokenizer.scores, strict=True))

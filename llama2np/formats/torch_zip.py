@@ -1,7 +1,7 @@
-"""What torch.save writes since version 1.6: a zip archive of one pickle and a file per storage.
+"""The format of torch.save since version 1.6: a zip archive of a pickle and a file per storage.
 
-Tensors are views of the mapped archive. Left out: the older format without zip, big-endian
-files, TorchScript. torch is not needed.
+Tensors are views of the mapped archive. The older format without zip, big-endian files and
+TorchScript are not supported. torch is not needed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from llama2np.formats.mapped import map_file
 from llama2np.formats.pickle_data import Placeholder, TensorRecord
 from llama2np.formats.source import Stored, check_shape
 
-_LARGEST_PICKLE = 2**23  # a 70B model's has some 100 kB
-_MOST_SHARED = 8  # tensors may share values: how often, on average
-_LOCAL_HEADER = 30  # bytes before the name in front of each file in a zip archive
+_LARGEST_PICKLE = 2**23  # bytes; the pickle of a 70B model has some 100 kB
+_MAX_SHARED = 8  # how many tensors may share a value, on average
+_LOCAL_HEADER = 30  # bytes before the name in the header of each file in a zip archive
 
 
-# What zipfile says of damaged archives, in one version of Python or another.
+# What zipfile raises for damaged archives, in any version of Python.
 _ZIP_ERRORS = (
     *(zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OverflowError),
     *(OSError, EOFError),
@@ -49,7 +49,9 @@ class TorchFile:
             raise CheckpointError(f"{path}: a zip archive, but not one that torch.save wrote")
         self._folder = names[0].removesuffix("data.pkl")
         if bytes(self._file("byteorder", b"little")) != b"little":
-            raise CheckpointError(f"{path}: byteorder is not little: save it on a usual machine")
+            raise CheckpointError(
+                f"{path}: byteorder is not little: save it on a little-endian machine"
+            )
         pickle = self._file("data.pkl")
         if len(pickle) > _LARGEST_PICKLE:
             raise CheckpointError(
@@ -81,12 +83,12 @@ class TorchFile:
         return Stored.view(view)
 
     def tensors(self, content: Any = None) -> dict[str, Stored]:
-        """All tensors of a dictionary in `content`, by default of itself."""
+        """All tensors of a dictionary: `content`, or by default the whole content of the file."""
         content = self.content if content is None else content
         if not isinstance(content, dict):
             kind = repr(content) if isinstance(content, Placeholder) else type(content).__name__
             raise CheckpointError(f"{self.path}: expected a dictionary of tensors, found {kind}")
-        for name, value in content.items():  # left out in silence, it would be another network
+        for name, value in content.items():  # skipping one would silently give another network
             if isinstance(value, Placeholder) and (
                 "_rebuild" in value.kind.name or str(name).endswith((".weight", ".bias"))
             ):
@@ -97,7 +99,7 @@ class TorchFile:
             if isinstance(name, str) and isinstance(record, TensorRecord)
         }
         claimed = sum(tensor.nbytes for tensor in found.values())
-        if claimed > _MOST_SHARED * len(self._data):  # a small file that takes for ever to read
+        if claimed > _MAX_SHARED * len(self._data):  # a small file could take very long to read
             raise CheckpointError(
                 f"{self.path}: its tensors claim {claimed:,} bytes, "
                 f"the file has {len(self._data):,}"
@@ -114,7 +116,7 @@ class TorchFile:
         return memoryview(self._data)[span[0] : span[1]]
 
     def _list_files(self) -> dict[str, tuple[int, int]]:
-        """Where the files of the archive begin and end, checked against its size."""
+        """{name: (start, end)} of the files in the archive, checked against its size."""
         spans: dict[str, tuple[int, int]] = {}
         for entry in self._directory():
             if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:

@@ -1,4 +1,4 @@
-"""Source → .bin of any version, or a Hugging Face folder; block by block, all or nothing."""
+"""Source → .bin of any version, or a Hugging Face folder: block by block, and all or nothing."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ from llama2np.formats.q80 import Error, group_size_for, quantize
 from llama2np.formats.rope_tables import rope_tables
 from llama2np.formats.source import Source
 
-# Bytes. Llama 3.1 has as many for its 131,072 positions; more than its weights no model needs.
+# In bytes: the tables of Llama 3.1's 131,072 positions. No model needs more than its weights take.
 _LARGEST_TABLES = 2**26
 
-Progress = Callable[[int], object]  # is told of each number of values done
+Progress = Callable[[int], object]  # called with the number of values written since its last call
 
 
 def write_bin(
     source: Source, path: str | os.PathLike[str], version: int, progress: Progress = int
 ) -> tuple[Header, dict[str, Error]]:
-    """Write a .bin of version 0, 1 or 2; return its header, and of version 2 the errors.
+    """Write a .bin of version 0, 1 or 2; return its header, and for version 2 the errors.
 
-    The errors have a key for each quantized tensor: "embedding", "wq.0" ... Raises
-    CheckpointError where the version cannot hold the network, and OSError; `path` is then as it
-    was.
+    The errors have a key for each quantized tensor: "embedding", "wq.0" ... Raises CheckpointError
+    if the version cannot represent the network, and OSError; `path` is then unchanged.
     """
     group_size = group_size_for(source.config) if version == 2 else 0
     try:
@@ -54,7 +53,7 @@ def write_bin(
 
 
 def _check_tables(header: Header, source: Source) -> None:
-    """Raise ValueError if it is the number of positions in a file that makes version 0 large."""
+    """Raise ValueError if a file's number of positions makes the tables of version 0 large."""
     sizes = {name: header.size(name, shape) for name, shape in header.tensors()}
     tables = sizes.pop("rope_tables", 0)
     weights = sum(sizes.values())
@@ -79,7 +78,7 @@ def _floats(source: Source, name: str, progress: Progress) -> Iterator[np.ndarra
 def _quantized(
     source: Source, name: str, group: int, errors: dict[str, Error], progress: Progress
 ) -> Iterator[np.ndarray]:
-    """A matrix, or each of a stack of them, as its int8 values and then its scales."""
+    """Yield the int8 values, then the scales, of a matrix or of each matrix in a stack."""
     parts = source.parts(name)
     for i, part in enumerate(parts):
         key = f"{name}.{i}" if name in LAYER_TENSORS else name
@@ -102,8 +101,8 @@ def write_huggingface(
     """Write model.safetensors and config.json of a network, for transformers.
 
     dtype: "float32", "float16" or "bfloat16". Raises CheckpointError for values that dtype cannot
-    hold, and OSError; what was in `folder` is then as it was. Both files are renamed when both
-    are complete.
+    represent, and OSError; `folder` is then unchanged. The files get their names when both are
+    complete.
     """
     folder, kind = Path(folder), dtype_of(dtype, "dtype")
     names = {theirs: ours for ours, theirs in hf_names(source.config) if ours in source.tensors}
@@ -134,7 +133,7 @@ def write_huggingface(
 
 @quiet
 def _as(kind: np.dtype, block: np.ndarray, where: str) -> np.ndarray:
-    """The block in another type, as bytes."""
+    """The block, converted to another type, as bytes."""
     converted = block.astype(kind)
     if np.isinf(converted).any() and not np.isinf(block).any():
         raise CheckpointError(f"{where} holds values beyond {kind.name}: use --dtype fp32")

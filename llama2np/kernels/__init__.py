@@ -1,11 +1,11 @@
-"""All that is compiled. The only folder that imports numba.
+"""All compiled code. Only this folder imports numba.
 
-| room | what is in it |
+| part | contents |
 |---|---|
 | engine.py, lower.py, interpreter.py | a program as tables of numbers, and the loop over a table |
-| ops/ | what a step computes |
+| ops/ | the computation of each step |
 | matmul/ | matrix products |
-| runtime/ | how numba is made to do it: compiling, the cache, threads, memory |
+| runtime/ | support: compilation, its cache, threads, memory |
 """
 
 from llama2np.kernels.engine import CompiledEngine, row_sums

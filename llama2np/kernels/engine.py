@@ -1,7 +1,7 @@
-"""The compiled engine: a program as tables of numbers, which the interpreter goes through.
+"""The compiled engine: a program as tables of numbers, which the interpreter executes.
 
-This is the one place where addresses are written into tables: after the program has checked all
-shapes, and never from numbers of a file.
+Only this module writes addresses into tables: after the program has checked all shapes, and never
+from numbers in a file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Table:
     def __init__(self, program: Program, count: int, wanted: int, chunk: int):
         lowered = lower(program, count, wanted, chunk)
         self.starts = lowered.starts
-        if count == 1:  # the one row is the one that is wanted
+        if count == 1:  # the only row gets the logits, so nothing must be copied
             _skip_pick(lowered.entries, self.starts)
         self.places, self.width = places(lowered.entries)
         self.rows = aligned_zeros((len(lowered.entries), STEP_BYTES), np.uint8)
@@ -57,7 +57,7 @@ class Table:
 
 
 def _skip_pick(entries: list[Entry], starts: list[int]) -> None:
-    """Let what follows `pick` read its input, and take `pick` away."""
+    """Remove `pick`: the entries after it read its input instead."""
     at = starts[-2]
     pick = entries.pop(at)
     for entry in entries[at:]:
@@ -89,7 +89,7 @@ class CompiledEngine:
         compiler.expect([go, *dict.fromkeys(entry.op.function for entry in entries)])
 
     def table(self, count: int, wanted: int, chunk: int) -> Table:
-        """The table for so many rows; made when it is first needed."""
+        """The table for `count` rows; it is made when it is first needed."""
         key = row_class(count), row_class(wanted), chunk
         if key not in self._tables:
             self._tables[key] = Table(self.program, count, wanted, chunk)
@@ -104,7 +104,7 @@ class CompiledEngine:
         picked: np.ndarray | None = None,
         laps: int = 1,
     ) -> CompiledRun:
-        """Prepare a pass: see Engine.run. For one row of a State, what is needed is kept there."""
+        """Prepare a pass: see Engine.run. For a single row, the State keeps the run for reuse."""
         rows, wanted = len(tokens) // laps, len(logits) // laps
         run = states[0].run if rows == 1 else None
         if run is None or run.engine is not self:
@@ -130,9 +130,9 @@ class CompiledRun:
         self.engine, self.states, self.counts = engine, states, counts
         self.table = engine.table(rows, wanted or 1, states[0].chunk)
         c = engine.program.config
-        room = 1 if rows == 1 else -(-rows // NARROW) * NARROW
+        row_capacity = 1 if rows == 1 else -(-rows // NARROW) * NARROW
         capacity = max(state.capacity for state in states)
-        self.arena = aligned_zeros((room * self.table.width,))
+        self.arena = aligned_zeros((row_capacity * self.table.width,))
         self.scores = aligned_zeros((c.n_heads * TOGETHER, capacity))
         self.picked = np.arange(rows - wanted, rows) if picked is None else picked
         self.spans = np.zeros(len(states), SPAN)
@@ -142,7 +142,7 @@ class CompiledRun:
         self._record = np.zeros(1, RUN)
         self.fields = self._record[0]
         f = self.fields
-        f["rows"], f["room"], f["arena"] = rows, room, self.arena.ctypes.data
+        f["rows"], f["row_capacity"], f["arena"] = rows, row_capacity, self.arena.ctypes.data
         f["scores"], f["capacity"] = self.scores.ctypes.data, capacity
         f["spans"], f["n_spans"] = self.spans.ctypes.data, len(states)
         f["picked"], f["choices"] = self.picked.ctypes.data, c.vocab_size
@@ -151,17 +151,17 @@ class CompiledRun:
         self._work = engine.program.work * rows
 
     def start(self, tokens: np.ndarray, logits: np.ndarray, laps: int, wanted: int) -> None:
-        """Set what differs from pass to pass."""
+        """Set the fields that differ between passes."""
         seen = 0
         for i, (state, count) in enumerate(zip(self.states, self.counts, strict=True)):
             self._positions[i] = state.pos
             seen += count * (state.pos + count)
         self.logits, self._arguments = logits, (self._address, tokens, logits, wanted, laps, seen)
-        # Without logits, the last step is left out.
+        # Without logits, the last step is skipped.
         self._end = self.table.starts[-1 if wanted else -2]
 
     def go(self, start: int = 0, stop: int | None = None) -> None:
-        """Compute the steps start ... stop - 1 of the program; None: to the end."""
+        """Compute the steps start ... stop - 1 of the program; None means to the end."""
         first = self.table.starts[start] if start else 0
         end = self._end if stop is None else min(self.table.starts[stop], self._end)
         if first < end:
@@ -169,11 +169,11 @@ class CompiledRun:
             POOL.run(go, self._work, table, end - first, *self._arguments)
 
     def array(self, value: Value) -> np.ndarray:
-        """What a step that was just computed made: (rows, width)."""
+        """The output of a step that was just computed: (rows, width)."""
         place, f = self.table.places[value], self.fields
         if place < 0:
             return self.logits
-        start, rows = place * int(f["room"]), int(f["rows"])
+        start, rows = place * int(f["row_capacity"]), int(f["rows"])
         return self.arena[start : start + rows * value.width].reshape(rows, value.width)
 
     def put(self, value: Value, array: np.ndarray) -> None:

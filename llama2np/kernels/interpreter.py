@@ -1,8 +1,8 @@
-"""The interpreter: goes through a table of steps, alone or together with the workers of the pool.
+"""The interpreter: executes a table of steps, alone or together with the workers of the pool.
 
-A table is made by engine.py, a record for each step (runtime/op.py): the address of an op, how its
-work can be cut into units, and what it works on. The interpreter is compiled once and runs any
-network; each op is compiled separately, when a network first needs it.
+engine.py makes the table. It has a record for each step (runtime/op.py): the address of an op, the
+units into which its work can be divided, and its arguments. The interpreter is compiled once and
+runs any network; each op is compiled separately, when a network first needs it.
 """
 
 import numpy as np
@@ -21,10 +21,10 @@ _STEP = np.dtype(HEADER, align=True)
 def go(board, members, scratch, table, steps, run, tokens, logits, wanted, laps, seen):
     """Compute `steps` steps of the table at this address, `laps` times.
 
-    board, members, scratch: of the pool; run: the address of a RUN, whose fields for what follows
-    are set here, because that is quicker than in Python. tokens: (laps * rows,), logits: (laps *
-    wanted, vocab_size). In each further lap, the first step takes the most likely token of the one
-    before. seen: the positions that all rows see together.
+    board, members, scratch: from the pool. run: the address of a RUN. The next three arguments are
+    copied into it here, because that is faster than in Python: tokens (laps * rows,), logits
+    (laps * wanted, vocab_size), wanted. In each further lap, the first step reads the most probable
+    token of the previous lap. seen: the sum over all rows of the positions that a row attends to.
     """
     r = run_at(run)
     r["tokens"], r["logits"], r["wanted"] = tokens.ctypes.data, logits.ctypes.data, wanted

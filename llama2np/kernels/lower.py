@@ -1,6 +1,6 @@
-"""From the steps of a program to the rows of a table: which op computes a step, and on what.
+"""From the steps of a program to the rows of a table: the ops of each step, and their fields.
 
-`ROUTES` is the one place that decides which matrix product serves how many rows.
+`_products` alone decides which matrix product is used for how many rows.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from llama2np.kernels.runtime.op import MOST, Op
 from llama2np.model.program import Program, Step, Value, rope_frequencies
 from llama2np.model.weights import Int8, Matrix
 
-# Up to how many rows the forms for few rows are faster, by the number format of the matrix.
+# The small batch: up to this number of rows the kernels for few rows are faster, by number format.
 FEW = {
     "float32": float32.FEW,
     "bfloat16": float32.FEW,
     "float16": float32.FEW,
     "int8": int8_tiles.FEW,
 }
-# Counts of rows between these bounds have the same table.
+# Row counts between two of these bounds use the same table.
 _BOUNDS = sorted({1, *FEW.values()})
 
-# What a value of a row is worth in multiply-adds, roughly: threads share only what is worth it.
-_WORTH = {
+# The cost of one value of a row, roughly in multiply-adds. Only costly steps use several threads.
+_COST = {
     "add": 1,
     "add_bias": 1,
     "embed": 1,
@@ -44,7 +44,7 @@ _WORTH = {
 
 
 def make_all_ops() -> None:
-    """Make those ops, too, that are made when a network first has matrices of their kind."""
+    """Make also the ops that are otherwise made for the first matrix of their number format."""
     for kind in FEW:
         if kind != "int8":
             for make in (rows.embed_float, linear.float_few, linear.float_many):
@@ -52,21 +52,21 @@ def make_all_ops() -> None:
 
 
 def row_class(count: int) -> int:
-    """Counts of rows of one class have the same table."""
+    """The class of a row count. Counts of the same class use the same table."""
     return sum(count > bound for bound in _BOUNDS)
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A row of a table before places are assigned: an op and its fields."""
+    """A row of a table, before offsets in the arena are assigned: an op and its fields."""
 
     op: Op
-    # A field is a number, an array (its address) or a Value (its place), or a list of up to MOST.
+    # A field is a number, an array (its address), a Value (its offset), or a list of up to MOST.
     fields: dict[str, Any]
     outputs: tuple[Value, ...]
     picked: bool = False
-    # The k-th output may be where the k-th input is, if that is not needed any more: not where
-    # another is, for the op reads that one when it has written some of its output.
+    # The k-th output may overwrite the k-th input, if it is not needed afterwards, but no other
+    # input: the op still reads those when it has written a part of its output.
     in_place: bool = False
 
 
@@ -75,11 +75,11 @@ class Lowered:
     """All entries of a program for a class of rows."""
 
     entries: list[Entry] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)  # of each step, and the end
+    starts: list[int] = field(default_factory=list)  # the first entry of each step, and the end
 
 
 def lower(program: Program, count: int, wanted: int, chunk: int) -> Lowered:
-    """The entries for `count` rows, `wanted` of which get logits. chunk: positions of a chunk."""
+    """The entries for `count` rows, of which `wanted` get logits. chunk: positions of a chunk."""
     made = Lowered()
     for step in program.steps:
         made.starts.append(len(made.entries))
@@ -91,9 +91,9 @@ def lower(program: Program, count: int, wanted: int, chunk: int) -> Lowered:
 
 
 def places(entries: list[Entry]) -> tuple[dict[Value, int], int]:
-    """Where each value is in the arena, in float32 for a row, and how large the arena is.
+    """The offset of each value in the arena and the size of the arena, in float32 for one row.
 
-    A place is used again when its value is not needed any more.
+    Memory is reused when its value is not needed any more.
     """
     last: dict[Value, int] = {}
     for i, entry in enumerate(entries):
@@ -134,9 +134,9 @@ def _values(entry: Entry) -> list[Value]:
     return [part for part in parts if isinstance(part, Value)]
 
 
-def _rows(op: Op, step: Step, n: int, worth: str, **fields: Any) -> Entry:
+def _rows(op: Op, step: Step, n: int, cost: str, **fields: Any) -> Entry:
     """An entry of an op whose unit is a row."""
-    fields = {"each": 1, "work": _WORTH[worth] * n, "n": n, **fields}
+    fields = {"each": 1, "work": _COST[cost] * n, "n": n, **fields}
     return Entry(op, fields, step.outputs)
 
 
@@ -210,7 +210,7 @@ def _linear(program: Program, step: Step, count: int, chunk: int) -> list[Entry]
 
 
 def _logits(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
-    """With one row, it is the one that is wanted; else the wanted rows are put together first."""
+    """First copy the rows that need logits next to each other; for one row, no copy is needed."""
     (x,) = step.inputs.values()
     picked = Value("", x.width)
     first = _rows(rows.pick, step, x.width, "pick", x=x, out=picked)
@@ -223,7 +223,7 @@ def _logits(program: Program, step: Step, count: int, chunk: int) -> list[Entry]
 
 
 def _of_one_kind(matrices: list[Matrix]) -> list[list[int]]:
-    """Neighbours that go through in one step: of one number format, at most MOST."""
+    """Groups of adjacent matrices for one entry: of the same number format, at most MOST."""
     groups: list[list[int]] = []
     for i, matrix in enumerate(matrices):
         kind = matrix.kind, getattr(matrix, "group", 0)
@@ -236,7 +236,7 @@ def _of_one_kind(matrices: list[Matrix]) -> list[list[int]]:
 
 
 def _products(x: Value, matrices: list[Matrix], outs: list[Value], count: int) -> list[Entry]:
-    """The entries of matrices of one kind, that read x."""
+    """The entries for matrices of one number format with the input x."""
     kind, least = matrices[0].kind, min(matrix.shape[0] for matrix in matrices)
     many = count > FEW[kind] and not PLAIN
     fields: dict[str, Any] = {
@@ -266,7 +266,7 @@ def _products(x: Value, matrices: list[Matrix], outs: list[Value], count: int) -
 
 
 def _quantize(x: Value, group: int, many: bool) -> Entry:
-    """The entry that rounds x to int8, in tiles for many rows."""
+    """The entry that quantizes x to int8, packed into tiles for many rows."""
     n, groups = x.width, x.width // group
     names, widths = ["q", "q_scales", "q_sums"], [-(-n // 4), groups, groups]
     if many:
@@ -274,7 +274,7 @@ def _quantize(x: Value, group: int, many: bool) -> Entry:
     made = tuple(Value("", width) for width in widths)
     each, op = (int8_tiles.NARROW, linear.quantize_tiles) if many else (1, linear.quantize)
     fields = {"x": x, "group": group, **dict(zip(names, made, strict=True))}
-    fields |= {"n": n, "each": each, "work": _WORTH["quantize"] * n}
+    fields |= {"n": n, "each": each, "work": _COST["quantize"] * n}
     return Entry(op, fields, made)
 
 

@@ -1,4 +1,4 @@
-"""The networks, each described once: a function that reads like its forward pass.
+"""The architectures. Each is described once, by a function that looks like its forward pass.
 
 To add one, write such a function; CONTRIBUTING.md shows how. The methods of Block are in
 program.py.

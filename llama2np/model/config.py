@@ -1,11 +1,11 @@
-"""The shape of a network. Knows no file format and no arithmetic."""
+"""The shape of a network. This module has no file formats and no arithmetic."""
 
 from dataclasses import MISSING, dataclass, fields
 
 from llama2np.arguments import number, whole
 
-# The deepest Llama has 126 layers. Each costs some kB of objects, however few its weights are: a
-# file of 100 MB could claim a million of them.
+# The deepest Llama has 126 layers. Each costs some kB of objects, even with few weights, and a file
+# of 100 MB could claim a million of them.
 MAX_LAYERS = 1024
 
 
@@ -15,11 +15,10 @@ class _Derived(int):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The shape of a network: what a checkpoint's header or config.json states.
+    """The shape of a network, as in the header of a checkpoint or in config.json.
 
-    A field with a default has it where the network is a plain Llama. NumPy's numbers become
-    Python's, and None the default, where there is one. Raises ValueError naming the field when the
-    numbers do not make a network.
+    The defaults are those of a plain Llama. NumPy's numbers become Python's, and None becomes the
+    default of the field. Raises ValueError with the name of the field if the numbers are not valid.
     """
 
     dim: int  # width of the residual stream
@@ -28,13 +27,13 @@ class Config:
     n_heads: int  # query heads
     n_kv_heads: int  # key/value heads, each serving n_heads // n_kv_heads query heads
     vocab_size: int
-    seq_len: int  # the most positions a sequence can have
+    seq_len: int  # the maximum number of positions of a sequence
     rope_theta: float = 10000.0  # base of the rotary frequencies
     norm_eps: float = 1e-5  # added to the mean square in RMSNorm
-    head_dim: int = 0  # width of one attention head; 0: dim / n_heads
-    rotary_dim: int = 0  # values of a head that rotary positions turn; 0: all
-    # The two values that one angle turns are 0: neighbours (as Meta lays them out), 1: rotary_dim /
-    # 2 apart (as Hugging Face does).
+    head_dim: int = 0  # width of one attention head; 0 means dim / n_heads
+    rotary_dim: int = 0  # how many values of a head RoPE rotates; 0 means all
+    # 0: the two values of a rotary pair are adjacent (Meta's layout); 1: they are rotary_dim / 2
+    # apart (Hugging Face's layout).
     rope_halves: int = 0
 
     def __post_init__(self) -> None:
@@ -45,7 +44,7 @@ class Config:
             value = (whole if field.type is int else number)(field.name, value)
             object.__setattr__(self, field.name, value)
             absent = field.default == 0 and value == 0
-            if not (absent or 0 < value < float("inf")):  # also refuses nan
+            if not (absent or 0 < value < float("inf")):  # false for nan, too
                 raise ValueError(f"{field.name} must be a positive number, not {value}")
         if self.n_layers > MAX_LAYERS:
             raise ValueError(f"n_layers must be at most {MAX_LAYERS:,}, not {self.n_layers:,}")

@@ -1,24 +1,24 @@
 """Looking at the arrays of a forward pass, and changing them: Trace and Edit.
 
 Both are hooks for `Llama.with_hooks`: the program is computed in pieces, and between two steps the
-hooks see what was made. An array has one of these names; each block of a Llama has those in the
-middle. T is the number of tokens that are read at once.
+hooks get the arrays. These are the names of the arrays (the hook points); all but the first and the
+last exist in each block. T is the number of tokens that are read in one pass.
 
     embedding    (T, dim)                      the residual stream before the first block
-    attn_norm    (T, dim)                      its normalised copy, which q, k and v are made from
+    attn_norm    (T, dim)                      its normalised copy, the input of wq, wk and wv
     q            (T, n_heads, head_dim)        after RoPE
-    k            (T, n_kv_heads, head_dim)     after RoPE, as it goes into the cache
-    v            (T, n_kv_heads, head_dim)     as it goes into the cache
-    attention    (n_heads, T, positions)       how much each token takes from each position so far
+    k            (T, n_kv_heads, head_dim)     after RoPE, as stored in the cache
+    v            (T, n_kv_heads, head_dim)     as stored in the cache
+    attention    (n_heads, T, positions)       the attention weights of each token (its pattern)
     mixed        (T, n_heads, head_dim)        the attention output before wo: each head's mean of v
     attn_out     (T, dim)                      wo mixed: what attention adds to the stream
     resid_mid    (T, dim)                      the stream after attention
-    ffn_norm     (T, dim)                      its normalised copy, which gate and up are made from
+    ffn_norm     (T, dim)                      its normalised copy, the input of w_gate and w_up
     gate, up     (T, hidden_dim)               before SwiGLU
     mlp          (T, hidden_dim)               silu(gate) * up
     mlp_out      (T, dim)                      w_down mlp: what the feed-forward branch adds
     resid_post   (T, dim)                      the stream after the block
-    logits       (T or 1, vocab_size)          for the tokens whose logits were asked for
+    logits       (T or 1, vocab_size)          of all tokens, or of the last one
 
 All are float32.
 """
@@ -46,7 +46,7 @@ POINTS = (
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an array is made: its name, its block, and the positions (T,) of its tokens."""
+    """A hook point: the name of an array, its block, and the positions (T,) of its tokens."""
 
     name: str
     layer: int | None  # None for the embedding and the logits
@@ -54,24 +54,24 @@ class Place:
 
 
 class Hook(Protocol):
-    """Sees each array of `names` in `layers` (None: all of them) as it is made.
+    """Gets each array of `names` in `layers` (None means all) when it is computed.
 
-    One with `every` set sees those of `names` that the network has; of others it must have all.
+    With `every`, the network may lack some of `names`; otherwise it must have all of them.
     """
 
     names: tuple[str, ...]
     layers: tuple[int, ...] | None
 
     def visit(self, array: np.ndarray, place: Place) -> None:
-        """See the array that the network goes on with, or change it in place."""
+        """Read the array, or change it in place: the network continues with it."""
 
 
 class Edit:
-    """Change the array `name` on its way: in all blocks, or in `layers` (-1 is the last).
+    """Change the array `name` in the forward pass: in all blocks, or in `layers` (-1 is the last).
 
-    `change(array, place)` changes the array in place, or returns what to put there. It is called
-    for each run of tokens that is read together: place.positions tells which. Whatever comes
-    after follows from the change; what is done to k and v stays in the cache of the State.
+    `change(array, place)` changes the array in place, or returns the values to put there. It is
+    called once for each group of tokens that is read in one pass; place.positions has their
+    positions. Later steps use the changed array; changed k and v stay in the cache of the State.
 
     >>> def ablate(mixed, place):
     ...     mixed[:, 3] = 0
@@ -102,7 +102,7 @@ class Edit:
 
 
 class Trace:
-    """Remember arrays: those `names` (by default all), in `layers` (all), at `positions` (all).
+    """Record arrays: `names` in `layers` at `positions`; each of these is by default all.
 
     -1 is the last layer; positions count from 0.
 
@@ -112,9 +112,9 @@ class Trace:
     >>> trace["attention", 2].shape                     # in block 2: (n_heads, T, positions)
     >>> trace["resid_post"].shape                       # in all blocks: (n_layers, T, dim)
 
-    Every array is a copy. What several calls of `forward` show is put one after the other, a row
-    for each token; so use a Trace for one sequence, and in one thread at a time. With a draft there
-    are rows of rejected guesses, too: `positions` tells which.
+    Every array is a copy. The arrays of several calls of `forward` are concatenated, with a row for
+    each token. So use a Trace for one sequence, and in one thread at a time. With a draft there are
+    also rows of rejected tokens: `positions` shows which.
     Raises ValueError for a name that no array has, and for negative positions.
     """
 
@@ -128,11 +128,11 @@ class Trace:
         self.layers = _integers("layers", layers)
         self._wanted = _integers("positions", positions)
         if min(self._wanted or (0,)) < 0:
-            raise ValueError("positions count from 0, the end of a sequence is not known ahead")
+            raise ValueError("positions count from 0, since the end of a sequence is not known yet")
         self._seen: dict[tuple[str, int | None], list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def visit(self, array: np.ndarray, place: Place) -> None:
-        """Keep a copy of the rows that are wanted."""
+        """Keep a copy of the rows at `positions`."""
         positions = place.positions
         if self._wanted is not None:
             rows = np.flatnonzero(np.isin(positions, self._wanted))
@@ -144,10 +144,10 @@ class Trace:
         seen.append((positions.copy(), array.copy()))
 
     def __getitem__(self, key: str | tuple[str, int]) -> np.ndarray:
-        """trace[name, layer]: the array in that block; trace[name]: in all that were recorded,
-        (layers, ...) by rising layer; of the embedding and the logits there is one.
+        """The array of a name: trace[name, layer] in that block; trace[name] in all recorded
+        blocks, (layers, ...) in ascending order, or the one array of the embedding or the logits.
 
-        Raises KeyError for what was not recorded.
+        Raises KeyError for an array that was not recorded.
         """
         name, layer = (key, None) if isinstance(key, str) else key
         if layer is not None or name in ENDS:
@@ -161,11 +161,11 @@ class Trace:
         return name in list(self)
 
     def __iter__(self) -> Iterator[str]:
-        """The names of what was recorded, in the order of POINTS."""
+        """The names of the recorded arrays, in the order of POINTS."""
         return iter(sorted({name for name, _ in self._seen}, key=POINTS.index))
 
     def __repr__(self) -> str:
-        """What was recorded, for a look."""
+        """The names and layers that were recorded."""
         layers = sorted({layer for _, layer in self._seen if layer is not None})
         return f"Trace({', '.join(self) or 'of nothing yet'}; layers {layers})"
 
@@ -175,7 +175,7 @@ class Trace:
         return np.concatenate([positions for positions, _ in self._rows(name, layer)])
 
     def clear(self) -> None:
-        """Forget everything, to begin another sequence."""
+        """Delete all recorded arrays, before another sequence."""
         self._seen.clear()
 
     def _rows(self, name: str, layer: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -187,7 +187,7 @@ class Trace:
 
 
 def _joined(name: str, arrays: list[np.ndarray]) -> np.ndarray:
-    """Rows one below the other; attention is as wide as its last row, and 0 where it saw less."""
+    """The rows concatenated; attention is padded with 0 to the width of its last row."""
     if name != "attention":
         return np.concatenate(arrays)
     width = max(array.shape[2] for array in arrays)
@@ -206,7 +206,7 @@ def _checked(names: Iterable[str]) -> tuple[str, ...]:
 def _integers(name: str, values: int | Iterable[int] | None) -> tuple[int, ...] | None:
     if values is None:
         return None
-    # Text is no row of numbers, nor is an array without dimensions, though both claim to be.
+    # Text and an array without dimensions pass as iterables, but are not sequences of numbers.
     if (
         isinstance(values, Iterable)
         and not isinstance(values, str)
@@ -217,14 +217,14 @@ def _integers(name: str, values: int | Iterable[int] | None) -> tuple[int, ...] 
     return tuple(values) if isinstance(values, Iterable) else (values,)
 
 
-# --- how a program is computed with hooks ---------------------------------------------------------
+# --- computing a program with hooks ---------------------------------------------------------------
 
 _BY_HEAD = ("q", "k", "v", "mixed")
 
 
 @dataclass(frozen=True, slots=True)
 class _Stop:
-    """After a step: the arrays that hooks want to see."""
+    """The arrays that hooks get after a step."""
 
     index: int  # of the step in the program
     step: Step
@@ -233,7 +233,7 @@ class _Stop:
 
 @dataclass(frozen=True, slots=True)
 class Visits:
-    """Which hooks see what: by name and layer, and the stops that this takes."""
+    """The hooks for each name and layer, and the steps after which the program must stop."""
 
     hooks: dict[tuple[str, int | None], list[Hook]] = field(default_factory=dict)
     stops: tuple[_Stop, ...] = ()
@@ -279,9 +279,9 @@ def _layers(hook: Hook, config: Config) -> set[int]:
 def show(
     visits: Visits, name: str, layer: int | None, array: np.ndarray, positions: np.ndarray
 ) -> None:
-    """Show an array to the hooks that want to see it, in their order.
+    """Pass an array to its hooks, in their order.
 
-    Each gets a view of its own: what it does to the view's shape does not matter to others.
+    Each gets its own view: a change of the view's shape does not affect the others.
     """
     for hook in visits.hooks.get((name, layer), ()):
         hook.visit(array.view(), Place(name, layer, positions.copy()))
@@ -290,9 +290,9 @@ def show(
 def go(
     run: Run, program: Program, visits: Visits, state: State, count: int, logits: np.ndarray
 ) -> None:
-    """Compute a pass of `count` rows of one sequence in pieces, with the hooks in between.
+    """Compute a pass of `count` rows of one sequence in pieces, and call the hooks in between.
 
-    logits: those that the pass fills, of its last rows.
+    logits: the output of the pass, for its last rows.
     """
     start, pos = 0, state.pos
     positions = np.arange(pos, pos + count)
@@ -316,7 +316,9 @@ def go(
 def _show_attention(
     q: np.ndarray, state: State, step: Step, visits: Visits, positions: np.ndarray, out: np.ndarray
 ) -> None:
-    """Show the weights (n_heads, T, positions); if they were changed, compute `out` from them."""
+    """Pass the attention weights (n_heads, T, positions) to the hooks; if a hook changes them,
+    compute `out` from them.
+    """
     assert step.layer is not None
     n_heads, head_dim = int(step.numbers["n_heads"]), int(step.numbers["head_dim"])
     keys, values = state.layer(step.layer, int(positions[-1]) + 1)
@@ -332,7 +334,7 @@ def _show_attention(
 def attention_weights(q: np.ndarray, keys: np.ndarray, pos: int) -> np.ndarray:
     """Return softmax(q k / sqrt(head_dim)), causal: (n_heads, T, pos + T); each row sums to 1.
 
-    q: (T, n_heads, head_dim) at pos and on, after RoPE; keys: (n_kv_heads, pos + T, head_dim).
+    q: (T, n_heads, head_dim) from pos on, after RoPE; keys: (n_kv_heads, pos + T, head_dim).
     """
     count, n_heads, head_dim = q.shape
     n_kv_heads, end = len(keys), pos + count

@@ -1,4 +1,4 @@
-"""A program as a table to read: what each step reads, uses, makes and costs."""
+"""A program as a table of text: the inputs, weights, outputs and cost of each step."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _HEAD = ("#", "step", "layer", "reads", "weights", "makes", "width", "bytes", "m
 
 
 def rows(program: Program, seconds: Sequence[float] | None = None) -> Iterator[tuple[str, ...]]:
-    """The table's head, a row for each step, and the sums. seconds: of each step, in a run.
+    """The table's header, a row for each step, and the sums. seconds: the time of each step.
 
-    Bytes are those of the weights that a step reads for one token; multiply-adds are those of its
-    matrices for one token.
+    Bytes are the weights that a step reads for one token; multiply-adds are those of its matrices
+    for one token.
     """
     yield (*_HEAD, "µs") if seconds is not None else _HEAD
     names = _names(program)
@@ -34,7 +34,7 @@ def rows(program: Program, seconds: Sequence[float] | None = None) -> Iterator[t
 
 
 def table(program: Program, seconds: Sequence[float] | None = None) -> str:
-    """The rows as text with aligned columns; numbers are aligned at their ends."""
+    """The rows as text with aligned columns; numbers are aligned right."""
     found = list(rows(program, seconds))
     widths = [max(len(row[i]) for row in found) for i in range(len(found[0]))]
     lines = []
@@ -48,7 +48,7 @@ def table(program: Program, seconds: Sequence[float] | None = None) -> str:
 
 
 def bytes_of(program: Program, step: Step) -> int:
-    """The bytes of weights that a step reads for one token: of the embedding, one row."""
+    """The bytes of weights that a step reads for one token; for the embedding, one row."""
     total = 0
     for kind, names in step.weights.items():
         for name in names:
@@ -61,7 +61,7 @@ def bytes_of(program: Program, step: Step) -> int:
 
 
 def _names(program: Program) -> dict[Value, str]:
-    """What each value is called; one without a name is called after its step."""
+    """The name of each value; one without a name gets the name of its step."""
     names: dict[Value, str] = {}
     for step in program.steps:
         own = {"angles": ("cos", "sin")}.get(step.op, ())

@@ -1,4 +1,4 @@
-"""The program in NumPy: for reading, for debugging, and where numba cannot be installed.
+"""The program in NumPy: for reading, for debugging, and for systems without numba.
 
 Each op is a function of a few lines, (step, run) -> arrays (rows, width) float32 for its outputs.
 It is some hundred times slower than the compiled engine, and differs from it in the last bits.
@@ -40,7 +40,7 @@ class NumpyEngine:
 
 
 class NumpyRun:
-    """One pass: the values that exist, by what they are."""
+    """One pass, with a dictionary of the arrays of all values so far."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class NumpyRun:
         self.values: dict[Value, np.ndarray] = {}
 
     def go(self, start: int = 0, stop: int | None = None) -> None:
-        """Compute the steps start ... stop - 1; None: to the end, in all laps."""
+        """Compute the steps start ... stop - 1; None means to the end, in all laps."""
         for lap in range(self._laps if stop is None else 1):
             if lap:
                 chosen = self.logits.argmax(-1)
@@ -82,7 +82,7 @@ class NumpyRun:
                 self.values.update(zip(step.outputs, made, strict=True))
 
     def array(self, value: Value) -> np.ndarray:
-        """What a step made: (rows, width)."""
+        """The output of a step: (rows, width)."""
         return self.values[value]
 
     def put(self, value: Value, array: np.ndarray) -> None:
@@ -143,7 +143,7 @@ def rope(step: Step, run: NumpyRun) -> Arrays:
 
 
 def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, step: Step) -> np.ndarray:
-    """x (T, heads * head_dim) with the pairs of each head turned by the angles (T, pairs)."""
+    """x (T, heads * head_dim) with the pairs of each head rotated by the angles (T, pairs)."""
     out = x.reshape(len(x), -1, int(step.numbers["head_dim"])).copy()
     width = int(step.numbers["rotary_dim"])
     first = slice(0, width // 2) if step.numbers["halves"] else slice(0, width, 2)
@@ -198,7 +198,7 @@ OPS: dict[str, Callable[[Step, NumpyRun], Arrays]] = {
 
 
 def multiply(matrix: Matrix, x: np.ndarray) -> np.ndarray:
-    """x (T, n) times a matrix (d, n): (T, d) float32. For int8, x is rounded as runq.c does it."""
+    """x (T, n) times a matrix (d, n): (T, d) float32. For int8, x is quantized as in runq.c."""
     if not isinstance(matrix, Int8):
         return x @ np.asarray(matrix.w, np.float32).T
     q, scales = quantize(x, matrix.group)

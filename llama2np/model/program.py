@@ -30,15 +30,15 @@ Number = int | float
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Value:
-    """An array that a step makes: (T, width) float32, a row for each token."""
+    """An array that a step computes: (T, width) float32, a row for each token."""
 
-    name: str  # by which hooks know it; "" if it has none
+    name: str  # the hook point; "" if it is none
     width: int
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Step:
-    """One operation: what it reads, which weights it uses, and what it makes."""
+    """One operation: its inputs, its weights, and its outputs."""
 
     op: str  # the name of a method of Block
     inputs: dict[str, Value]
@@ -49,7 +49,7 @@ class Step:
 
     @property
     def name(self) -> str:
-        """Where the step is, for messages: "linear q k v of layer 2"."""
+        """The name of the step in messages: "linear q k v of layer 2"."""
         names = " ".join([self.op, *(value.name for value in self.outputs if value.name)])
         return names if self.layer is None else f"{names} of layer {self.layer}"
 
@@ -61,8 +61,8 @@ class Block:
     """Records the steps of a network, and checks names and shapes.
 
     Values are the arrays between the steps. `layer` is the block that is being described: set it
-    in a loop, `for b.layer in range(c.n_layers)`. A weight is the tensor of that name of the block,
-    or, where the block has none, of the network.
+    in a loop, `for b.layer in range(c.n_layers)`. The name of a weight is a tensor of that block,
+    or, if the block has none of that name, of the network.
     """
 
     def __init__(self, config: Config, weights: Weights):
@@ -95,10 +95,10 @@ class Block:
     def linear(
         self, x: Value, *matrices: str, name: str | None = None
     ) -> Value | tuple[Value, ...]:
-        """x times each matrix, plus its bias where the network has one.
+        """x times each matrix, plus its bias if the network has one.
 
-        The outputs are called as the matrices without "w" or "w_"; one output alone is returned as
-        such. Two to four matrices are computed in one step.
+        The name of an output is that of its matrix without "w" or "w_". For one matrix the result
+        is a Value, for several a tuple. Two to four matrices are computed in one step.
         """
         outs = []
         for matrix in matrices:
@@ -115,7 +115,7 @@ class Block:
         return made if len(made) > 1 else made[0]
 
     def rope(self, q: Value, k: Value) -> tuple[Value, Value]:
-        """q and k with the first rotary_dim values of each head turned by the position."""
+        """q and k with the first rotary_dim values of each head rotated, by their positions."""
         c = self.config
         for value in (q, k):
             if value.width % c.head_dim:
@@ -133,10 +133,10 @@ class Block:
         return outs
 
     def attention(self, q: Value, k: Value, v: Value, name: str = "mixed") -> Value:
-        """Put k and v into the KV cache, and gather what q asks for from it, causally."""
+        """Append k and v to the KV cache; return causal attention of q over it."""
         c = self.config
         taken = [step.layer for step in self.steps if step.op == "attention"]
-        if self.layer not in range(c.n_layers) or self.layer in taken:  # where its cache is
+        if self.layer not in range(c.n_layers) or self.layer in taken:  # each layer has one cache
             raise ValueError(
                 f"attention of layer {self.layer}: there is one in each of {c.n_layers}"
             )
@@ -157,7 +157,7 @@ class Block:
         return self._record("swiglu", {"gate": gate, "up": up}, {}, Value(name, gate.width))[0]
 
     def gelu(self, x: Value, name: str = "mlp", exact: bool = False) -> Value:
-        """x * the share of a normal distribution below x: by erf if `exact`, else by tanh."""
+        """x * P(N(0, 1) <= x): with erf if `exact`, else with the tanh approximation."""
         return self._record("gelu", {"x": x}, {}, Value(name, x.width), exact=int(exact))[0]
 
     def add(self, x: Value, y: Value, name: str = "") -> Value:
@@ -167,7 +167,7 @@ class Block:
         return self._record("add", {"x": x, "y": y}, {}, Value(name, x.width))[0]
 
     def logits(self, x: Value, matrix: str) -> Value:
-        """The output of the network: x times the matrix, for the rows whose logits are wanted."""
+        """The output of the network: x times the matrix, for the rows that need logits."""
         shape, bias = self._matrix(matrix).shape, self._bias(matrix)
         weights = {"w": (self._full(matrix),)} | ({"bias": (bias,)} if bias else {})
         return self._record("logits", {"x": x}, weights, Value("logits", shape[0]))[0]
@@ -219,7 +219,7 @@ class Block:
         **numbers: Number,
     ) -> tuple[Value, ...]:
         if op != "logits" and any(value.name == "logits" for value in outputs):
-            raise ValueError(f"{op}: the output of the network alone is called logits")
+            raise ValueError(f"{op}: only the output of the network may be called logits")
         names = [name for some in weights.values() for name in some]
         shared = names and not any(name.startswith("layers.") for name in names)
         layer = None if shared else self.layer
@@ -247,7 +247,7 @@ class Program:
             raise ValueError(f"the network does not use {described(unused[0])}")
         ends = [step.op == "logits" for step in b.steps]
         if sum(ends) != 1 or not ends[-1]:
-            raise ValueError("a description ends with logits, and has them once")
+            raise ValueError("a description must end with logits, and have them only once")
         object.__setattr__(self, "steps", tuple(b.steps))
 
     def __str__(self) -> str:
@@ -275,7 +275,7 @@ class Program:
 
 
 def multiply_adds(program: Program, step: Step) -> int:
-    """The multiply-adds of a step's matrix products for one token; 0 where it has no matrices."""
+    """The multiply-adds of a step's matrix products for one token; 0 without matrices."""
     return sum(math.prod(matrix.shape) for matrix in program.matrices(step))
 
 

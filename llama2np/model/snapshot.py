@@ -1,7 +1,7 @@
 """A sequence's state in a file: a .npz (NumPy's zip of arrays), read without pickle.
 
-`config` is the network's shape as JSON; `tokens` (pos,) int64; `keys`, after their rotation, and
-`values` (n_layers, n_kv_heads, pos, head_dim) float32.
+`config` is the network's shape as JSON; `tokens` are (pos,) int64; `keys`, after RoPE, and
+`values` are (n_layers, n_kv_heads, pos, head_dim) float32.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llama2np.model.config import Config
 from llama2np.output import printable
 
 _NAMES = ("config", "tokens", "keys", "values")
-_LARGEST_CONFIG = 2**16  # bytes of JSON, which takes many times as much memory when it is read
+_LARGEST_CONFIG = 2**16  # bytes of JSON, which takes many times as much memory as Python objects
 _HEADERS = {  # by the version of the .npy format
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -35,7 +35,7 @@ def write(
     keys: np.ndarray,
     values: np.ndarray,
 ) -> None:
-    """Write a state, all of it or nothing. Raises OSError."""
+    """Write a state completely or not at all. Raises OSError."""
     shape = np.array(json.dumps(asdict(config)))
     with replacing(path, tokens.nbytes + keys.nbytes + values.nbytes) as file:
         np.savez(file, config=shape, tokens=tokens, keys=keys, values=values)
@@ -44,7 +44,7 @@ def write(
 def read(path: str | os.PathLike[str], config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the tokens, keys and values of a state saved for a network of this shape.
 
-    Raises ValueError for another network's and for what is no saved state, and OSError.
+    Raises ValueError for the state of another network and for other files, and OSError.
     """
     with open_regular(path) as file:
         try:
@@ -55,7 +55,7 @@ def read(path: str | os.PathLike[str], config: Config) -> tuple[np.ndarray, np.n
                 found = arrays["tokens"], arrays["keys"], arrays["values"]
                 _check(config, *found)
                 return found
-        except Exception as error:  # zipfile and NumPy raise all sorts, tokenize's too
+        except Exception as error:  # zipfile and NumPy raise many types, also tokenize's
             reason = " ".join(str(error).split()) or type(error).__name__
             text = kinds.explained(path, "state")
             text = text or f"{path}: not a saved state, or damaged: {reason}"
@@ -68,13 +68,13 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     if f"{name}.npy" not in archive.namelist():
         raise ValueError(f"it has no {name}")
     if archive.getinfo(f"{name}.npy").compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{name} is compressed, which a small file can do to any size")
+        raise ValueError(f"{name} is compressed: a small file could expand to any size")
     if name == "config" and archive.getinfo("config.npy").file_size > _LARGEST_CONFIG:
         raise ValueError(f"its config is larger than {_LARGEST_CONFIG:,} bytes")
     with archive.open(f"{name}.npy") as member:
         shape, by_columns, dtype = _HEADERS[np.lib.format.read_magic(member)](member)
         values = member.read()
-    # NumPy's own reader takes room for what the header claims before it looks.
+    # NumPy's own reader allocates the size that the header claims before it checks it.
     if dtype.hasobject or len(values) != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{name} has {len(values):,} bytes for {dtype} {shape}")
     return np.ndarray(shape, dtype, values, order="F" if by_columns else "C")
@@ -85,7 +85,7 @@ def _check(config: Config, tokens: np.ndarray, keys: np.ndarray, values: np.ndar
     if tokens.dtype != np.int64 or not 0 <= pos <= config.seq_len:
         raise ValueError(
             f"tokens are {tokens.dtype} {tokens.shape}, expected int64 and "
-            f"at most {config.seq_len} in a row"
+            f"at most {config.seq_len} of them, one-dimensional"
         )
     if not ((tokens >= 0) & (tokens < config.vocab_size)).all():
         raise ValueError(f"a token is not in the vocabulary of 0 to {config.vocab_size - 1}")

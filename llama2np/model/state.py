@@ -1,4 +1,4 @@
-"""What a sequence is thinking: its tokens, its position, its KV cache."""
+"""The state of a sequence: its tokens, its position, its KV cache."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from llama2np.output import brief
 from llama2np.owner import Owner
 
 BLOCK = 64  # positions of a block of keys; a chunk is a multiple of it
-_CHUNK, _CHUNK_BYTES = 512, 2**26  # most positions of a chunk, and most bytes if that is less
+_CHUNK, _CHUNK_BYTES = 512, 2**26  # the maximum positions and bytes of a chunk
 
 _IN_USE = (
-    "the State is being read by another thread, or by the call that this one comes from (a hook?): "
-    "use a State of its own for each thread and hook, made with new_state() or, before, with fork()"
+    "the State is being read by another thread, or by the function that made this call (a hook?): "
+    "use a separate State for each thread and hook, made with new_state(), or before with fork()"
 )
 
 
 class State:
-    """What one sequence is thinking: its position, its tokens and its KV cache.
+    """The state of one sequence: its position, its tokens and its KV cache.
 
-    The cache grows with use, in chunks of up to 512 positions, without copying; a fork shares the
-    chunks that are full until either side writes to them. Many threads may share one model, each
-    with a State of its own: while one call reads or changes a State, any other raises ValueError.
+    The cache grows with use, in chunks of up to 512 positions, without copying. A fork shares full
+    chunks until one of the two writes to them. Many threads may share one model, each with its own
+    State: while one call reads or changes a State, any other call raises ValueError.
     """
 
     def __init__(self, config: Config):
@@ -41,28 +41,28 @@ class State:
         if not isinstance(config, Config):
             raise wrong("config", "a Config", config)
         self._config, self._pos = config, 0
-        self.owner = Owner(_IN_USE)  # whoever reads or changes it; `with state.owner:`
+        self.owner = Owner(_IN_USE)  # of the current reader or writer; use `with state.owner:`
         c = config
-        width = 2 * c.n_layers * c.kv_dim  # float32 of a position
+        width = 2 * c.n_layers * c.kv_dim  # float32 values of a position
         fitting = max(_CHUNK_BYTES // (4 * width * BLOCK), 1) * BLOCK
         self.chunk = min(_CHUNK, fitting, -(-c.seq_len // BLOCK) * BLOCK)  # positions of a chunk
         self._chunks: list[np.ndarray] = []
-        self._shared: list[bool] = []  # whether a fork may have the chunk, too
-        self.addresses = np.zeros(0, np.int64)  # of the chunks, for the kernels
+        self._shared: list[bool] = []  # whether a fork may share the chunk
+        self.addresses = np.zeros(0, np.int64)  # addresses of the chunks, for the kernels
         self._tokens = np.zeros(0, np.int64)
-        self.run: Any = None  # what an engine keeps for reading one token after the other
+        self.run: Any = None  # an engine's memory for reading one token after the other
 
     def __repr__(self) -> str:
         return f"State({self.pos:,} of {self.config.seq_len:,} positions read)"
 
     @property
     def config(self) -> Config:
-        """The shape of the network that it is for."""
+        """The shape of its network."""
         return self._config
 
     @property
     def pos(self) -> int:
-        """How many tokens have been read, and the position of the next one."""
+        """The number of tokens that have been read, which is the position of the next one."""
         return self._pos
 
     @pos.setter
@@ -77,12 +77,12 @@ class State:
 
     @property
     def capacity(self) -> int:
-        """The positions that there is memory for."""
+        """The number of positions for which memory is reserved."""
         return len(self._chunks) * self.chunk
 
     @property
     def keys(self) -> np.ndarray:
-        """The keys, after their rotation: a copy, (n_layers, n_kv_heads, pos, head_dim) float32."""
+        """The keys, after RoPE: a copy, (n_layers, n_kv_heads, pos, head_dim) float32."""
         return self._gathered(0, slice(None), self._pos)
 
     @property
@@ -110,13 +110,13 @@ class State:
 
     def _truncate(self, pos: int) -> None:
         if not 0 <= pos <= self._pos:
-            raise ValueError(f"pos must be 0 to {self._pos}, what has been read, not {pos}")
+            raise ValueError(f"pos must be 0 to {self._pos}, the tokens read, not {pos}")
         self._pos = pos
 
     def reuse(self, tokens: Sequence[int]) -> list[int]:
-        """Forget what is not the beginning of `tokens`; return those that are still to be read.
+        """Keep only the longest common prefix with `tokens`; return the tokens that must be read.
 
-        At least the last one is: its logits are not kept.
+        The last token must always be read, because its logits are not kept.
         """
         with self.owner:
             most = max(min(self._pos, len(tokens) - 1), 0)
@@ -124,7 +124,7 @@ class State:
             self._truncate(int(differ[0]) if differ.size else most)
             return list(tokens[self._pos :])
 
-    # The next three are for whoever owns the State.
+    # The caller of the next three methods must own the State.
 
     def make_room(self, count: int) -> None:
         """Reserve memory for `count` more tokens. Raises ValueError if the context ends first."""
@@ -136,11 +136,11 @@ class State:
         self._reserve(pos + count)
 
     def append(self, tokens: np.ndarray) -> None:
-        """Record `tokens` (T,) at pos and after, where there is room; pos does not change."""
+        """Record `tokens` (T,) from pos on; memory must be reserved, and pos does not change."""
         self._tokens[self._pos : self._pos + len(tokens)] = tokens
 
     def advance(self, count: int) -> None:
-        """Note that `count` more tokens have been read."""
+        """Increase pos by `count` tokens, which have been read."""
         self._pos += count
 
     def fork(self) -> State:
@@ -149,7 +149,7 @@ class State:
             twin, full = State(self._config), self._pos // self.chunk
             twin._chunks, twin._shared = self._chunks[:full], [True] * full
             self._shared[:full] = [True] * full
-            if self._pos % self.chunk:  # this one would be written to at once
+            if self._pos % self.chunk:  # this chunk would be written to next
                 twin._chunks.append(_copy(self._chunks[full]))
                 twin._shared.append(False)
             twin._note_addresses()
@@ -159,17 +159,17 @@ class State:
             return twin
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the tokens and the KV cache to a .npz, complete or not at all. Raises OSError."""
+        """Write the tokens and the KV cache to a .npz, completely or not at all. Raises OSError."""
         path = path_like("path", path)
         with self.owner:
             snapshot.write(path, self._config, self.tokens, self.keys, self.values)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], config: Config) -> State:
-        """Read what `save` wrote; it continues token for token where that State was.
+        """Read a file of `save`; the new State continues exactly as the saved one would.
 
-        The caller has to know that the weights are the same, too. Raises ValueError for a state of
-        a network of another shape and for other files, and OSError.
+        The caller must ensure that the weights are the same. Raises ValueError for a network of
+        another shape and for other files, and OSError.
         """
         state = cls(config)
         tokens, keys, values = snapshot.read(path_like("path", path), config)
@@ -185,7 +185,7 @@ class State:
         return state
 
     def reserve(self, count: int) -> None:
-        """Make room for `count` positions in all, and for writing at pos and after."""
+        """Reserve memory for `count` positions in total, which can be written from pos on."""
         with self.owner:
             self._reserve(whole("count", count))
 
@@ -204,12 +204,12 @@ class State:
             shared.append(False)
         tokens = np.zeros(len(chunks) * self.chunk, np.int64)
         tokens[: len(self._tokens)] = self._tokens
-        # Together: a Ctrl-C before leaves the State as it was.
+        # In one statement, so that Ctrl-C leaves the State as it was before.
         self._chunks, self._shared, self._tokens = chunks, shared, tokens
         self._note_addresses()
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but what belongs to this process: the lock, the addresses, an engine's memory."""
+        """All but the lock, the addresses and an engine's memory, which belong to this process."""
         return {k: v for k, v in self.__dict__.items() if k not in ("_owner", "run", "addresses")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -241,7 +241,7 @@ class State:
 
 
 def _copy(chunk: np.ndarray) -> np.ndarray:
-    """A chunk of one's own with the same content."""
+    """A copy of a chunk."""
     twin = aligned_zeros(chunk.shape)
     twin[:] = chunk
     return twin

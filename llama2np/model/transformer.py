@@ -1,4 +1,4 @@
-"""The forward pass: tokens in, logits out. Knows no text and no file."""
+"""The forward pass: from tokens to logits. This module has no text and no files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Transformer:
 
     It is read-only: any number of States can run through it. describe: the architecture, such as
     `architectures.llama`; engine: "compiled" (numba) or "numpy" (slow, without numba). Raises
-    ValueError for weights that are not of the shapes that `config` says.
+    ValueError for weights whose shapes differ from those of `config`.
     """
 
     def __init__(
@@ -60,29 +60,31 @@ class Transformer:
 
     @property
     def weights(self) -> Weights:
-        """The tensors of the network. The engine has their addresses: they cannot be exchanged."""
+        """The tensors of the network. They cannot be replaced: the engine has their addresses."""
         return self._weights
 
     @property
     def program(self) -> Program:
-        """The steps of the network; print it."""
+        """The steps of the network; print(program) shows them."""
         return self._program
 
     @property
     def hooks(self) -> tuple[Hook, ...]:
-        """What sees the arrays of this network, in the order in which they see them."""
+        """The hooks of this network, in the order of their calls."""
         return self._hooks
 
     @property
     def max_greedy_tokens(self) -> int:
-        """How many tokens one call of `greedy` should read; 1: it has no use here."""
-        own = getattr(self.forward, "__func__", None)  # another one in a subclass, or put in place
+        """How many tokens one call of `greedy` should read; 1 if it cannot be used."""
+        own = getattr(
+            self.forward, "__func__", None
+        )  # a subclass, or an assignment, may override it
         if self._hooks or own is not Transformer.forward:
             return 1
         return max(min(_GREEDY_WORK // max(self._program.work, 1), _GREEDY_TOKENS), 1)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Copies and pickles are made again: the engine has the addresses of these arrays."""
+        """Copies and pickles get a new engine, since this one has the addresses of these arrays."""
         p = self._program
         arguments = p.config, self._weights, p.describe, self._engine_name
         return _remade, (type(self), arguments, self._hooks)
@@ -95,7 +97,7 @@ class Transformer:
         )
 
     def with_hooks(self, hooks: Sequence[Hook]) -> Transformer:
-        """The same network whose arrays are shown to `hooks`, after those it has already.
+        """The same network, with `hooks` after its present ones.
 
         Raises ValueError for a name or a layer that the network does not have.
         """
@@ -111,12 +113,11 @@ class Transformer:
     def forward(
         self, tokens: Sequence[int] | np.ndarray, state: State, all_logits: bool = False
     ) -> np.ndarray:
-        """Read `tokens` (T,) at state.pos and on; return what follows the last of them.
+        """Read `tokens` (T,) from state.pos on; return the logits after the last of them.
 
-        Returns float32 logits (vocab_size,), or those of every token (T, vocab_size) if
-        `all_logits`; the array is the caller's. Raises ValueError for a token outside the
-        vocabulary, no tokens, more of them than the context has room for, and a State that is
-        being read already.
+        Returns a new float32 array (vocab_size,), or with `all_logits` (T, vocab_size) for every
+        token. Raises ValueError for a token outside the vocabulary, for no tokens, for more than
+        fit into the context, and for a State that is being read already.
         """
         with _owner_of(state):
             tokens = self._checked(tokens, state)
@@ -139,11 +140,11 @@ class Transformer:
     def forward_rows(
         self, pieces: Sequence[Sequence[int] | np.ndarray], states: Sequence[State]
     ) -> np.ndarray:
-        """Read pieces[i] at states[i].pos and on, all in one pass: what follows the last of each.
+        """Read pieces[i] from states[i].pos on, all in one pass; return the logits after each.
 
-        Returns float32 logits (len(states), vocab_size), each row to the bit what `forward` returns
-        for that sequence alone. Raises ValueError as `forward` does, and for a State that comes
-        twice; no State has changed then.
+        Returns float32 logits (len(states), vocab_size). Each row is equal to the bit to the result
+        of `forward` for that sequence alone. Raises ValueError as `forward` does, and for a State
+        that occurs twice; then no State has changed.
         """
         if len(pieces) != len(states) or not states:
             raise ValueError(f"{len(pieces)} pieces for {len(states)} states")
@@ -155,11 +156,11 @@ class Transformer:
                 state.make_room(len(some))
             if not self._hooks:
                 return self._rows(rows, list(states))
-        # Each sequence alone: the same bits, and the hooks see arrays of one sequence.
+        # Each sequence alone: the bits are the same, and hooks get arrays of one sequence.
         return np.stack([self.forward(r, s) for r, s in zip(rows, states, strict=True)])
 
     def _rows(self, rows: list[np.ndarray], states: list[State]) -> np.ndarray:
-        """`forward_rows` of what has been checked."""
+        """`forward_rows` for arguments that have been checked."""
         counts = [len(some) for some in rows]
         logits = np.empty((len(states), self.config.vocab_size), np.float32)
         for state, some in zip(states, rows, strict=True):
@@ -171,16 +172,17 @@ class Transformer:
         return logits
 
     def greedy(self, token: int, state: State, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read `token` at state.pos, and `count` - 1 more, each the most likely after those before.
+        """Read `token` at state.pos, then `count` - 1 more, each the most probable next token.
 
-        Returns them, (count,) int64, and what follows each, float32 logits (count, vocab_size): to
-        the bit what `forward` returns for one after the other, but without Python in between, which
-        takes as long as a small network. `max_greedy_tokens` is a good count. Raises ValueError as
-        `forward` does, and for a network with hooks.
+        Returns the tokens read, (count,) int64, and the logits after each, (count, vocab_size)
+        float32. They are equal to the bit to those of `forward` for one token after the other, but
+        without Python's overhead, which for a small network equals the computation.
+        `max_greedy_tokens` is a good count. Raises ValueError as `forward` does, and for a network
+        with hooks.
         """
         with _owner_of(state):
             if self._hooks:
-                raise ValueError("greedy: a network with hooks reads token by token, with forward")
+                raise ValueError("greedy: a network with hooks must use forward, token by token")
             count = whole("count", count, 0)
             tokens = self._checked(np.full(count, whole("token", token)), state)
             logits = np.empty((count, self.config.vocab_size), np.float32)
@@ -191,9 +193,9 @@ class Transformer:
         return tokens, logits
 
     def step_seconds(self, repeats: int = 20) -> list[float]:
-        """How long each step of the program takes for one token, the median of some repeats.
+        """The seconds of each step of the program for one token: the median of `repeats` runs.
 
-        Each step is called alone, which adds some microseconds to it in the compiled engine.
+        Each step is called separately, which adds some microseconds in the compiled engine.
         """
         state, found = State(self.config), []
         state.make_room(1)
@@ -204,21 +206,21 @@ class Transformer:
                 run.go(i, i + 1)
                 moments.append(time.perf_counter())
             found.append(np.diff(moments))
-        return [float(each) for each in np.median(found[1:], axis=0)]  # the first one warms up
+        return [float(each) for each in np.median(found[1:], axis=0)]  # the first one is a warm-up
 
     def walk(
         self, tokens: Sequence[int] | np.ndarray, state: State | None = None
     ) -> Iterator[tuple[Step, dict[str, np.ndarray]]]:
-        """Read `tokens` (T,) step by step: yields each step when it is computed, with what it made.
+        """Read `tokens` (T,) step by step: yield each step after it is computed, with its outputs.
 
-        The arrays, (T, width) by their names, may be changed in place. At most BLOCK tokens; state:
-        an empty one if not given. Raises ValueError as `forward` does.
+        The outputs are {name: array (T, width)}; the arrays may be changed in place. T is at most
+        BLOCK. state: by default an empty one. Raises ValueError as `forward` does.
         """
         state = State(self.config) if state is None else state
         with _owner_of(state):
             tokens = self._checked(tokens, state)
             if len(tokens) > BLOCK:
-                raise ValueError(f"walk: {len(tokens)} tokens, at most {BLOCK} go in one pass")
+                raise ValueError(f"walk: {len(tokens)} tokens, expected at most {BLOCK}")
             logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
             state.make_room(len(tokens))
             state.append(tokens)
@@ -229,9 +231,9 @@ class Transformer:
             state.advance(len(tokens))
 
     def unembed(self, x: np.ndarray) -> np.ndarray:
-        """What the network would say if the residual stream after its last block were x (T, dim).
+        """The logits if x (T, dim) were the residual stream after the last block.
 
-        That is the final norm and the classifier: float32 logits (T, vocab_size).
+        This applies the final norm and the classifier: float32 logits (T, vocab_size).
         """
         steps, state = self._program.steps, State(self.config)
         first = max(i for i, step in enumerate(steps) if step.layer is not None) + 1
@@ -245,12 +247,12 @@ class Transformer:
         return logits
 
     def _checked(self, tokens: Sequence[int] | np.ndarray, state: State) -> np.ndarray:
-        """The one border to the engines: what passes here is in range."""
+        """Check `tokens` and `state`: the engines rely on it."""
         tokens = np.asarray(tokens)
         if tokens.ndim != 1 or not tokens.size or tokens.dtype.kind not in "iu":
             raise ValueError(f"tokens must be one or more integers in a row, not {tokens!r}")
-        tokens = tokens.astype(np.int64)  # a copy, so that the kernels see one type of array
-        # Read without a sign, -1 is the largest. One token is it: that is the usual case.
+        tokens = tokens.astype(np.int64)  # a copy, so that the kernels get one type of array
+        # As an unsigned number, -1 is the largest. A single token, the usual case, needs no max.
         worst = int(tokens.view(np.uint64).argmax()) if tokens.size > 1 else 0
         if not 0 <= tokens[worst] < self.config.vocab_size:
             most = self.config.vocab_size - 1
@@ -267,12 +269,12 @@ def _owner_of(state: State) -> Owner:
 
 
 def _engine(name: str, program: Program) -> Engine:
-    """numba is imported only by the compiled engine, so that the package works without it."""
+    """Make an engine. Only the compiled one imports numba, so the package works without it."""
     if name == "compiled":
         try:
             from llama2np.kernels.engine import CompiledEngine
         except ImportError as error:
-            raise ValueError(f"{error}: engine='numpy' works without numba, slowly") from None
+            raise ValueError(f"{error}: engine='numpy' works without numba, but slowly") from None
         return CompiledEngine(program)
     if name == "numpy":
         from llama2np.model.numpy_engine import NumpyEngine

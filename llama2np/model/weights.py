@@ -1,8 +1,7 @@
-"""What a network knows: its tensors by name. Arrays are views of the mapped file; nothing is
-copied.
+"""The tensors of a network by name. The arrays are views of the mapped file: nothing is copied.
 
 A matrix is (outputs, inputs), as stored. The tensors of block i are called "layers.i.wq" and so on;
-a bias is called as its matrix or norm, with ".bias" behind it.
+the name of a bias is that of its matrix or norm, followed by ".bias".
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 
 from llama2np.model.config import Config
 
-_FLOATS = "float32", "bfloat16", "float16"  # bfloat16 as the package ml_dtypes has it
+_FLOATS = "float32", "bfloat16", "float16"  # bfloat16 is the type of the package ml_dtypes
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ class Int8:
 
     @property
     def group(self) -> int:
-        """How many values share a scale."""
+        """The number of values that share a scale."""
         return int(self.q.shape[1] // self.scales.shape[1])
 
     @property
@@ -100,8 +99,8 @@ class Int8:
 Matrix = Dense | Int8
 Tensor = Matrix | np.ndarray  # an array is a norm or a bias, (n,) float32
 
-# The shape of each tensor in terms of Config: two names for a matrix, one for a norm. The tensors
-# of a block first, then those that a network has once.
+# The shape of each tensor in terms of Config: two names for a matrix, one for a norm. First the
+# tensors of a block, then those that occur once in a network.
 LAYER_SHAPES: dict[str, tuple[str, ...]] = {
     "attn_norm": ("dim",),
     "wq": ("q_dim", "dim"),
@@ -122,7 +121,7 @@ MATRICES = tuple(name for name, shape in SHAPES.items() if len(shape) == 2)  # m
 
 
 def shape_of(name: str, config: Config) -> tuple[int, ...] | None:
-    """The shape of the tensor called `name` ("wq", "layers.2.wq", "wq.bias"); None: unknown."""
+    """The shape of the tensor `name` ("wq", "layers.2.wq", "wq.bias"); None if it is unknown."""
     base = name.split(".")[2] if name.startswith("layers.") else name.split(".")[0]
     if base not in SHAPES:
         return None
@@ -131,7 +130,7 @@ def shape_of(name: str, config: Config) -> tuple[int, ...] | None:
 
 
 def described(name: str) -> str:
-    """The name as a reader says it: "wq of layer 2"."""
+    """The name in messages: "wq of layer 2"."""
     if not name.startswith("layers."):
         return name
     _, layer, base = name.split(".", 2)
@@ -171,11 +170,11 @@ class Weights(Mapping[str, Tensor]):
         return type(self), (self._tensors,)
 
     def own(self) -> Weights:
-        """The same values in arrays of its own: views, or copies of arrays that are not aligned.
+        """The same values in separate arrays: views, or copies of arrays that are not aligned.
 
-        Giving one of these arrays another shape or type does not reach those.
+        If the caller changes the shape or type of one of the old arrays, these do not change.
         """
-        made: dict[int, Tensor] = {}  # so that what was one object stays one
+        made: dict[int, Tensor] = {}  # a shared tensor stays shared
         for tensor in self.values():
             made.setdefault(id(tensor), _own(tensor))
         return Weights({name: made[id(tensor)] for name, tensor in self.items()})
@@ -192,7 +191,7 @@ class Weights(Mapping[str, Tensor]):
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all tensors, a shared one counted once."""
+        """The bytes of all tensors; a shared one counts once."""
         arrays = [a for t in self.values() for a in (t.arrays if hasattr(t, "arrays") else (t,))]
         return sum({id(array): array.nbytes for array in arrays}.values())
 
@@ -216,7 +215,7 @@ def _own(tensor: Tensor) -> Tensor:
 
 
 def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise ValueError for what is no matrix of shape (d, n), or no float32 vector (n,)."""
+    """Raise ValueError unless the tensor is a matrix of shape (d, n), or a float32 vector (n,)."""
     matrix = isinstance(tensor, Dense | Int8)
     if matrix != (len(shape) == 2) or not (matrix or isinstance(tensor, np.ndarray)):
         expected = "Dense or Int8" if len(shape) == 2 else "a float32 array"

@@ -1,4 +1,4 @@
-"""Tokens that a fine-tune has added, in the files that Hugging Face puts beside tokenizer.model."""
+"""Tokens added by fine-tuning, from the files that Hugging Face puts beside tokenizer.model."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 from llama2np.output import brief
 
-_LARGEST = 2**23  # bytes of a file
+_LARGEST = 2**23  # bytes in a file
 
 
 def read(folder: Path) -> dict[int, bytes]:
-    """Return the texts of added tokens: those of added_tokens.json and tokenizer_config.json.
+    """Return {token: text} of the added tokens in added_tokens.json and tokenizer_config.json.
 
-    None where there are no such files. Raises ValueError for what is not in their form, OSError.
+    It is empty if these files do not exist. Raises ValueError for other contents, and OSError.
     """
     added: dict[int, bytes] = {}
     for name, find in (("added_tokens.json", _plain), ("tokenizer_config.json", _decoder)):
         path = folder / name
-        if not path.is_file():  # nor a pipe, which would be waited for
+        if not path.is_file():  # a pipe is skipped too: opening it would wait for a writer
             continue
         for token, text in find(path, _object(path)):
             if not _legal(token, text):
@@ -33,7 +33,8 @@ def read(folder: Path) -> dict[int, bytes]:
 def _legal(token: Any, text: Any) -> bool:
     if not isinstance(token, int) or isinstance(token, bool) or not isinstance(text, str):
         return False
-    return token >= 0 and not any("\ud800" <= c < "\ue000" for c in text)  # JSON can have halves
+    # JSON can have surrogates, which UTF-8 cannot encode
+    return token >= 0 and not any("\ud800" <= c < "\ue000" for c in text)
 
 
 def _plain(_path: Path, fields: dict[str, Any]) -> list[tuple[Any, Any]]:

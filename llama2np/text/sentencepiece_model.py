@@ -1,7 +1,7 @@
-"""sentencepiece's tokenizer.model: sentencepiece itself reads it and encodes with it.
+"""sentencepiece's tokenizer.model: the sentencepiece package reads it and encodes with it.
 
-Here stands what the package does not say: the settings in the file, by which tokens become text
-again, and which decide whether llama2.c can use its pieces.
+This module reads what the package does not report: the settings in the file. They decide how tokens
+become text, and whether llama2.c can use the pieces.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
 MAX_PIECES = 2**20  # the largest vocabularies have 256 thousand
-_SPACE = "▁"  # U+2581, which stands for a space in a piece
+_SPACE = "▁"  # U+2581, which represents a space in a piece
 _KINDS = {1: "Unigram", 2: "BPE", 3: "Word", 4: "Char"}  # TrainerSpec.ModelType
 _BPE = 2
 _TYPES = {1: "normal", 2: "unknown", 3: "control", 4: "user-defined", 5: "unused", 6: "a byte"}
@@ -42,7 +42,7 @@ _DEFAULTS: dict[tuple[int, int], int | bytes] = {
     _DENORMALIZER_CHARSMAP: b"",
 }
 
-# What llama2.c does with a text, and what the model does otherwise.
+# A setting, the value that llama2.c assumes, and what another value means.
 _OTHER_TEXTS = (
     (_CHARSMAP, b"", "it normalizes texts (NFKC, or another charsmap)"),
     (_DUMMY_PREFIX, 1, "it puts no space before a text (add_dummy_prefix is false)"),
@@ -55,8 +55,8 @@ _OTHER_TEXTS = (
 class SentencePieceModel:
     """A tokenizer.model: its vocabulary, and sentencepiece's encoder.
 
-    `pieces` are spelled as llama2.c's tokenizer.py spells them, `texts` as they are printed, and
-    `first_texts` as they are at the beginning of a text.
+    `pieces` are spelled as llama2.c's tokenizer.py spells them. `texts` are what is printed for
+    each token, and `first_texts` what is printed for it at the beginning of a text.
     """
 
     pieces: list[bytes]
@@ -70,21 +70,21 @@ class SentencePieceModel:
 
     @property
     def removes_spaces(self) -> bool:
-        """Whether it drops all spaces before and after a text, and all but one within."""
+        """Whether it removes spaces before and after a text, and repeated spaces in it."""
         return bool(self.settings[_REMOVE_EXTRA_WHITESPACES])
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, without BOS. Raises ValueError where sentencepiece cannot."""
+        """The tokens of a text, without BOS. Raises ValueError if sentencepiece fails."""
         try:
             return list(self.processor.encode(text))
         except _ERRORS as error:
             raise ValueError(f"sentencepiece cannot encode this text: {error}") from None
 
     def unlike_llama2c(self) -> str:
-        """The first thing that llama2.c takes for granted and that is not so; "" if all is.
+        """The first assumption of llama2.c that this model violates; "" if there is none.
 
-        llama2.c's encoder, with these pieces in a tokenizer.bin, then gives other tokens. It may
-        keep more spaces: those models do not count that llama2.c's own trainer makes.
+        If there is one, llama2.c's encoder gives other tokens with these pieces in a tokenizer.bin.
+        `removes_spaces` is not one of them: llama2.c's own training script makes such models.
         """
         if (self.bos_id, self.eos_id) != (1, 2):
             found = [("missing" if i is None else i) for i in (self.bos_id, self.eos_id)]
@@ -105,12 +105,12 @@ class SentencePieceModel:
 
 
 def read(data: bytes) -> SentencePieceModel:
-    """Read a tokenizer.model. Raises ValueError for what cannot be used here."""
-    from sentencepiece import SentencePieceProcessor  # only for those who have such a file
+    """Read a tokenizer.model. Raises ValueError if it cannot be used here."""
+    from sentencepiece import SentencePieceProcessor  # not imported unless there is such a file
 
     if not data:
         raise ValueError("it is empty")  # sentencepiece would log to standard error
-    settings = _settings(data)  # before sentencepiece makes objects for millions of pieces
+    settings = _settings(data)  # limits the pieces before sentencepiece makes objects for them
     try:
         model = SentencePieceProcessor(model_proto=data)
         names = model.id_to_piece(list(range(model.vocab_size())))
@@ -120,7 +120,9 @@ def read(data: bytes) -> SentencePieceModel:
     if (kind := settings[_MODEL_TYPE]) != _BPE:
         raise ValueError(f"its algorithm is {_KINDS.get(int(kind), kind)}, expected BPE")
     if settings[_DENORMALIZER_CHARSMAP]:
-        raise ValueError("it changes texts after decoding (denormalizer_spec): not supported")
+        raise ValueError(
+            "it changes texts after decoding (denormalizer_spec), which is not supported"
+        )
     pieces = [name.replace(_SPACE, " ").encode() for name in names]
     bos_id, eos_id = (i if i >= 0 else None for i in (model.bos_id(), model.eos_id()))
     for special, spelling in ((bos_id, b"\n<s>\n"), (eos_id, b"\n</s>\n")):
@@ -136,7 +138,7 @@ def read(data: bytes) -> SentencePieceModel:
 
 
 def _texts(model: SentencePieceProcessor, names: list[str]) -> list[bytes]:
-    """What sentencepiece decodes each token to."""
+    """The text to which sentencepiece decodes each token."""
     ids = list(range(len(names)))
     texts = [name.replace(_SPACE, " ").encode() for name in names]
     kinds = zip(model.is_control(ids), model.is_unknown(ids), model.is_byte(ids), strict=True)
@@ -144,20 +146,20 @@ def _texts(model: SentencePieceProcessor, names: list[str]) -> list[bytes]:
         if control:
             texts[i] = b""
         elif unknown:
-            texts[i] = model.decode([i]).encode()  # " ⁇ ", where the file does not say
+            texts[i] = model.decode([i]).encode()  # " ⁇ ", unless the file has another text
         elif byte:
             texts[i] = bytes([int(names[i][1:-1], 16)])  # "<0x41>"
     return texts
 
 
 def _settings(data: bytes) -> dict[tuple[int, int], int | bytes]:
-    """The settings of a ModelProto, or what they are where it does not say. Raises ValueError."""
+    """The settings of a ModelProto, with defaults for missing ones. Raises ValueError."""
     found = dict(_DEFAULTS)
     for field, message in _fields(data):
         if field != _PIECE and isinstance(message, bytes):
             for name, value in _fields(message):
                 if isinstance(value, type(found.get((field, name)))):
-                    found[field, name] = value  # the last one counts
+                    found[field, name] = value  # protobuf's rule: the last value counts
     return found
 
 
@@ -169,7 +171,10 @@ def _types(data: bytes) -> Iterator[int]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield the fields of a protobuf message; values of fixed width as 0. Raises ValueError."""
+    """Yield (field number, value) for a protobuf message. Raises ValueError.
+
+    A value of fixed width is yielded as 0.
+    """
     at = count = 0
     value: int | bytes
     while at < len(data):
@@ -190,7 +195,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of up to ten bytes, and the place of what follows."""
+    """A number of up to ten bytes, and the offset of the byte after it."""
     number = 0
     for shift, byte in enumerate(data[at : at + 10]):
         number |= (byte & 0x7F) << 7 * shift

@@ -1,8 +1,8 @@
 """Text to tokens and back.
 
-With a tokenizer.bin it is llama2.c's: the byte-pair encoding of sentencepiece, for Llama's layout
-of a vocabulary. With a tokenizer.model sentencepiece itself encodes, whatever the layout. Special
-pieces in a text, such as "<s>", are text, and so are added tokens.
+With a tokenizer.bin this is llama2.c's algorithm: the byte-pair encoding of sentencepiece, for
+Llama's layout of the vocabulary. With a tokenizer.model the sentencepiece package encodes, and the
+layout may be any. Special pieces such as "<s>", and added tokens, are encoded as ordinary text.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from llama2np.text.sentencepiece_model import SentencePieceModel
 BOS, EOS = 1, 2  # the ids of <s> and </s>, in every tokenizer.bin
 _UNKNOWN = 0
 _FIRST_BYTE = 3  # <0x00> ... <0xFF> follow the three special pieces
-_LOWEST_SCORE = -1e10  # run.c merges pairs that score more than this
-_LARGEST = 2**26  # bytes of a file; that of 256 thousand pieces has a tenth
+_LOWEST_SCORE = -1e10  # run.c merges pairs with a higher score
+_LARGEST = 2**26  # bytes in a file; a file of 256 thousand pieces has a tenth of it
 _LONGEST_PIECE = 2048  # bytes: sentencepiece trains pieces of up to 512 characters
-# Rows of a model for which there is no piece: vocabularies are padded to multiples of up to 8,192.
-_MOST_MISSING = 2**13
+# The most rows of a model without a piece: vocabularies are padded to multiples of up to 8,192.
+_MAX_MISSING = 2**13
 _BYTE_PIECE = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenizerError(ValueError):
-    """A tokenizer file that cannot be used: says which, what was expected and what was found."""
+    """A tokenizer file that cannot be used. The text has the file, what was expected and found."""
 
     def __init__(self, text: str):
         super().__init__(printable(text))
@@ -47,10 +47,10 @@ class TokenizerError(ValueError):
 class Tokenizer:
     """A vocabulary: pieces of text as bytes, and the score of merging into each.
 
-    A space is a space here, not sentencepiece's "▁". `bos_id` and `eos_id` are the tokens that
-    begin and end a text, None where there is none. A piece is b"" where a model has a row, for
-    padding, and the tokenizer nothing: such a token is in `missing` (n,) int64, is printed as
-    nothing, and generation does not choose it.
+    Pieces have spaces, not sentencepiece's "▁". `bos_id` and `eos_id` are the tokens that begin and
+    end a text, or None. A model may have rows, for padding, for which the tokenizer has no piece:
+    their piece is b"", they are in `missing` (n,) int64, they are printed as "", and generation
+    does not choose them.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Tokenizer:
         scores: Iterable[float] | None = None,
         model: SentencePieceModel | None = None,
     ):
-        """Without a sentencepiece `model` it encodes as llama2.c does: BOS is 1, EOS 2."""
+        """Without a sentencepiece `model` it encodes as llama2.c does: BOS is 1, EOS is 2."""
         if scores is None or isinstance(pieces, (str, os.PathLike)):
             raise TypeError("Tokenizer() takes pieces and scores; Tokenizer.load opens a file")
         self.pieces = list(pieces)
@@ -72,7 +72,7 @@ class Tokenizer:
         self._ids: dict[bytes, int] = {}
         for i, piece in enumerate(self.pieces):
             self._ids.setdefault(piece, i)
-        # What the tokens are printed as, and as the first of a text.
+        # What is printed for each token, and for it at the beginning of a text.
         self._texts = list(model.texts) if model else [_spelled(piece) for piece in self.pieces]
         for special in self.ends:
             if special < len(self._texts):
@@ -92,22 +92,22 @@ class Tokenizer:
 
     @property
     def ends(self) -> frozenset[int]:
-        """The tokens at which a text ends: BOS and EOS, those that there are."""
+        """The tokens that end a text: BOS and EOS, if the tokenizer has them."""
         return frozenset(i for i in (self.bos_id, self.eos_id) if i is not None)
 
     @property
     def like_llama2c(self) -> bool:
-        """Whether llama2.c's encoder gives the same tokens, with these pieces."""
+        """Whether llama2.c's encoder gives the same tokens with these pieces."""
         return not self._model or not self._model.unlike_llama2c()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:
-        """Read a tokenizer.bin or a sentencepiece model; what it begins with tells which.
+        """Read a tokenizer.bin or a sentencepiece model; the first bytes of the file decide which.
 
-        The added tokens that Hugging Face's files beside a sentencepiece model name are read, too.
-        `vocab_size` is that of the model it will serve: it may have a few thousand rows more than
-        there are pieces, any other number is refused.
-        Raises TokenizerError, and OSError where the file cannot be read.
+        Beside a sentencepiece model, Hugging Face's files of added tokens are read, too.
+        vocab_size: that of the network, which may have up to 8,192 rows more than there are pieces.
+        Raises TokenizerError, also for any other vocab_size, and OSError if the file cannot be
+        read.
         """
         path = Path(arguments.path_like("path", path))
         if vocab_size is not None:
@@ -134,32 +134,31 @@ class Tokenizer:
                 f"expected at most {sentencepiece_model.MAX_PIECES:,} of {_LONGEST_PIECE:,}"
             )
         if tokenizer.vocab_size < 3:
-            raise TokenizerError(
-                f"{path}: holds {tokenizer.vocab_size} pieces, expected 3 at the least"
-            )
+            raise TokenizerError(f"{path}: holds {tokenizer.vocab_size} pieces, expected 3 or more")
         return tokenizer._for_model(path, added, vocab_size)
 
     def _for_model(self, path: Path, added: dict[int, bytes], vocab_size: int | None) -> Tokenizer:
-        """With added tokens, and with as many tokens as the model has. Raises TokenizerError."""
+        """This tokenizer with added tokens, extended to `vocab_size`. Raises TokenizerError."""
         count = self.vocab_size
         # A model may lack the rows of added tokens: Llama 2's chat models have no row for "<pad>".
-        limit = count + _MOST_MISSING if vocab_size is None else vocab_size
+        limit = count + _MAX_MISSING if vocab_size is None else vocab_size
         added = {token: text for token, text in added.items() if count <= token < limit}
         known = self.extended(max(added, default=-1) + 1, added)
         if vocab_size is None:
             return known
-        if not count <= vocab_size <= known.vocab_size + _MOST_MISSING:
+        if not count <= vocab_size <= known.vocab_size + _MAX_MISSING:
             raise TokenizerError(
                 f"{path}: holds {count:,} pieces, the model's vocabulary is {vocab_size:,}: "
-                "give the tokenizer the model was trained with (-z FILE); "
+                "name the tokenizer that the model was trained with (-z FILE); "
                 f"Llama 2's, of 32,000: {advice.fetching('tokenizer.bin')}"
             )
         return known.extended(vocab_size)
 
     def extended(self, vocab_size: int, added: Mapping[int, bytes] | None = None) -> Tokenizer:
-        """The same with tokens up to `vocab_size`, printed as `added` says or as nothing.
+        """A tokenizer extended to `vocab_size` tokens; itself if it has as many pieces or more.
 
-        They do not come out of `encode`. Itself, where it has as many pieces or more.
+        added: {token: text to print for it}; for other new tokens "" is printed. `encode` never
+        returns new tokens.
         """
         more = [(added or {}).get(i, b"") for i in range(self.vocab_size, vocab_size)]
         if not more:
@@ -175,9 +174,9 @@ class Tokenizer:
     def encode(self, text: str, bos: bool | None = True, eos: bool | None = False) -> list[int]:
         """Return the tokens of `text`: run.c's, or sentencepiece's, in O(n log n).
 
-        As run.c does it: a space is put before any text but "", and a character that is not in the
-        vocabulary becomes the tokens of its UTF-8 bytes. bos, eos: begin with BOS, end with EOS,
-        where the tokenizer has them. Raises ValueError for text that UTF-8 cannot hold.
+        run.c puts a space before any text but "", and encodes a character that is not in the
+        vocabulary as its UTF-8 bytes. bos, eos: begin with BOS, end with EOS, if the tokenizer has
+        them. Raises ValueError for text that UTF-8 cannot encode.
         """
         try:
             arguments.text("text", text).encode()
@@ -193,11 +192,11 @@ class Tokenizer:
         return tokens
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of `tokens`. The space that follows BOS is dropped, as is BOS itself.
+        """Return the text of `tokens`, without BOS and without the space after it.
 
-        So is the first space where the tokenizer has no BOS. It is kept where the settings of a
-        sentencepiece model say that none is put there.
-        Raises ValueError for a token that the vocabulary does not have.
+        If the tokenizer has no BOS, the first space is removed. If the settings of a sentencepiece
+        model do not add a space before a text, none is removed.
+        Raises ValueError for a token outside the vocabulary.
         """
         tokens = arguments.token_list("tokens", tokens)
         decoder = Decoder(self)
@@ -215,18 +214,18 @@ class Tokenizer:
         token = self._ids.get(character)
         if token is not None:
             return [token]
-        if self.vocab_size < _FIRST_BYTE + 256:  # no byte pieces to fall back to
+        if self.vocab_size < _FIRST_BYTE + 256:  # there are no byte pieces
             return [_UNKNOWN]
         return [_FIRST_BYTE + byte for byte in character]
 
     def _merge(self, tokens: list[int]) -> list[int]:
-        """Join the best-scoring pair of neighbours, the leftmost of equals, until none joins.
+        """Merge the adjacent pair with the best score, the leftmost of equals, until none merges.
 
-        A heap holds the candidate pairs. One whose sides have changed since is passed over.
+        A heap holds the candidate pairs. A pair is skipped if one of its tokens has changed since.
         """
-        after = list(range(1, len(tokens) + 1))  # a linked list, because joining removes
+        after = list(range(1, len(tokens) + 1))  # a linked list, since a merge removes a token
         before = list(range(-1, len(tokens) - 1))
-        tokens = [*tokens, -1]  # -1 ends the list, and stands where a token was joined away
+        tokens = [*tokens, -1]  # -1 marks the end of the list, and removed tokens
 
         def candidate(left: int) -> tuple[float, int, int, int, int] | None:
             a, b = tokens[left], tokens[after[left]]
@@ -252,26 +251,26 @@ class Tokenizer:
 
 
 class Decoder:
-    """Tokens to text as they come: a character split over tokens appears with the last of them.
+    """Decodes a stream of tokens. A character split over several tokens comes with the last one.
 
-    `previous` is the token before the first one, where there is one. Bytes that are not UTF-8
-    become U+FFFD.
+    `previous` is the token before the first one, if there is one. Bytes that are not UTF-8 become
+    U+FFFD.
     """
 
     def __init__(self, tokenizer: Tokenizer, previous: int | None = None):
         self._tokenizer = tokenizer
-        # Whether the next piece begins a text: a first space is not of the text then.
+        # Whether the next piece begins a text: then its first space does not belong to the text.
         self._first = previous == tokenizer.bos_id
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
         """The text that `token` completes; "" in the middle of a character.
 
-        Raises ValueError for a token that the vocabulary does not have.
+        Raises ValueError for a token outside the vocabulary.
         """
         if not 0 <= token < self._tokenizer.vocab_size:
-            most = self._tokenizer.vocab_size - 1
-            raise ValueError(f"token {token} is not in the vocabulary of 0 to {most}")
+            last = self._tokenizer.vocab_size - 1
+            raise ValueError(f"token {token} is not in the vocabulary of 0 to {last}")
         text = shown = self._tokenizer._texts[token]
         if token == self._tokenizer.bos_id:
             self._first = True
@@ -282,12 +281,12 @@ class Decoder:
         return self._utf8.decode(shown)
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for an unfinished character."""
+        """The rest at the end of the tokens: U+FFFD for an incomplete character, else ""."""
         return self._utf8.decode(b"", final=True)
 
 
 def _spelled(piece: bytes) -> bytes:
-    """The bytes that a piece stands for: one byte for "<0x41>", itself otherwise."""
+    """The bytes that a piece represents: one byte for "<0x41>", otherwise the piece itself."""
     match = _BYTE_PIECE.fullmatch(piece)
     return bytes([int(match[1], 16)]) if match else piece
 
@@ -295,18 +294,20 @@ def _spelled(piece: bytes) -> bytes:
 def _contents(path: Path) -> bytes:
     with open_regular(path) as file:
         data = read_at_most(file, _LARGEST)
-        if data is None:  # a model given for a tokenizer would fill the memory
+        if data is None:  # a model in place of a tokenizer would fill the memory
             size = max(os.fstat(file.fileno()).st_size, _LARGEST + 1)
             raise TokenizerError(
-                f"{path}: no tokenizer: it has {size:,} bytes, expected at most {_LARGEST:,}"
+                f"{path}: not a tokenizer: it has {size:,} bytes, expected at most {_LARGEST:,}"
             )
     return data
 
 
 def _read_bin(path: Path, data: bytes) -> tuple[list[bytes], list[float]]:
-    """llama2.c's format: uint32 longest piece; then for each float32 score, int32 length, bytes."""
+    """Read llama2.c's format: the uint32 length of the longest piece, then for each piece its
+    float32 score, its int32 length, and its bytes.
+    """
     if len(data) < 4:
-        raise TokenizerError(f"{path}: not a tokenizer.bin: {len(data)} bytes, expected 4 at least")
+        raise TokenizerError(f"{path}: not a tokenizer.bin: {len(data)} bytes, expected 4 or more")
     longest = min(struct.unpack_from("<I", data)[0], _LONGEST_PIECE)
     pieces: list[bytes] = []
     scores: list[float] = []
@@ -329,9 +330,9 @@ def _read_bin(path: Path, data: bytes) -> tuple[list[bytes], list[float]]:
 
 
 def _misplaced(pieces: list[bytes]) -> str:
-    """The first piece that is not where llama2.c takes it to be; "" if all are.
+    """A description of the first piece that is not at llama2.c's place for it; "" if all are.
 
-    A vocabulary too small for them may have no byte pieces at all.
+    A vocabulary that is too small for byte pieces may have none.
     """
     for special, piece in ((BOS, b"\n<s>\n"), (EOS, b"\n</s>\n")):
         if piece in pieces and pieces[special] != piece:
@@ -367,4 +368,6 @@ def read_model(path: Path, data: bytes | None = None) -> SentencePieceModel:
     except TokenizerError:
         raise
     except ValueError as error:
-        raise TokenizerError(f"{path}: not a sentencepiece model of use here: {error}") from None
+        raise TokenizerError(
+            f"{path}: not a sentencepiece model that can be used here: {error}"
+        ) from None

@@ -1,4 +1,4 @@
-"""A teller of short stories for three-year-olds: the corpus of the model in the box.
+"""A generator of short stories for three-year-olds: the training corpus of the bundled model.
 
 The stories themselves are in texts/*.txt; `grammar` explains how those pages are read.
 """

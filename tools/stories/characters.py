@@ -1,4 +1,4 @@
-"""Who the stories are about: names, sexes and kinds."""
+"""The characters of the stories: names, sexes and kinds."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Character:
 
 
 def meet(chooser: Chooser, animal: bool, other_than: str = "") -> Character:
-    """Someone with a name; one in ten has a name nobody has heard yet."""
+    """A character with a name; one in ten has a name that no other story has."""
     sex = chooser.pick(("girl", "boy"))
     if chooser.chance(0.1):
         name = "".join(chooser.pick(sound) for sound in _SOUNDS).capitalize()

@@ -4,7 +4,7 @@ A form is a line of text. In it
     {a|b|c}   is one of the three, `{|very }` is perhaps nothing; they nest
     $name     is a word of this story: chosen when first met, then always the same; $Name begins
               with a capital
-    @name     is the list `name`, chosen from anew each time
+    @name     is an item of the list `name`, chosen again each time
 and `(tag !tag name=value)` in front says of which stories it may be part.
 
 A page holds lists, `[name]` with a form a line or `[name] form | form`, and plots:
@@ -46,7 +46,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Fresh:
-    """A list, to be chosen from anew."""
+    """A list from which an item is chosen each time."""
 
     name: str
 

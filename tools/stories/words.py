@@ -46,7 +46,7 @@ def _names(word: str) -> bool:
 
 
 def said_again(text: str) -> Iterator[tuple[int, int]]:
-    """Yield where (start, end) somebody is named, or is mom or dad, who was so before."""
+    """Yield (start, end) of each name, "mom" or "dad" that occurred before."""
     known = set()
     for found in _WORD.finditer(text):
         word = found[0].removesuffix("'s")

@@ -1,8 +1,8 @@
-"""Random pieces said twice: what a network learns before its first story.
+"""Random tokens, repeated once: the training data before the first story.
 
-Who foretells the second half has learnt to find what was said before and to say what came after it
-(induction heads: Olsson et al. 2022, arXiv 2209.11895). Stories teach that too, but late: a network
-of a million parameters changed its hero's name for thousands of steps.
+To predict the second half, a network must find an earlier occurrence of a token and copy the token
+after it (induction heads: Olsson et al. 2022, arXiv 2209.11895). A network learns this from stories
+too, but late: one of a million parameters changed its hero's name for thousands of steps.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Corpus:
     tokens: np.ndarray  # uint16, all stories one after the other, and one BOS at the end
     starts: np.ndarray  # int64, where each story begins, and the end of the last
     nats: np.ndarray  # float64, minus the log-probability of the choices behind each
-    again: np.ndarray  # bool, for each token: somebody who was named before is named again
+    again: np.ndarray  # bool, for each token: whether it repeats the name of a character
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -74,8 +74,8 @@ class Corpus:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens and what follows each, int64 (len(stories), longest), -1 where there is none.
 
-        And of what follows, whether it is somebody named again. The width is rounded up to a
-        multiple: torch prepares anew for each width it meets.
+        Also whether each next token repeats a name. The width is rounded up to a multiple, since
+        torch has some overhead for each new width.
         """
         longest = -(-self.lengths[stories].max() // multiple) * multiple
         tokens = np.zeros((len(stories), longest), np.int64)
@@ -112,7 +112,7 @@ def encode(told: Iterator[Story], model: Path, longest: int) -> Corpus:
         tokens.append(np.array([BOS, *pieces], np.uint16))
         starts.append(starts[-1] + len(tokens[-1]))
         nats.append(story.nats)
-        ends = np.cumsum(lengths[pieces]) - 1  # a space stands before the text; all of it is ASCII
+        ends = np.cumsum(lengths[pieces]) - 1  # a space is put before the text; all of it is ASCII
         within = np.zeros(len(pieces) + 1, bool)
         for start, end in said_again(story.text):
             within[1:] |= (ends > start) & (ends - lengths[pieces] < end)

@@ -138,7 +138,7 @@ class Training:
         state = torch.load(self.path, weights_only=True)
         if state["settings"] != asdict(self.settings):
             raise ValueError(
-                f"{self.path}: was made with {state['settings']}; delete it to begin anew"
+                f"{self.path}: was made with {state['settings']}; delete it to start again"
             )
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 class Settings:
     """All that decides the result, beside the corpus and the shape."""
 
-    copying: int = 200  # steps on random pieces said twice, before those on stories
+    copying: int = 200  # steps on repeated random tokens, before those on stories
     steps: int = 10_000  # on stories
-    # In the first of them whoever is named again counts more. Else a network finds out late that
-    # it can look names up; to the end, it would say them too often.
+    # In the first steps, repeated names have more weight. Otherwise a network learns late to look
+    # names up; with the weight until the end, it would use names too often.
     emphasis: float = 8.0
     emphasised: int = 2000
     batch: int = 16

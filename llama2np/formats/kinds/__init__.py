@@ -1,8 +1,7 @@
-"""What a file is, by its first bytes, and what to do with it. table.py has all kinds.
+"""The kind of a file, recognised by its first bytes, and advice about it. table.py has all kinds.
 
-A reader looks here only after it has refused a file. So a file that can be read is never refused
-because of the table, and an error names the kind of the file, not a number in a header that the
-file does not have.
+A reader uses this only after it has rejected a file. So no file is rejected because of the table,
+and an error names the kind of the file instead of a wrong number in a header that it does not have.
 """
 
 from __future__ import annotations
@@ -38,15 +37,15 @@ R = TypeVar("R")
 
 
 def kind_of(path: StrPath) -> str:
-    """The id in the table of what a file or folder is; "" if it is unknown or cannot be opened."""
+    """The id of the kind of a file or folder; "" if it is unknown or cannot be opened."""
     _, kind = _recognised(path)
     return kind.id if kind else ""
 
 
 def explained(path: StrPath, place: str) -> str | None:
-    """One line that names the kind of a file refused in that place, and the way out.
+    """One line with the kind of a file that was rejected in that place, and what to do.
 
-    None where the kind is unknown, or one that the reader there knows more of.
+    None if the kind is unknown, or if the reader of that place has a better error for it.
     """
     head, kind = _recognised(path)
     here = PLACES[place]
@@ -57,7 +56,7 @@ def explained(path: StrPath, place: str) -> str | None:
 
 
 def way_out(path: StrPath, place: str) -> str:
-    """What to do with a file in that place, ": " before it; "" if there is nothing to be said."""
+    """What to do with a file in that place, beginning with ": "; "" if there is no advice."""
     head, kind = _recognised(path)
     way = _way(kind, PLACES[place], head) if head and kind else ""
     return f": {way}" if way else ""
@@ -65,10 +64,10 @@ def way_out(path: StrPath, place: str) -> str:
 
 @contextmanager
 def named(path: StrPath, place: str, error: type[ValueError]) -> Iterator[None]:
-    """Have errors of reading `path` in the block say what it is, or where a missing one can be had.
+    """Improve the errors of reading `path` in the block: they name its kind, or a missing file.
 
-    error: raised with the kind of the file in place of an OSError or one of its own type. A
-    missing file is a FileNotFoundError as before, with a suggestion.
+    error: the type that is raised, with the kind of the file, in place of an OSError or an error of
+    that type. For a missing file, a FileNotFoundError is raised with a suggestion.
     """
     try:
         yield
@@ -77,7 +76,7 @@ def named(path: StrPath, place: str, error: type[ValueError]) -> Iterator[None]:
             raise error(text) from None
         if isinstance(refusal, FileNotFoundError) and not os.path.exists(path):
             text = os.strerror(errno.ENOENT)
-            if refusal.strerror == text:  # without a suggestion of an inner reader's
+            if refusal.strerror == text:  # an inner reader has not added a suggestion
                 text += _missing(path, PLACES[place])
                 raise FileNotFoundError(errno.ENOENT, text, refusal.filename) from None
         raise
@@ -105,7 +104,7 @@ def _recognised(path: StrPath) -> tuple[Head | None, Kind | None]:
     try:
         head = Head(Path(path))
         return head, next((kind for kind in KINDS if kind.matches(head)), None)
-    except (OSError, ValueError):  # ValueError: no path at all
+    except (OSError, ValueError):  # ValueError: this cannot be a path
         return None, None
 
 
@@ -127,7 +126,7 @@ def _way(kind: Kind, place: Place, head: Head) -> str:
 
 
 def _conversion(flag: str, place: Place, head: Head) -> str:
-    """The command that converts a model, or what to name where that is all it takes."""
+    """The command that converts a model, or the path to use if no conversion is needed."""
     target = head.path
     if flag == FOLDER:
         found = [flag for name, flag in FOLDER_FLAGS.items() if (head.folder / name).exists()]
@@ -138,13 +137,13 @@ def _conversion(flag: str, place: Place, head: Head) -> str:
         return f"name {_quoted(target)}"
     version = place.version
     if version is None and flag in FOLDER_FLAGS.values():
-        version = 1  # which has room for rope_theta and norm_eps
+        version = 1  # it has fields for rope_theta and norm_eps
     words = f"{flag} {_quoted(target)}" + ("" if version is None else f" --version {version}")
     return f"`{advice.command('export')} out.bin {words}` converts it"
 
 
 def _missing(path: StrPath, place: Place) -> str:
-    """What to suggest where there is no such file."""
+    """The suggestion for a file that does not exist."""
     if place.role in (STATE, OTHER):
         return ""
     if place.role == TOKENIZER:
@@ -153,7 +152,7 @@ def _missing(path: StrPath, place: Place) -> str:
 
 
 def _tokenizer_beside(head: Head) -> str:
-    """A tokenizer that runs, in the same folder; "" if there is none."""
+    """A tokenizer in the same folder that can be used; "" if there is none."""
     for name in ("tokenizer.model", "tokenizer.bin"):
         path = head.folder / name
         if path != head.path and kind_of(path) in PLACES["tokenizer"].reads:

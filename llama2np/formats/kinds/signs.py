@@ -1,6 +1,6 @@
-"""How kinds of files are told apart by their first bytes, where that takes more than an expression.
+"""Tests that recognise a kind of file by its first bytes, if a regular expression is not enough.
 
-kinds.py has the table; nothing here is sure that a file is sound.
+table.py has the table. These tests do not check that a file is valid.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from llama2np.model.config import Config
 
-_HEAD = 2**16  # bytes that are looked at
-_LONGEST_PICKLE = 2**20  # a large model's, with those of its optimizer, has a tenth
-_MOST_NAMES = 10_000  # of the files in a folder
+_HEAD = 2**16  # bytes of a file that are read
+_LONGEST_PICKLE = 2**20  # bytes; that of a large model with its optimizer has a tenth of it
+_MAX_NAMES = 10_000  # of files in a folder
 _LONGEST_PIECE = 2**16
 _JSON_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:]', re.DOTALL)
 _TEXT_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*")
@@ -34,16 +34,16 @@ class Head:
         self.data = b""
         if self.is_folder:
             with os.scandir(path) as entries:
-                self.names = {entry.name for entry in islice(entries, _MOST_NAMES)}
+                self.names = {entry.name for entry in islice(entries, _MAX_NAMES)}
         elif path.is_file():
             with open(path, "rb") as file:
                 self.data = file.read(_HEAD)
-        else:  # a pipe would keep us waiting
+        else:  # opening a pipe would wait for a writer
             raise OSError(errno.EINVAL, "not a regular file", str(path))
 
     @property
     def folder(self) -> Path:
-        """The folder, or that of the file."""
+        """The folder itself, or the folder of the file."""
         return self.path if self.is_folder else self.path.parent
 
     @cached_property
@@ -54,7 +54,7 @@ class Head:
 
     @cached_property
     def keys(self) -> set[str]:
-        """The keys at the top of a JSON object, as far as the head has them."""
+        """The keys of a JSON object, not those of objects in it, as far as the head has them."""
         keys: set[str] = set()
         if self.text[:1] != b"{":
             return keys
@@ -67,7 +67,7 @@ class Head:
         return keys
 
     def contains(self, word: bytes) -> bool:
-        """Whether the first megabyte has this word. Raises OSError."""
+        """Whether the first megabyte contains this word. Raises OSError."""
         with open(self.path, "rb") as file:
             return word in file.read(_LONGEST_PICKLE)
 
@@ -84,7 +84,7 @@ Sign = Callable[[Head], bool]
 
 
 def has_key(*names: str) -> Sign:
-    """A JSON object with one of these keys."""
+    """Recognise a JSON object with one of these keys."""
     return lambda head: not head.keys.isdisjoint(names)
 
 
@@ -101,7 +101,7 @@ def is_safetensors(head: Head) -> bool:
 
 
 def is_version0(head: Head) -> bool:
-    """Seven int32 that make a Config; vocab_size may be negative."""
+    """Seven int32 that are a valid Config; vocab_size may be negative."""
     if len(head.data) < 28:
         return False
     numbers: list[int] = list(struct.unpack_from("<7i", head.data))
@@ -114,7 +114,7 @@ def is_version0(head: Head) -> bool:
 
 
 def is_tokenizer_bin(data: bytes) -> bool:
-    """The longest length, and three pieces that respect it; a network's numbers do not."""
+    """The length of the longest piece, and three pieces that are not longer."""
     at = 4
     longest = int.from_bytes(data[:4], "little")
     for _ in range(3):
@@ -124,14 +124,14 @@ def is_tokenizer_bin(data: bytes) -> bool:
         piece = data[at + 8 : at + 8 + max(length, 0)]
         if not 0 < length <= longest or len(piece) != length or b"\0" in piece:
             return False
-        if not math.isfinite(score) or 0 < abs(score) < 1e-30:  # a whole number, read as a float
+        if not math.isfinite(score) or 0 < abs(score) < 1e-30:  # an integer, interpreted as a float
             return False
         at += 8 + length
     return True
 
 
 def is_sentencepiece(data: bytes) -> bool:
-    """Protobuf: field 1, a piece; in it field 1, its text; then its score, its type or the next."""
+    """Protobuf: field 1, a piece; in it field 1, its text; then its score, its type or a piece."""
     if len(data) < 4 or data[0] != 10 or data[2] != 10 or data[3] + 2 > data[1]:
         return False
     return data[4 + data[3] : 5 + data[3]] in (b"\x15", b"\x18", b"\n", b"")
@@ -139,7 +139,9 @@ def is_sentencepiece(data: bytes) -> bool:
 
 def is_text(head: Head) -> bool:
     """UTF-8 without control characters."""
-    data = head.text[:-4] if len(head.data) == _HEAD else head.text  # whole characters
+    data = (
+        head.text[:-4] if len(head.data) == _HEAD else head.text
+    )  # without a character that is cut off
     try:
         text = data.decode(errors="ignore" if data is not head.text else "strict")
     except UnicodeDecodeError:

@@ -1,6 +1,6 @@
-"""The table: how a kind of file is recognised, what it is called, and what to do with it.
+"""The table of kinds of files: how each is recognised, its name in errors, and what to do with it.
 
-Beside it, the places where a file is taken, and which kinds each of them reads.
+Also the places where a file is expected, and the kinds that the reader of each place can read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llama2np.formats.kinds.signs import (
 
 MODEL, TOKENIZER, STATE, OTHER = "model", "tokenizer", "state", ""
 FOLDER = "folder"
-# What `export` takes that folder with, by the file that describes the model.
+# {the file that describes a model: the flag of `export` for its folder}
 FOLDER_FLAGS = {"config.json": "--hf", "params.json": "--meta-llama"}
 NOT_YET = "this cannot be read yet"
 
@@ -32,11 +32,11 @@ class Kind:
     """A row of the table."""
 
     id: str
-    name: str  # what an error calls it
-    role: str  # what it is the file of: MODEL, TOKENIZER, STATE or OTHER
-    sign: bytes | Sign  # an expression for the beginning of the file, or a test
-    way: str = ""  # what to do with it; {path}, {folder} and {export} are filled in
-    source: str = ""  # the flag of `export` that takes it; FOLDER: that takes its folder
+    name: str  # in errors
+    role: str  # MODEL, TOKENIZER, STATE or OTHER
+    sign: bytes | Sign  # a regular expression for the beginning of the file, or a test
+    way: str = ""  # what to do with it; {path}, {folder} and {export} are replaced
+    source: str = ""  # the flag of `export` for it; FOLDER means the flag for its folder
 
     def matches(self, head: Head) -> bool:
         if not isinstance(self.sign, bytes):
@@ -46,24 +46,24 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a file is taken: what is expected there, and the kinds that its reader knows itself."""
+    """Where a file is expected: a description of it, and the kinds that the reader there reads."""
 
     expected: str
     role: str
-    reads: tuple[str, ...]  # ids of kinds; what is wrong with one of these, the reader says best
-    is_part: bool = False  # of a folder
-    version: int | None = None  # of the .bin that is wanted, where it matters
+    reads: tuple[str, ...]  # ids of kinds; for these the reader has better errors than the table
+    is_part: bool = False  # whether it is a file in a model's folder
+    version: int | None = None  # the version of .bin that is required, if only one is accepted
 
 
 _TORCH = ("trainer", "torch", "torch-old", "pickle")
 PLACES = {
     "model": Place("a llama2.c checkpoint", MODEL, ("llama2c",)),
     "int8": Place("a llama2.c checkpoint", MODEL, ("llama2c",), version=2),
-    "checkpoint": Place("a torch file of llama2.c's trainer", MODEL, _TORCH),
+    "checkpoint": Place("a torch file of llama2.c's training script", MODEL, _TORCH),
     "hf": Place("a Hugging Face folder", MODEL, ("hf",)),
-    "meta": Place("a folder of Meta's", MODEL, ("meta",)),
+    "meta": Place("a folder in Meta's format", MODEL, ("meta",)),
     "any": Place(
-        "a llama2.c checkpoint or other source of export",
+        "a llama2.c checkpoint or another kind that export reads",
         MODEL,
         (*_TORCH, "llama2c", "safetensors", "hf", "meta"),
     ),
@@ -82,12 +82,12 @@ _OTHER_MODEL = (
     f"{NOT_YET}; get the same model as a Hugging Face folder, and "
     "`{export} out.bin --hf FOLDER --version 1`"
 )
-_A_TOKENIZER = "a tokenizer is named after -z, beside a model: MODEL -z {path}"
-_OTHER_TOKENIZER = f"{NOT_YET}; a tokenizer.bin (llama2.c) or tokenizer.model (sentencepiece) can"
+_A_TOKENIZER = "use it with a model, after -z: MODEL -z {path}"
+_OTHER_TOKENIZER = f"{NOT_YET}; use a tokenizer.bin (llama2.c) or tokenizer.model (sentencepiece)"
 
 # The first row that matches counts.
 KINDS = (
-    # What is left of a file that did not arrive.
+    # Failed downloads.
     Kind("empty", "an empty file", OTHER, lambda f: not (f.data or f.is_folder), "fetch it again"),
     Kind(
         "lfs",
@@ -101,7 +101,7 @@ KINDS = (
         "a web page (HTML)",
         OTHER,
         rb"(?i)(?:<!--.*?-->\s*)*<(?:!doctype html|html|head|body)",
-        "fetch the file itself; on huggingface.co its address has /resolve/, not /blob/",
+        "fetch the file itself; on huggingface.co its URL contains /resolve/, not /blob/",
     ),
     Kind(
         "answer",
@@ -110,14 +110,14 @@ KINDS = (
         rb"(?i)<\?xml|<error>|404\s*\Z|(?:error:? )?(?:[45]\d\d[:\s]+)?(?:entry |repository )?"
         rb"(?:not found|access to model|access denied|invalid username|invalid credentials"
         rb"|unauthorized|forbidden|bad gateway|too many requests|internal server error)",
-        "fetch the file again, where need be after you have logged in",
+        "fetch the file again, after logging in if it requires that",
     ),
     # Models.
     Kind("gguf", "a GGUF file (llama.cpp)", MODEL, rb"GGUF", _OTHER_MODEL),
     Kind("ggml", "a GGML file (llama.cpp before GGUF)", MODEL, rb"lmgg|fmgg|tjgg", _OTHER_MODEL),
     Kind(
         "trainer",
-        "a checkpoint of llama2.c's trainer (torch)",
+        "a checkpoint of llama2.c's training script (torch)",
         MODEL,
         lambda f: is_torch(f) and f.contains(b"model_args"),
         source="--checkpoint",
@@ -125,7 +125,7 @@ KINDS = (
     Kind("torch", "a torch file of weights alone", MODEL, is_torch, source=FOLDER),
     Kind(
         "torch-old",
-        "a torch file in the form before torch 1.6",
+        "a torch file in the format before torch 1.6",
         MODEL,
         rb"\x80[\x02-\x05]\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19",
         "load it and save it again with a newer torch",
@@ -148,7 +148,7 @@ KINDS = (
     Kind("hf", "a Hugging Face folder", MODEL, lambda f: "config.json" in f.names, source="--hf"),
     Kind(
         "meta",
-        "a folder of Meta's",
+        "a folder in Meta's format",
         MODEL,
         lambda f: "params.json" in f.names,
         source="--meta-llama",
@@ -215,7 +215,7 @@ KINDS = (
     ),
     Kind(
         "json",
-        "the params.json of a model of Meta's",
+        "the params.json of a model in Meta's format",
         MODEL,
         lambda f: {"dim", "n_layers"} <= f.keys,
         source=FOLDER,
@@ -243,7 +243,7 @@ KINDS = (
         _OTHER_TOKENIZER,
     ),
     Kind("json", "a JSON file", OTHER, rb'[{\[]\s*["{\[\]}]'),
-    # Arrays, and whatever else people have.
+    # Arrays and other files.
     Kind(
         "state",
         "a saved state",

@@ -1,7 +1,7 @@
 """Products of float32, bfloat16 and float16 matrices with float32 tokens, for any number of tokens.
 
-All forms give the same bits (tile.py says why). Nothing is packed or copied: the matrix is read
-where the file has it.
+All kernels give the same bits (tile.py explains why). Nothing is packed or copied: the kernels read
+the matrix in the mapped file.
 """
 
 from functools import cache
@@ -13,14 +13,14 @@ from llama2np.kernels.runtime.jit import SLICES, inner
 from llama2np.kernels.runtime.vectors import bfloat16, half
 
 _WIDE = LANES == 16  # 32 vector registers of 16 lanes, or 16 of 8
-FEW = 8  # tokens, up to which the form for few is faster
-ROWS = 6 if _WIDE else 4  # of a tile for many tokens
-_TOKENS = 4 if _WIDE else 3  # of such a tile: its ROWS * _TOKENS sums stay in registers
-_AHEAD = 2048  # bytes: how far ahead of their use few tokens prefetch the matrix
-# The form for many goes, from the outside in, through blocks of rows, blocks of tokens (which stay
-# in the L2 cache), tiles of rows, blocks of k (ROWS rows of these stay in L1), tiles of tokens.
+FEW = 8  # tokens: up to this number (a small batch) `few` is faster
+ROWS = 6 if _WIDE else 4  # rows of a tile for many tokens
+_TOKENS = 4 if _WIDE else 3  # tokens of such a tile: its ROWS * _TOKENS sums stay in registers
+_AHEAD = 2048  # bytes: the prefetch distance of `few`
+# The loops of `many`, from the outer to the inner: blocks of rows, blocks of tokens (which stay in
+# the L2 cache), tiles of rows, blocks of k (ROWS rows of them stay in L1), tiles of tokens.
 _BLOCK_TILES, _BLOCK_TOKENS, _BLOCK_K = 8, 64, 1024
-_NEXT_ROWS = 2  # of the next tile of rows, that each of the first tiles prefetches
+_NEXT_ROWS = 2  # rows of the next tile of rows that each of the first tiles prefetches
 _TILE_SUMS = ROWS * _TOKENS * LANES
 SUMS = _TILE_SUMS * (_BLOCK_TOKENS // _TOKENS + 2)  # float32 of scratch
 
@@ -30,8 +30,8 @@ def few(kind):
     """The product for up to FEW tokens: (w, n, d, x, tokens, out, first, last) -> None.
 
     Fills columns first ... last - 1 of out (tokens, d) = x (tokens, n) @ w (d, n).T; all are flat.
-    Four rows share the loads of the tokens. They come from the four quarters of the range: four
-    sequential streams of memory are faster than one, and than four neighbouring rows.
+    Four rows share the loads of the tokens. They come from the four quarters of the range, because
+    four sequential streams give more bandwidth than one, or than four adjacent rows.
     """
     far, lone = _sweep(4, kind), _sweep(1, kind)
 
@@ -47,7 +47,9 @@ def few(kind):
 
 
 def _sweep(rows, kind):
-    """`rows` rows of w, from i on and `apart` rows apart, times all tokens."""
+    """A function that multiplies `rows` rows of w, from i on with a stride of `apart` rows, by all
+    tokens.
+    """
     counts = (4, 2, 1) if _WIDE else (2, 2, 1)  # tokens in a tile
     most, two, one = (
         tile(rows, count, kind, adjacent=False, unroll=2 if count == 1 else 1, ahead=_AHEAD)
@@ -77,8 +79,8 @@ def _sweep(rows, kind):
 def many(kind):
     """The product for many tokens: (w, n, d, x, tokens, out, first, last, sums) -> None.
 
-    As `few`, but first ... last - 1 are tiles of ROWS rows each; the last tile of the matrix may
-    repeat rows of the one before. d >= ROWS. sums: (SUMS,) float32, scratch.
+    Like `few`, but first ... last - 1 are tiles of ROWS rows each; the last tile of the matrix may
+    overlap the one before. d >= ROWS. sums: (SUMS,) float32, scratch.
     """
     most, two, one = (tile(ROWS, count, kind, next_rows=_NEXT_ROWS) for count in (_TOKENS, 2, 1))
     plain = tile(ROWS, _TOKENS, kind)
@@ -107,7 +109,7 @@ def many(kind):
     @inner
     def multiply(w, n, d, x, tokens, out, first, last, sums):
         blocks = -(-n // _BLOCK_K)
-        size = -(-n // (blocks * LANES)) * LANES  # of a block of k: whole vectors
+        size = -(-n // (blocks * LANES)) * LANES  # of a block of k, in whole vectors
         for block in range(first, last, _BLOCK_TILES):
             for start in range(0, tokens, _BLOCK_TOKENS):
                 end = min(start + _BLOCK_TOKENS, tokens)
@@ -122,14 +124,14 @@ def many(kind):
 
 
 def to_float32(kind):
-    """A function that reads a stored value of a kind as float32."""
+    """A function that converts a stored value of a number format to float32."""
     if kind == FLOAT32:
         return inner(lambda value: value, forceinline=True)
     return bfloat16 if kind == "bfloat16" else half
 
 
 def plain(kind):
-    """As `few`, in loops with indices that can be checked, for any number of tokens."""
+    """Like `few`, for any number of tokens, as plain loops whose indices can be checked."""
     value_of = to_float32(kind)
 
     @inner

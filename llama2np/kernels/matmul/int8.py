@@ -1,8 +1,9 @@
 """The int8 loops: Q8_0 matrices, with runq.c's arithmetic.
 
-A row is cut into groups of int8 values with one float32 scale each. Sums over a group are exact, in
-int32; the float32 steps after them are runq.c's, in its order. So the result does not depend on the
-CPU, on how a prompt is cut, or on the number of threads. Group sizes 32 and 64 are the fast ones.
+A row is divided into groups of int8 values with one float32 scale each. Sums over a group are
+exact, in int32; the float32 operations after them are runq.c's, in its order. So the result does
+not depend on the CPU, on the blocks of a prompt, or on the number of threads. Group sizes 32 and 64
+are the fastest.
 """
 
 import math
@@ -18,15 +19,17 @@ from llama2np.kernels.runtime.link import linked
 
 @inner
 def quantize(x, q, scales, sums):
-    """Round x to q * scale, by groups. x: (T, n) float32, q: (T, n) int8.
+    """Quantize x to q * scale, by groups. x: (T, n) float32, q: (T, n) int8.
 
-    The scale takes a group's largest magnitude to 127; halves are rounded away from zero.
-    scales: (T, n / group) float32, sums: the same in int32, the sum of q over each group.
+    The scale maps a group's largest magnitude to 127; halves are rounded away from zero.
+    scales: (T, n / group) float32; sums: (T, n / group) int32, the sum of q over each group.
     """
     tokens, groups = scales.shape
     group = x.shape[1] // groups
     x, q = x.reshape(tokens, groups, group), q.reshape(tokens, groups, group)
-    bits = x.view(np.int32)  # of positive floats, they sort alike; nan is the largest
+    bits = x.view(
+        np.int32
+    )  # the bits of positive floats have the same order as the floats; nan is the largest
     for t in range(tokens):
         for g in range(groups):
             largest = np.int32(0)
@@ -35,9 +38,9 @@ def quantize(x, q, scales, sums):
             magnitude = np.int32(largest)
             scale = magnitude.view(np.float32) / np.float32(127)
             scales[t, g] = scale
-            usable = np.float32(0) < scale < np.float32(np.inf)  # not nan either
+            usable = np.float32(0) < scale < np.float32(np.inf)  # false for nan, too
             for i in range(group):
-                # float64: in float32, 0.49999997 + 0.5 is 1
+                # in float64, because in float32 0.49999997 + 0.5 is 1
                 ratio = np.float64(x[t, g, i] / scale) if usable else 0.0
                 q[t, g, i] = np.int8(np.int32(ratio + math.copysign(0.5, ratio)))
             total = np.int32(0)
@@ -53,7 +56,7 @@ def _product(q, at, x, to, group, scale, x_scale):
 
 
 def _rows_of(size):
-    """`int8_rows` for groups of `size` values; None: of any size."""
+    """`int8_rows` for groups of `size` values; None means any size."""
     products = products4(ISA, size) if size else None
 
     @exact(forceinline=True)
@@ -63,10 +66,10 @@ def _rows_of(size):
         fours = groups // 4 * 4 if size else 0
         q, scales, x, out = q.reshape(-1), scales.reshape(-1), x.reshape(-1), out.reshape(-1)
         x_scales, x_sums = x_scales.reshape(-1), x_sums.reshape(-1)
-        # Two rows share the loads of x. They are far apart, as those of float32.few are.
+        # Two rows share the loads of x. They come from both halves of the range: see float32.few.
         for i in range(start, start + half):
-            j = min(i + half, end - 1)  # the last one may be computed twice
-            for t in range(count):  # so that a row of q is read from memory once
+            j = min(i + half, end - 1)  # the last row may be computed twice
+            for t in range(count):  # the inner loop, so that a row of q is read from memory once
                 a, b, s, u, r = i * n, j * n, i * groups, j * groups, t * groups
                 one, two = np.float32(0), np.float32(0)
                 if size is not None:

@@ -1,5 +1,5 @@
-"""Products of groups of int8, where tokens are few: four groups at a time, to share the work of
-adding up the lanes of their vectors.
+"""Dot products of int8 groups for a small batch. Four groups are computed together, so that they
+share the instructions that add up the lanes of a vector.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from llama2np.kernels.runtime.vectors import AHEAD, F32, I8, I32, data_of, load,
 
 
 def products4(isa, size):
-    """A function that multiplies four neighbouring pairs of groups of `size` values, 32 or 64.
+    """A function that multiplies four adjacent pairs of groups of `size` values, 32 or 64.
 
     (a, i, b, j, a_scales, s, b_scales, b_sums, r) -> four float32. The k-th is the sum of a * b
     over the groups that begin at i + k * size and j + k * size, times a_scales[s + k], times
@@ -29,7 +29,7 @@ def dot(a, i, b, j, size):
     if SLICES:
         return np.int32((a[i : i + size].astype(np.int32) * b[j : j + size]).sum())
     total = np.int32(0)
-    # Indices without a sign need no test for being negative: the loop becomes vectors.
+    # Unsigned indices need no test for negative values, so the loop is vectorized.
     for k in range(np.uint64(size)):
         total = np.int32(total + np.int32(a[np.uint64(i) + k]) * np.int32(b[np.uint64(j) + k]))
     return total
@@ -97,7 +97,7 @@ def _wide(isa, size):
 
 
 def _add_lanes(builder, sums):
-    """Four vectors to one of four: lane k is the sum of the lanes of sums[k]."""
+    """A vector of four lanes from four vectors: lane k is the sum of the lanes of sums[k]."""
 
     def pick(a, b, *lanes):
         return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
@@ -108,7 +108,7 @@ def _add_lanes(builder, sums):
             total = builder.add(pick(total, total, *low), pick(total, total, *high))
         return total
 
-    # Written as interleaving, not as sums of neighbours: those are an instruction, but a slow one.
+    # Interleave the vectors: adding adjacent lanes is a single instruction, but a slow one.
     a, b, c, d = map(in_four, sums)
     left = builder.add(pick(a, b, 0, 4, 1, 5), pick(a, b, 2, 6, 3, 7))  # a b a b
     right = builder.add(pick(c, d, 0, 4, 1, 5), pick(c, d, 2, 6, 3, 7))

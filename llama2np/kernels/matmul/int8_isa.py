@@ -1,9 +1,8 @@
-"""The CPU's instruction for products of int8, called by its name.
+"""The CPU's instructions for int8 dot products, called by name.
 
-LLVM seldom finds such instructions for a plain loop. Each takes int8 by fours: it adds to every
-int32 of a vector the sum of four products. All instruction sets give the same bits. The one that is
-used is chosen here, once, from the CPU's features; LLAMA2NP_INT8=portable (or vnni, avx2, sdot)
-overrides that.
+LLVM seldom generates such instructions from a plain loop. Each adds to every int32 lane of a vector
+the sum of four products of int8. All instruction sets give the same bits. One is chosen here, once,
+from the CPU's features; LLAMA2NP_INT8=portable (or vnni, avx2, sdot) overrides the choice.
 """
 
 import os
@@ -24,7 +23,7 @@ def _vpdpbusd(builder, total, a, b):
 
 
 def _vpmaddubsw(builder, total, a, b):
-    """AVX2: unsigned times signed, |a| times b with a's sign. No b may be -128."""
+    """AVX2: unsigned times signed, so it multiplies |a| by b with a's sign. b must not be -128."""
     int8s, int16s = ir.VectorType(I8, 32), ir.VectorType(I16, 16)
     size = call(builder, "llvm.abs.v32i8", int8s, a, ir.Constant(ir.IntType(1), 0))
     signed = call(builder, "llvm.x86.avx2.psign.b", int8s, b, a)
@@ -39,21 +38,22 @@ def _sdot(builder, total, a, b):
 
 
 class Isa(NamedTuple):
-    """An instruction (builder, total, a, b) -> total + a * b, summed by fours.
+    """An instruction (builder, total, a, b) -> total + a * b; each lane adds four products.
 
-    total: a vector of `lanes` int32 (vnni takes half as many too), a, b: of four times as many
-    int8; a must be made from int8 by `biased`. So each sum is too large by `bias` times that of b.
+    total: a vector of `lanes` int32 (vnni also allows half of them); a, b: vectors of four times as
+    many int8. a must be the result of `biased`. So each sum is too large by `bias` * sum(b).
     """
 
-    feature: str  # of the CPU, in LLVM's words
+    feature: str  # of the CPU, by LLVM's name
     instruction: Callable
     lanes: int
-    bias: int  # 128 where the instruction wants a without a sign, or 0
+    bias: int  # 128 if the instruction treats a as unsigned, else 0
 
     def biased(self, builder, four):
         """A word of four int8, or a vector of such words, with the bias added to each int8.
 
-        Bias a word before it is spread over a vector: LLVM 22 never ends with the other order.
+        Add the bias to a word before broadcasting it to a vector: LLVM 22 never terminates with the
+        other order.
         """
         flip = 0x80808080 - 2**32 if self.bias else 0
         vector = isinstance(four.type, ir.VectorType)
@@ -68,7 +68,7 @@ ISAS = {
 
 
 def usable():
-    """The instruction sets that this CPU, as numba compiles for it, can run; the best first."""
+    """The instruction sets of this CPU, as numba compiles for it; the best first."""
     wide = [] if PLAIN else [name for name in ISAS if cpu_has(ISAS[name].feature)]
     return [*wide, "portable"]
 

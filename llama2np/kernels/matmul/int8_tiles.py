@@ -1,14 +1,14 @@
 """Q8_0 matrix products for many tokens, in register tiles, with runq.c's arithmetic.
 
-Here a tile's lanes are tokens. Four int8 of a row of the matrix, spread over a vector, meet the
-same four of all tokens of the tile, in one instruction that sums their products:
+Here the lanes of a tile are tokens. Four int8 of a row of the matrix, broadcast to a vector, are
+multiplied by the same four of all tokens of the tile, in one instruction that sums the products:
 
                        token 0         token 1         token 2    ...
                      x[0][k:k+4]     x[1][k:k+4]     x[2][k:k+4]        one load
-    q[i][k:k+4]  *   sum i,0 +=      sum i,1 +=      sum i,2 +=         one spread word
+    q[i][k:k+4]  *   sum i,0 +=      sum i,1 +=      sum i,2 +=         one word, broadcast
 
-What a group adds to an output is what int8.py adds, in the same order: the results are equal to the
-last bit. The tokens are laid out for this first (`lay`).
+The groups are added to an output as in int8.py and in the same order, so the results are equal to
+the last bit. The tokens are packed for this first (`lay`).
 """
 
 from functools import cache
@@ -36,17 +36,17 @@ from llama2np.kernels.runtime.vectors import (
 NARROW = 16  # tokens in a narrow tile: a block of tokens is padded to a multiple of it
 _WIDE = 64 if cpu_has("avx512f") else NARROW  # tokens in a wide tile
 ROWS = 4  # of the matrix in a tile
-FEW = 6  # tokens, up to which int8.py is faster
+FEW = 6  # tokens: up to this number (a small batch) int8.py is faster
 SUMS = ROWS * _WIDE  # float32 of scratch
 
 
 def _group(isa, rows, width):
-    """A function that adds what one group of some rows and of a tile's tokens is worth to sums.
+    """A function that adds the products of one group, for some rows and a tile's tokens, to sums.
 
     (q, at, row_step, fours, scales, s, s_step, x, here, x_scales, x_sums, side, sums): the group of
-    row r, 4 * fours values, begins at q[at + r * row_step] and has scales[s + r * s_step]; that of
-    the tile begins at x[here], in words of four int8, and has `width` x_scales and x_sums from
-    `side` on. All arrays are flat; sums is (rows, width).
+    row r, 4 * fours values, begins at q[at + r * row_step] and has scales[s + r * s_step]. The
+    group of the tile begins at x[here], in words of four int8; its `width` x_scales and x_sums
+    begin at index `side`. All arrays are flat; sums is (rows, width).
     """
     lanes = isa.lanes
     integers, floats = ir.VectorType(I32, lanes), ir.VectorType(F32, lanes)
@@ -98,12 +98,12 @@ def _group(isa, rows, width):
     return group
 
 
-@cache  # a wide tile may be as narrow as a narrow one
+@cache  # both widths may be equal
 def _tile(isa, width):
     """A function (q, i, n, size, scales, x, x_scales, x_sums, t, sums).
 
-    sums (ROWS, width) = rows i ... of q times the tile of the tokens from t on. All arrays are
-    flat; a row of q has n values in groups of `size`.
+    sums (ROWS, width) = the rows of q from i on times the tile of the tokens from t on. All arrays
+    are flat; a row of q has n values in groups of `size`.
     """
     add_group = _group(ISAS[isa], ROWS, width)
 
@@ -121,16 +121,16 @@ def _tile(isa, width):
 
 @inner
 def padded(tokens):
-    """The tokens of a block, with those that only fill the last tile."""
+    """The number of tokens of a block, including the padding of the last tile."""
     return -(-tokens // NARROW) * NARROW
 
 
 @inner
 def lay(x, tokens, n, first, last, out):
-    """Lay tokens out in tiles: NARROW tokens for each of first ... last - 1. x, out: flat, 32 bits.
+    """Pack tokens into tiles: NARROW tokens for each of first ... last - 1. x, out: flat, 32 bits.
 
     x is (tokens, n). out has (padded tokens, n) values: as many wide tiles as fit, then narrow
-    ones. The tile of the tokens from t on begins at out[t * n] and is (n, width). Padding is zeros.
+    ones. The tile of the tokens from t on begins at out[t * n] and is (n, width). Padding is zero.
     """
     wide = padded(tokens) // _WIDE * _WIDE
     for i in range(first, last):
@@ -155,11 +155,11 @@ def _store_tile(sums, width, i, t, d, tokens, out):
 def many(isa=ISA):
     """The product for many tokens, or None for the portable instruction set.
 
-    (q, scales, n, size, d, x, x_scales, x_sums, tokens, out, first, last, sums): columns of out
-    (tokens, d) for the tiles first ... last - 1 of ROWS rows each; the last tile of the matrix may
-    repeat rows of the one before. q (d, n) int8 in groups of `size` (a multiple of 4) with scales;
-    x (in words of four int8), x_scales, x_sums as `lay` makes them; sums: (SUMS,), scratch. All
-    flat.
+    (q, scales, n, size, d, x, x_scales, x_sums, tokens, out, first, last, sums): fills columns of
+    out (tokens, d) for the tiles first ... last - 1 of ROWS rows each; the last tile of the matrix
+    may overlap the one before. q: (d, n) int8 in groups of `size` (a multiple of 4), with scales;
+    x (in words of four int8), x_scales, x_sums: packed by `lay`; sums: (SUMS,), scratch. All arrays
+    are flat.
     """
     if isa not in ISAS:
         return None

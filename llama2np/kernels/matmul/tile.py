@@ -1,9 +1,9 @@
 """Register tiles of rows by tokens, whose lanes run along k: the generator of the float products.
 
-An output is the dot product of a row of the matrix and a token. It is always summed in one order:
-one vector accumulator, whose lane j adds w[k] * x[k] for k = j, j + LANES, j + 2 LANES ..., and
-then the halves of the vector are added until one number is left. Which rows and tokens share a tile
-does not change that, so one token, a few and many get the same bits.
+An output is the dot product of a row of the matrix and a token. The order of its additions is
+always the same: lane j of a vector accumulator adds w[k] * x[k] for k = j, j + LANES,
+j + 2 LANES ..., and then the halves of the vector are added until one number is left. The order
+does not depend on the shape of the tile, so any number of tokens gives the same bits.
 
 A tile of 2 rows and 3 tokens, in one step along k:
 
@@ -38,13 +38,13 @@ FLOAT32, BFLOAT16, FLOAT16 = "float32", "bfloat16", "float16"
 
 
 def _read(builder, base, index, kind, count=None):
-    """LANES values of a kind as float32; with `count`, only so many, and zeros in other lanes."""
+    """LANES values of a kind as float32; with `count`, only the first of them, and then zeros."""
     stored = _VECTOR if kind == FLOAT32 else ir.VectorType(I16, LANES)
     if count is None:
         value = load(builder, base, index, stored)
     else:
         value = load_first(builder, base, index, stored, count)
-    if kind == BFLOAT16:  # the upper half of a float32
+    if kind == BFLOAT16:  # bfloat16 is the upper half of a float32
         wide = builder.zext(value, ir.VectorType(I32, LANES))
         value = builder.bitcast(builder.shl(wide, same(wide.type, 16)), _VECTOR)
     if kind == FLOAT16:
@@ -56,19 +56,21 @@ def _read(builder, base, index, kind, count=None):
 def _fold(builder, totals):
     """Add up the lanes of each of up to LANES vectors: (a vector of the sums, the lane of each).
 
-    Each vector's halves are added as if it were alone, but two vectors share an instruction:
+    The halves of each vector are added in the usual order, but two vectors share an instruction:
 
         a: a0 a1 a2 a3   b: b0 b1 b2 b3   ->   a0 a1 b0 b1 + a2 a3 b2 b3
     """
-    length = LANES  # of a vector's part in the registers that hold it
-    held = [(total, [i]) for i, total in enumerate(totals)]  # register, the vectors in it in order
+    length = LANES  # of the part of a register that belongs to one vector
+    held = [
+        (total, [i]) for i, total in enumerate(totals)
+    ]  # (register, indices of the vectors in it, in order)
     while length > 1:
         half, merged = length // 2, []
         for first in range(0, len(held), 2):
             (a, in_a), (b, in_b) = held[first], held[min(first + 1, len(held) - 1)]
             parts_a = [(k * length, vector) for k, vector in enumerate(in_a)]
             parts_b = [(LANES + k * length, vector) for k, vector in enumerate(in_b)]
-            # Parts stay in the quarter of the register that they are in: a cheaper shuffle.
+            # Parts stay in their 128-bit quarter of the register, since such shuffles are cheaper.
             run = len(in_a) if half >= 4 else max(4 // length, 1)
             order = []
             for k in range(0, len(parts_a), run):
@@ -97,10 +99,11 @@ def tile(rows, tokens, kind, *, adjacent=True, unroll=1, ahead=0, next_rows=0):
         out[o + r * out_row + t * out_token] = the sum over k < n of
             w[at + r * row_stride + k] * x[start + t * token_stride + k]
 
-    adjacent: out_row is 1, and the sum can be taken in several calls, one for each block of k:
-    between them the accumulators are kept in sums[s:], unless the tile `begins` or `ends` here.
-    unroll: steps along k in one turn of the loop. ahead: how many bytes ahead its rows are
-    prefetched. next_rows: so many rows are prefetched from w[soon] on.
+    adjacent: out_row is 1, and the sum may take several calls, one for each block of k. Between
+    them the accumulators are in sums[s:]: they are loaded unless the tile `begins` in this call,
+    and stored unless it `ends`. unroll: steps along k in one iteration of the loop. ahead: the
+    prefetch distance of its rows in bytes. next_rows: the number of rows that are prefetched from
+    w[soon] on.
     """
     size, step = 4 if kind == FLOAT32 else 2, LANES * unroll
 
@@ -150,7 +153,7 @@ def tile(rows, tokens, kind, *, adjacent=True, unroll=1, ahead=0, next_rows=0):
             advance(rest, n)
 
         def finish():
-            together = max(LANES // rows, 1)  # tokens whose sums are folded together
+            together = max(LANES // rows, 1)  # number of tokens whose sums are folded together
             for first in range(0, tokens, together):
                 some = range(first, min(first + together, tokens))
                 places = [(r, t) for t in some for r in range(rows)]
@@ -160,7 +163,7 @@ def tile(rows, tokens, kind, *, adjacent=True, unroll=1, ahead=0, next_rows=0):
                     if not adjacent:
                         lone = builder.extract_element(value, ir.Constant(I32, lanes[i]))
                         builder.store(lone, target)
-                    elif r == 0:  # all rows of a token at once
+                    elif r == 0:  # all rows of a token in one fold
                         row = builder.shuffle_vector(value, value, _lanes(lanes[i : i + rows]))
                         pointer = row.type.as_pointer()
                         builder.store(row, builder.bitcast(target, pointer), align=4)

@@ -1,10 +1,10 @@
 """The KV cache and causal attention over it (Vaswani et al. 2017).
 
-The cache of a sequence is in chunks of some hundred positions, float32, of all layers:
-(n_layers, 2, n_kv_heads, chunk * head_dim), keys and then values. In it a head's values have a row
-for each position, (chunk, head_dim). Its keys are in blocks of BLOCK positions, (chunk / BLOCK,
-head_dim, BLOCK), so that the scores of a block can advance side by side, each of them summed in
-run.c's order.
+The cache of a sequence consists of chunks of some hundred positions. A chunk has the float32 keys
+and values of all layers: (n_layers, 2, n_kv_heads, chunk * head_dim). The values of a head are
+(chunk, head_dim), with a row for each position. Its keys are in blocks of BLOCK positions,
+(chunk / BLOCK, head_dim, BLOCK), so that the scores of a block are computed in parallel lanes, each
+summed in run.c's order.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from llama2np.kernels.runtime.memory import floats, int64s, vector
 from llama2np.kernels.runtime.op import op, rows_of, span_at
 
 BLOCK = 64  # positions; a chunk is a multiple of it
-TOGETHER = 8  # rows of a prompt that share loading a block of keys into the CPU's cache
+TOGETHER = 8  # rows of a prompt for which a block of keys is loaded into the CPU's cache once
 
 _CACHE = "layer n_kv_heads head_dim chunk"  # chunk: positions in a chunk
 
@@ -33,7 +33,7 @@ def _head(chunk, s, part, head):
 
 @op(f"k v {_CACHE}")
 def append(s, run, first, last, scratch):
-    """Put k and v, (rows, n_kv_heads * head_dim), into the cache. A unit is a row."""
+    """Append k and v, (rows, n_kv_heads * head_dim), to the cache. A unit is a row."""
     head_dim, size = s["head_dim"], s["chunk"]
     width = s["n_kv_heads"] * head_dim
     for j in range(run["n_spans"]):
@@ -52,10 +52,10 @@ def append(s, run, first, last, scratch):
 
 @inner
 def _divide_by_sums(rows, first, step, count, n, more):
-    """Make each of `count` rows sum to 1, its sum in run.c's order: `first`, first + step, ...
+    """Divide each of `count` rows by its sum, added in run.c's order: `first`, first + step, ...
 
-    The first n values of the first row, n + more of the next, ... Four sums advance together: one
-    alone would wait for each of its additions.
+    The first row has n values, and each further row `more` more. Four sums are computed together,
+    because a single one waits for the latency of each addition.
     """
     fours = count // 4 * 4
     for k in range(0, fours, 4):
@@ -85,13 +85,14 @@ def _attend(
 ):
     """Softmax-weighted means of the values, for heads first ... end - 1 and `count` rows.
 
-    q, out: (count, n_heads * head_dim), count <= TOGETHER. The first row sees n positions, each
-    after it one more. chunks: the addresses of the cache's chunks; in each, a layer's keys begin at
-    float32 number `at`, its values kv_stride after that. scores: (n_heads * TOGETHER, capacity).
+    q, out: (count, n_heads * head_dim), count <= TOGETHER. The first row attends to n positions,
+    each further row to one more. chunks: the addresses of the cache's chunks; in each, the keys of
+    the layer begin at offset `at` in float32 values, the values at `at` + kv_stride. scores:
+    (n_heads * TOGETHER, capacity), scratch.
     """
     head_dim = q.shape[1] // n_heads
-    root, shared = np.sqrt(np.float32(head_dim)), n_heads // n_kv_heads  # query heads to a kv head
-    # Typed: numba compiles a function again for a literal.
+    root, shared = np.sqrt(np.float32(head_dim)), n_heads // n_kv_heads  # query heads per kv head
+    # Typed, since numba compiles a function again for a literal.
     none, one, width, rows = np.int64(0), np.int64(1), np.int64(BLOCK), np.int64(TOGETHER)
     no = none > 0  # a False with a type
     dim, q, out, size = q.shape[1], q.reshape(-1), out.reshape(-1), chunk * head_dim
@@ -109,7 +110,7 @@ def _attend(
             _divide_by_sums(scores, head * rows, one, count, n, one)
     if count == 1:
         _divide_by_sums(scores, first * rows, rows, end - first, n, none)
-    part = chunk if count == 1 else width  # positions that all rows gather before the next
+    part = chunk if count == 1 else width  # positions that all rows add before the next ones
     for head in range(first, end):
         for c in range(chunks.shape[0]):
             values = vector(chunks[c] + 4 * (at + kv_stride + head // shared * size), size)
@@ -117,7 +118,9 @@ def _attend(
                 here = (block - c * chunk) * head_dim
                 for i in range(count):
                     mine, row = i * dim + head * head_dim, scores[head * rows + i]
-                    some = min(n + i - block, part)  # 0 or less: this row does not see so far
+                    some = min(
+                        n + i - block, part
+                    )  # 0 or less if this row does not attend to the block
                     weighted_sum(
                         row, block, some, values, here, head_dim, out, mine, head_dim, block > 0
                     )
@@ -136,8 +139,8 @@ def attend(s, run, first, last, scratch):
     scores = floats(run["scores"], n_heads * TOGETHER, run["capacity"])
     for j in range(run["n_spans"]):
         start, stop, pos, addresses = span_at(run, j, 0, run["rows"])
-        # For one row, heads that are taken together are faster; for many, a head's keys stay in the
-        # CPU's cache.
+        # One row is faster with all heads in one call. With many rows, one head at a time keeps its
+        # keys in the CPU's cache.
         together = last - first if stop - start == 1 else 1
         for head in range(first, last, together):
             for t in range(start, stop, TOGETHER):

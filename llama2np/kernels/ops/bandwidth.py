@@ -1,4 +1,4 @@
-"""Reading memory and nothing else: the upper bound of generation speed, as STREAM measures it."""
+"""A benchmark of read bandwidth, as STREAM's: the upper bound of generation speed."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from llama2np.kernels.runtime.op import op
 @kernel
 def _sum(row):
     total = np.float32(0)
-    for k in range(row.shape[0]):  # by index: over the values, LLVM makes no vectors of it
+    for k in range(row.shape[0]):  # LLVM vectorizes a loop over indices, but not one over values
         total += row[k]
     return total
 

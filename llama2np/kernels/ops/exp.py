@@ -1,14 +1,14 @@
-"""e**x and the largest of many values, in forms that LLVM turns into vector code."""
+"""e**x and the maximum of many values, in forms that LLVM vectorizes."""
 
 import numpy as np
 
 from llama2np.kernels.runtime.jit import inner
 
-_ROUND = 1.5 * 2**52  # adding it to a float64 leaves the nearest integer in the low bits
+_ROUND = 1.5 * 2**52  # added to a float64, it leaves the nearest integer in the low bits
 _ROUND_BITS = 0x4338000000000000
 
 
-# Multiply-adds may be fused: float64 has bits to spare.
+# Multiply-adds may be fused: float64 is precise enough.
 @inner(fastmath={"contract"})
 def exp(x):
     """Return e**x of a float32, rounded from float64. A call into libm would not be vectorised.
@@ -33,15 +33,15 @@ def exp(x):
 
 @inner
 def _sortable(bits):
-    """The bits of a float32 as an int32 that sorts as the float does, and back; nan is extreme."""
+    """The bits of a float32 as an int32 with the same order, and back; nan is an extreme value."""
     return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
 @inner
 def _largest(x, n):
-    """The largest of the first n of x (capacity,), sortable."""
+    """The largest of the first n values of x (capacity,), in the form of `_sortable`."""
     top = np.int32(-(2**31))
-    for i in range(n):  # of integers: LLVM makes vectors of it, as it may not of floats
+    for i in range(n):  # LLVM may vectorize a maximum of integers, but not of floats
         value = np.float32(x[i])
         top = np.int32(max(top, _sortable(value.view(np.int32))))
     return top
@@ -49,7 +49,7 @@ def _largest(x, n):
 
 @inner
 def argmax(x):
-    """The index of the first of the largest of x (n,); any index of nans or of two zeros."""
+    """The first index of the maximum of x (n,). It is any index if x has nan, or 0 and -0."""
     top = _largest(x, x.shape[0])
     for i in range(x.shape[0]):
         value = np.float32(x[i])
@@ -60,7 +60,7 @@ def argmax(x):
 
 @inner
 def exps(x, n, temperature):
-    """x = e**(x / temperature - the largest of these), for the first n of x (capacity,)."""
+    """x = e**(y - max(y)) with y = x / temperature, for the first n values of x (capacity,)."""
     for i in range(n):
         x[i] /= temperature
     largest = np.int32(_sortable(_largest(x, n)))

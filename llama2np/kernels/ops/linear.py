@@ -1,8 +1,8 @@
 """Linear ops: matrices times rows of activations.
 
-Up to MOST matrices that read one input are computed in one step; their units are taken as one below
-the other. Float matrices read the input as it is. An int8 matrix reads it rounded to int8, which a
-step before does (`quantize`, or `quantize_tiles` for many rows).
+Up to MOST matrices with the same input are computed in one step, and their units are numbered
+consecutively. Float matrices use the input directly. int8 matrices use the input quantized to int8
+by the step before (`quantize`, or `quantize_tiles` for many rows).
 """
 
 from functools import cache
@@ -15,14 +15,14 @@ from llama2np.kernels.runtime.jit import PLAIN, inner
 from llama2np.kernels.runtime.memory import floats, int8s, int16s, int32s, vector
 from llama2np.kernels.runtime.op import MOST, op, place, row_count, rows_of
 
-# Of a step: how many matrices; their addresses, those of their scales, rows, and outputs.
+# The fields of a step: the number of matrices, their addresses, scales, rows, and outputs.
 _MATRICES = f"count w:{MOST} scales:{MOST} d:{MOST} out:{MOST}"
 
 
 def _linear(name, fields, multiply, block=1):
-    """An op of multiply(s, run, m, first, last, out, scratch): units of the m-th matrix.
+    """An op that calls multiply(s, run, m, first, last, out, scratch) for units of the m-th matrix.
 
-    A unit is `block` rows of a matrix, of which the last may repeat rows of the one before.
+    A unit is `block` rows of a matrix; the last unit may overlap the one before.
     """
 
     def linear(s, run, first, last, scratch):
@@ -44,7 +44,7 @@ def _linear(name, fields, multiply, block=1):
 
 @cache
 def float_few(kind):
-    """The op for a few rows; a unit is a row of the matrix."""
+    """The op for a small batch of rows; a unit is a row of the matrix."""
     product, read = (float32.plain if PLAIN else float32.few)(kind), _reader(kind)
 
     @inner
@@ -71,7 +71,7 @@ def float_many(kind):
 
 
 def _reader(kind):
-    """The function (address, count) that gives the values of a matrix as a flat array."""
+    """A function (address, count) that returns the values of a matrix as a flat array."""
     if kind == FLOAT32:
         return vector
     return inner(lambda address, count: int16s(address, 1, count)[0], forceinline=True)
@@ -82,7 +82,7 @@ def _reader(kind):
 
 @inner
 def _quantize_rows(run, x, n, groups, q, q_scales, q_sums, first, last):
-    """Round rows of x to int8: q, their scales, and the sums of their groups. All are offsets."""
+    """Quantize rows of x to q, q_scales and the sums of their groups, q_sums. All are offsets."""
     count, at = last - first, 4 * groups * first
     values = int8s(place(run, q) + n * first, count, n)
     scales = floats(place(run, q_scales) + at, count, groups)
@@ -92,14 +92,14 @@ def _quantize_rows(run, x, n, groups, q, q_scales, q_sums, first, last):
 
 @op("x group q q_scales q_sums")
 def quantize(s, run, first, last, scratch):
-    """q, q_scales, q_sums = x rounded to int8 by groups. A unit is a row."""
+    """q, q_scales, q_sums = x quantized to int8 by groups. A unit is a row."""
     n, q, scales, sums = s["n"], s["q"], s["q_scales"], s["q_sums"]
     _quantize_rows(run, s["x"], n, n // s["group"], q, scales, sums, first, last)
 
 
 @op("x group q q_scales q_sums tiles tiles_scales tiles_sums")
 def quantize_tiles(s, run, first, last, scratch):
-    """The same, laid out in tiles. A unit is int8_tiles.NARROW rows."""
+    """The same, packed into tiles. A unit is int8_tiles.NARROW rows."""
     rows, groups, narrow = row_count(s["picked"], run), s["n"] // s["group"], int8_tiles.NARROW
     n, q, scales, sums = s["n"], s["q"], s["q_scales"], s["q_sums"]
     start, stop = first * narrow, min(last * narrow, rows)

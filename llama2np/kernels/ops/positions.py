@@ -1,7 +1,7 @@
 """Ops on positions: rotary embeddings (Su et al. 2021). A unit is a row.
 
-Two layouts of the pairs that are turned by one angle are common: neighbours (2i, 2i + 1), as Meta
-has them, and halves (i, i + rotary_dim / 2), as Hugging Face has them.
+There are two layouts of the pairs that are rotated by one angle: adjacent values (2i, 2i + 1), as
+in Meta's code, and halves (i, i + rotary_dim / 2), as in Hugging Face's.
 """
 
 import math
@@ -15,7 +15,7 @@ from llama2np.kernels.runtime.op import op, rows_of, span_at
 
 @op("cos sin frequencies")
 def angles(s, run, first, last, scratch):
-    """cos, sin of position * frequency. n: pairs; frequencies: (n,)."""
+    """cos, sin of position * frequency. n: the number of pairs; frequencies: (n,)."""
     frequencies = vector(s["frequencies"], s["n"])
     for k in range(run["n_spans"]):
         start, stop, pos, _ = span_at(run, k, first, last)
@@ -31,7 +31,7 @@ def angles(s, run, first, last, scratch):
 
 @op("q k cos sin q_out k_out q_width k_width head_dim rotary_dim halves")
 def rope(s, run, first, last, scratch):
-    """q_out, k_out = q, k with the first rotary_dim values of each head turned."""
+    """q_out, k_out = q, k with the first rotary_dim values of each head rotated."""
     pairs = s["rotary_dim"] // 2
     cos = rows_of(run, s["cos"], pairs, first, last)
     sin = rows_of(run, s["sin"], pairs, first, last)
@@ -45,7 +45,10 @@ def rope(s, run, first, last, scratch):
 
 @inner
 def _rotate(x, cos, sin, head_dim, halves, out):
-    """x, out: (T, heads * head_dim), which may be the same; cos, sin: (T, rotary_dim / 2)."""
+    """Rotate x into out, (T, heads * head_dim), which may be the same array.
+
+    cos, sin: (T, rotary_dim / 2).
+    """
     pairs = cos.shape[1]
     apart, step = (pairs, 1) if halves else (1, 2)
     for t in range(x.shape[0]):

@@ -1,7 +1,7 @@
-"""Ops on rows of activations, value by value. A unit is a row.
+"""Elementwise ops and norms on rows of activations. A unit is a row.
 
-All of it adds in run.c's order, so that int8 models, where the last bit of an activation can decide
-how it is rounded, give runq.c's numbers. `out` may be the same buffer as `x`.
+All sums are in run.c's order, so that int8 models give runq.c's numbers: there the last bit of an
+activation can decide how it is rounded. `out` may be the same buffer as `x`.
 """
 
 import math
@@ -20,9 +20,9 @@ from llama2np.kernels.runtime.op import op, place, rows_of
 
 @inner
 def _start_with(run, x, out, n, first, last):
-    """Rows of `out`, which hold those of `x` then. They mostly are the same place.
+    """Copy rows of `x` to `out`, unless they are the same buffer; return the rows of `out`.
 
-    Where LLVM has to reckon with that, it makes no vectors of a loop that reads x and writes out.
+    A loop that reads x and writes out is not vectorized, since LLVM must assume that they overlap.
     """
     result = rows_of(run, out, n, first, last)
     if x != out:
@@ -56,7 +56,10 @@ def rmsnorm(s, run, first, last, scratch):
 
 @op("x out weight bias eps:f4")
 def layernorm(s, run, first, last, scratch):
-    """out = weight * (x - mean(x)) / sqrt(var(x) + eps) + bias (Ba et al. 2016); bias 0: none."""
+    """out = weight * (x - mean(x)) / sqrt(var(x) + eps) + bias (Ba et al. 2016).
+
+    The field bias is 0 if there is none.
+    """
     x, out = rows_of(run, s["x"], s["n"], first, last), rows_of(run, s["out"], s["n"], first, last)
     weight, eps = vector(s["weight"], s["n"]), np.float32(s["eps"])
     for t in range(x.shape[0]):
@@ -90,7 +93,7 @@ def swiglu(s, run, first, last, scratch):
 
 @op("x out exact")
 def gelu(s, run, first, last, scratch):
-    """out = x * P(N(0, 1) <= x), by erf if `exact`, else by tanh (Hendrycks and Gimpel 2016)."""
+    """out = x * P(N(0, 1) <= x) (Hendrycks and Gimpel 2016), with erf if `exact`, else tanh."""
     out, one = _start_with(run, s["x"], s["out"], s["n"], first, last), np.float32(1)
     for t in range(out.shape[0]):
         for i in range(out.shape[1]):
@@ -104,17 +107,17 @@ def gelu(s, run, first, last, scratch):
             out[t, i] = value * share
 
 
-# --- from tokens, and to those rows whose logits are wanted ---------------------------------------
+# --- from tokens, and to the rows that get logits -------------------------------------------------
 
 
 def _embed(name, fields, read):
-    """An op: out = the rows of a table for the tokens. read(s, token, row of out)."""
+    """An op: out = the rows of a table for the tokens. read(s, token, row of out) reads one."""
 
     def embed(s, run, first, last, scratch):
         out, rows = rows_of(run, s["out"], s["n"], first, last), run["rows"]
         tokens = int64s(run["tokens"] + 8 * (rows * run["lap"] + first), last - first)
         for t in range(last - first):
-            if run["lap"]:  # the tokens that are most likely after the lap before
+            if run["lap"]:  # the most probable tokens after the previous lap
                 row = (run["lap"] - 1) * rows + first + t
                 at = run["logits"] + 4 * row * s["vocab_size"]
                 tokens[t] = argmax(vector(at, run["choices"]))
@@ -163,7 +166,7 @@ def add_bias(s, run, first, last, scratch):
 
 @op("x out")
 def pick(s, run, first, last, scratch):
-    """out = the rows of x whose logits are wanted."""
+    """out = the rows of x that get logits."""
     n, picked = s["n"], int64s(run["picked"], run["wanted"])
     x = floats(place(run, s["x"]), run["rows"], n)
     out = floats(place(run, s["out"]), run["wanted"], n)

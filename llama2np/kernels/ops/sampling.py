@@ -1,4 +1,4 @@
-"""From logits to a token by chance, with run.c's order of float32 operations."""
+"""Sample a token from logits, with run.c's order of float32 operations."""
 
 import numpy as np
 from numba import float32, int64
@@ -25,12 +25,12 @@ def softmax(logits, temperature, out):
 def sample(logits, temperature, top_p, coin, probabilities, heap):
     """A token of logits (n,), or -1 if they are not finite; -inf is never drawn.
 
-    temperature, top_p, coin: float32, the coin in [0, 1). Only the likeliest that together exceed
-    top_p are drawn from (Holtzman 2019), from all if it is 0 or 1. probabilities: (n,) float32,
-    becomes softmax(logits / temperature); heap: (n,) int64, scratch.
+    temperature, top_p, coin: float32, the coin in [0, 1). The token is one of the most probable
+    that together exceed top_p (Holtzman 2019), or any if top_p is 0 or 1. probabilities: (n,)
+    float32, becomes softmax(logits / temperature); heap: (n,) int64, scratch.
     """
     softmax(logits, temperature, probabilities)
-    if not np.isfinite(probabilities[0]):  # nan and inf spread to all
+    if not np.isfinite(probabilities[0]):  # a nan or inf makes all of them nan
         return -1
     if 0 < top_p < 1:
         return _nucleus(probabilities, top_p, coin, heap)
@@ -41,14 +41,13 @@ def sample(logits, temperature, top_p, coin, probabilities, heap):
             return i
         if probabilities[i] > 0:
             last = i
-    # The sum is rounded below the coin.
+    # Because of rounding, the sum is not above the coin.
     return last if logits[-1] == -np.inf else probabilities.shape[0] - 1
 
 
 @inner
 def _nucleus(probabilities, top_p, coin, heap):
-    """A token among the likeliest that together exceed `top_p`."""
-    # What cannot be among them is left out before sorting.
+    """A token among the most probable that together exceed `top_p`."""
     cutoff = (np.float32(1) - top_p) / np.float32(max(probabilities.shape[0] - 1, 1))
     count, best = 0, 0
     for i in range(probabilities.shape[0]):
@@ -57,9 +56,9 @@ def _nucleus(probabilities, top_p, coin, heap):
         if probabilities[i] >= cutoff:
             heap[count] = i
             count += 1
-    if not count:  # possible with a tiny top_p and near-uniform logits; run.c reads junk
+    if not count:  # possible with a tiny top_p and almost equal logits; run.c reads garbage
         return best
-    # A heap, sorted as far as needed: the likeliest goes to the end, the next one before it, ...
+    # A heapsort as far as needed: the most probable token is put at the end, the next before it ...
     total, root, left = np.float32(0), count // 2, count
     while left and total <= top_p:
         if root > 0:
@@ -79,9 +78,8 @@ def _nucleus(probabilities, top_p, coin, heap):
 
 @inner
 def _sift(probabilities, heap, root, count):
-    """Let the token at `root` sink below all that are likelier, or as likely and before it.
-
-    glibc's qsort is a stable merge sort, so equals stay in the order of their numbers.
+    """Sift the token at `root` down below all that come before it: more probable, or equal with a
+    lower number. glibc's qsort, which run.c uses, is a stable merge sort and keeps this order.
     """
     token, child = heap[root], 2 * root + 1
     while child < count:

@@ -1,7 +1,8 @@
-"""Sums side by side: many float32 sums advance together in vectors, each in its own order.
+"""SIMD weighted sums: each lane of a vector is a separate float32 sum, added in order.
 
-A compiler may not reorder the additions of one sum, so it cannot make vectors of it; but many sums
-can advance at once. LLVM does not see that through a loop over memory, hence the vectors by name.
+A compiler may not reorder the additions of one sum, so it cannot vectorize a single sum. Many sums
+can be computed in parallel lanes. LLVM does not find this in a loop over memory, so the vector
+instructions are explicit.
 """
 
 import numpy as np
@@ -17,8 +18,8 @@ from llama2np.kernels.runtime.vectors import F32, cells, data_of, load, same, sp
 def _side_by_side(lanes, vectors=1):
     """A function (weights, w, count, rows, r, step, out, o, on) that fills out[o : o + width].
 
-    width is lanes * vectors; `on`: add to what is there. LLVM keeps vectors of 8 and 16 in
-    registers, but not one of 48.
+    width is lanes * vectors. With `on`, it adds to the values of out. LLVM keeps vectors of 8 and
+    16 in registers, but not one of 48.
     """
     vector = ir.VectorType(F32, lanes)
 
@@ -57,8 +58,8 @@ _sums16, _sums8 = _side_by_side(16), _side_by_side(8)
 def weighted_sum(weights, w, count, rows, r, step, out, o, width, on):
     """out[o + i] = the sum of weights[w + k] * rows[r + k * step + i] for k = 0, 1 ... count - 1.
 
-    For i < width, each sum in that order; `on`: it goes on from what out has. All arrays are flat
-    float32.
+    This is for i < width; each sum is added in that order. With `on`, the sums start with the
+    values of out. All arrays are flat float32.
     """
     done = 0
     if SLICES:
@@ -71,7 +72,7 @@ def weighted_sum(weights, w, count, rows, r, step, out, o, width, on):
         while width - done >= 64:
             _sums64(weights, w, count, rows, r + done, step, out, o + done, on)
             done += 64
-        # The rest in as few passes over the rows as can be: each pass reads all of them again.
+        # The rest in as few passes over the rows as possible, since each pass reads all of them.
         if width - done >= 48:
             _sums48(weights, w, count, rows, r + done, step, out, o + done, on)
             done += 48

@@ -1,11 +1,11 @@
-"""How many threads share work now: fewer on a busy machine, where sharing costs time.
+"""The number of threads to use now: fewer on a busy machine, where sharing work costs time.
 
-A step that threads share ends with the slowest of them. Where other programs want the processors
-too, the system stops one of them every few milliseconds, for as long, and the others wait. So after
-a long wait half as many threads share work for some time. Before more of them try again, a look at
-the system (on Linux) says whether there are processors for them: that costs nothing, a wait does.
-But what runs may be of low priority, and never in the way; so after half a second they try anyway.
-On a quiet machine there are no such waits, and after the first look there is no other.
+A shared step ends when its slowest thread ends. If other programs use the processors too, the
+system preempts one of our threads every few milliseconds, for some milliseconds, and the others
+wait. So after a long wait, half as many threads are used for some time. Before the number increases
+again, the load of the system is checked (on Linux): this costs almost nothing, a wait costs more.
+But the other programs may have a low priority and not disturb us, so after half a second the number
+increases in any case. On an idle machine there are no such waits, and the load is read only once.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ import os
 import time
 from pathlib import Path
 
-_FACTOR = 10  # the time with fewer threads is at least so many times the wait
-_MOST = 0.5  # seconds: the longest such time, and until threads try again whatever runs
-_LOOK = 0.02  # seconds from one look at the system to the next, while it is busy
-_LOAD = Path("/proc/loadavg")  # "0.20 0.18 0.12 3/412 11206": 3 of 412 threads run, or could
+_FACTOR = 10  # the time with fewer threads is at least this multiple of the wait
+_MOST = 0.5  # seconds: the longest such time; after it, more threads are tried at any load
+_LOOK = 0.02  # seconds between two checks of the load, while the system is busy
+_LOAD = Path("/proc/loadavg")  # "0.20 0.18 0.12 3/412 11206": 3 of 412 threads are runnable
 _NEVER = float("inf")
 
 
 class Backoff:
-    """What is known of it in this process. Threads may use it at once: nothing has to be exact."""
+    """The present limit in this process. It needs no lock, since nothing has to be exact."""
 
     def __init__(self) -> None:
         # Times are seconds on the monotonic clock.
-        self._limit = 1  # the most threads now
-        self._until = time.monotonic()  # when that is decided again; _NEVER: there is no limit
-        self._trial = self._until + _MOST  # when a look does not decide any more
-        self._pause = 0.0  # how long the limit after the last wait was meant to stay
-        self._since = 0.0  # when there was no limit any more
-        self._given = 1  # the last answer of `threads`
+        self._limit = 1  # the maximum number of threads now
+        self._until = time.monotonic()  # when the limit is checked again; _NEVER means no limit
+        self._trial = self._until + _MOST  # from then on, the load is ignored
+        self._pause = 0.0  # the planned duration of the limit after the last wait
+        self._since = 0.0  # when the last limit ended
+        self._given = 1  # the last result of `threads`
 
     def threads(self, count: int) -> int:
-        """How many of `count` threads are to share work now."""
+        """The number of threads to use now, at most `count`."""
         if count > 1 and self._until < _NEVER:
             count = min(count, self._limited(count))
         self._given = count
@@ -52,7 +52,7 @@ class Backoff:
         return self._limit
 
     def waited(self, nanoseconds: int) -> None:
-        """A kernel has waited so long for threads that had no processor."""
+        """Record that a kernel has waited this long for threads without a processor."""
         now, wait = time.monotonic(), nanoseconds * 1e-9
         again = now - wait - self._since < 2 * self._pause
         self._pause = min(max(_FACTOR * wait, 2 * self._pause * again), _MOST)
@@ -61,13 +61,13 @@ class Backoff:
 
 
 def free_processors() -> int | None:
-    """How many processors run no other thread than the caller; None where that is not known.
+    """The number of processors that run no thread but the caller; None if it is not known.
 
-    It is not where the process may use only some processors: the others may be the busy ones.
+    It is not known if the process may use only some processors: the others may be the busy ones.
     """
     try:
         running = int(_LOAD.read_text().split()[3].split("/")[0])
         count = os.cpu_count() or 1
         return count - (running - 1) if len(os.sched_getaffinity(0)) == count else None
-    except (OSError, ValueError, IndexError, AttributeError):  # another system
+    except (OSError, ValueError, IndexError, AttributeError):  # not Linux
         return None

@@ -1,12 +1,12 @@
-"""Where numba keeps the code of a kernel, under a name that the next process finds again.
+"""numba's disk cache of a kernel, with file names that are the same in every process.
 
-numba names the code of a closure by pickling what it closes over. Of another kernel, or of an
-intrinsic, the pickle holds a number drawn at random in each process: such code would be written
-anew each time and never found. Here the name says what is closed over instead. The text of all
-kernels is in the folder's name already (cache_folder.py).
+numba derives the name for a closure from a pickle of its free variables. The pickle of another
+kernel, or of an intrinsic, contains a random number, which differs in each process: such code would
+be written each time and never found. Here the name is derived from what the free variables are. The
+source text of all kernels is already part of the folder's name (cache_folder.py).
 
-numba also writes an index beside the code, so two processes may leave one that does not fit, and it
-unpickles whatever it finds. Here each compiled kernel is one file, with a checksum.
+numba also writes an index beside the code, so two processes may leave one that does not match, and
+it unpickles any file that it finds. Here each compiled kernel is one file, with a checksum.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from llama2np.kernels.runtime.link import callees
 
 
 class Cache(NullCache):
-    """numba's cache of one function, which may close over kernels, intrinsics and plain values."""
+    """The cache of one function, whose free variables may be kernels, intrinsics and values."""
 
     def __init__(self, function, folder):
         self._function, self._folder = function, folder
@@ -37,19 +37,19 @@ class Cache(NullCache):
     def save_overload(self, sig, data):
         if not data.library.has_dynamic_globals and all(part.can_cache for part in data.lifted):
             path, key = self._file(sig, data.codegen)
-            with suppress(OSError):  # a disk that is full by now costs time, not the answer
+            with suppress(OSError):  # a full disk only costs time
                 sealed.write(path, key, dumps(data._reduce()))
         compiler.found(self._function)
 
     def load_overload(self, sig, target_context):
         for call in callees(self._function):
             call.resolve()
-        # numba's own would get ready to compile first, which takes longer than all the rest.
+        # numba's own method prepares for compilation first, which takes longer than all the rest.
         rtsys.initialize(target_context)
         path, key = self._file(sig, target_context.codegen())
         data = sealed.read(path, key)
         if data is not None:
-            with suppress(Exception):  # whatever a pickle may raise: then it is compiled
+            with suppress(Exception):  # after any error of the pickle, it is compiled
                 found = CompileResult._rebuild(target_context, *pickle.loads(data))
                 if found.signature.args == normalize_signature(sig)[0]:
                     compiler.found(self._function)
@@ -69,11 +69,11 @@ class Cache(NullCache):
 
 
 def identity(value):
-    """What tells two values that a kernel may close over apart, the same in each process.
+    """A text that identifies a free variable of a kernel, the same in each process.
 
-    A kernel or an intrinsic is the function it was made of; a function is its name and what it
-    closes over. Anything else is its text: where that holds an address, the code is not found
-    again, which costs time and no more.
+    For a kernel or an intrinsic it is that of its Python function; for a function its name and the
+    identities of its free variables. For anything else it is its text: if that contains an address,
+    the code is not found again, which only costs time.
     """
     value = getattr(value, "py_func", None) or getattr(value, "_defn", None) or value
     if isinstance(value, tuple):

@@ -1,8 +1,8 @@
-"""The folder where the machine code of kernels is kept.
+"""The folder of the machine code of kernels.
 
-numba keys its disk cache by one source file and the CPU. It does not see an edit in another file, a
-changed llvmlite, or two versions of a package with equal times and sizes. So the folder's name
-is a hash of all of these: code that is not ours, as it is now, is never found.
+numba keys its disk cache by one source file and the CPU. It does not notice an edit in another
+file, a changed llvmlite, or two versions of a package with equal times and sizes. So the folder's
+name is a hash of all of these: the code of other versions is never found.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ import numpy as np
 
 import llama2np
 
-_MODE = 0o700  # machine code is loaded from there: nobody else may write it
+_MODE = 0o700  # machine code is loaded from it: no other user may write to it
 
 
 def cache_folder() -> Path | None:
-    """The first of these that is ours alone and can be written, or None.
+    """The first of these folders that only this user can write to, or None.
 
-    $NUMBA_CACHE_DIR; __pycache__ beside the kernels, in a checkout of the repository; the user's
-    cache folder, where the package was installed: pip would not remove files that it does not know.
+    They are $NUMBA_CACHE_DIR; in a checkout of the repository, __pycache__ beside the kernels; for
+    an installed package the user's cache folder, since pip does not remove files that it has not
+    installed.
     """
     homes: list[str | Path | None] = [os.environ.get("NUMBA_CACHE_DIR")]
     if (_package().parent / "bootstrap.py").is_file():
@@ -38,7 +39,9 @@ def cache_folder() -> Path | None:
     user = os.environ.get("XDG_CACHE_HOME") or ""
     homes.append(Path(user if os.path.isabs(user) else os.path.expanduser("~/.cache"), "llama2np"))
     for home in homes:
-        if not home or str(home).startswith("~"):  # there is no home: it would become a folder "~"
+        if not home or str(home).startswith(
+            "~"
+        ):  # without a home, a folder named "~" would be made
             continue
         folder = Path(home).absolute() / f"kernels-{_fingerprint()}"
         try:
@@ -53,10 +56,10 @@ def cache_folder() -> Path | None:
 
 
 def is_ours(status: os.stat_result) -> bool:
-    """Whether a file or folder of this status belongs to this user and no other may write it."""
+    """Whether a file or folder belongs to this user, and no other user may write to it."""
     if stat.S_ISLNK(status.st_mode):
         return False
-    if not hasattr(os, "geteuid"):  # Windows, where a user's folders are the user's
+    if not hasattr(os, "geteuid"):  # Windows, where other users cannot write to a user's folders
         return True
     writers = stat.S_IWGRP | stat.S_IWOTH
     return status.st_uid == os.geteuid() and not status.st_mode & writers
@@ -77,7 +80,7 @@ def _fingerprint() -> str:
 
 
 def _sources(folder: Any) -> Iterator[bytes]:
-    """The text of every module in a folder, which may be in a zip archive, as of a wheel."""
+    """The text of every module in a folder, which may be in a zip archive such as a wheel."""
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if entry.name.endswith((".py", ".pyc")):
             yield entry.read_bytes()

@@ -1,8 +1,8 @@
-"""A background process that compiles too, so that the first run of all starts sooner.
+"""The background compiler: a second process that compiles, so that the first run starts sooner.
 
 The kernels that a network needs are compiled separately (link.py, op.py). The main process compiles
-them in the order of use; the background process begins with the last. Each finds in the cache what
-the other has finished, so neither waits, and if the background process fails, nothing is missing.
+them in the order of use; the background process begins with the last. Each loads from the cache
+what the other has compiled, so neither waits, and the background process may fail.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ class _Background:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the process: a kernel is missing, so probably all expected ones are."""
+        """Start the process: if one kernel is missing, probably all expected ones are."""
         if len(self.expected) < 2 or self.process or numba.config.NUMBA_NUM_THREADS < 2:
             return
         if "python" not in os.path.basename(sys.executable or "").lower():
-            return  # a program with Python embedded: it would be started a second time
+            return  # Python is embedded in another program, which would be started again
         names = [_name(kernel) for kernel in self.expected]
         streams: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         code = _CODE.format(path=sys.path, names=names)
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         command = [sys.executable, *flags, "-c", code]
-        with suppress(Exception):  # whatever keeps it from starting, it is not needed
+        with suppress(Exception):  # it is optional, so an error at its start does not matter
             self.process = subprocess.Popen(command, **streams)
             atexit.register(self.stop)
 
     def stop(self) -> None:
-        """End the process: this one has compiled what it still compiles."""
+        """End the process: the main process has compiled the rest."""
         if self.process:
             self.process.kill()
             self.process.wait()
@@ -64,7 +64,7 @@ _background = _Background()
 def expect(kernels: Iterable[Any]) -> None:
     """Announce kernels of LINKED that will be called soon, in this order.
 
-    Has no effect on those that are compiled or loaded already.
+    This has no effect for kernels that are compiled or loaded already.
     """
     if not numba.config.DISABLE_JIT:
         for kernel in kernels:
@@ -73,12 +73,12 @@ def expect(kernels: Iterable[Any]) -> None:
 
 
 def missing() -> None:
-    """Note that a kernel is not in the cache."""
+    """Record a cache miss."""
     _background.start()
 
 
 def found(function: Callable[..., Any]) -> None:
-    """Note that a kernel was loaded or compiled."""
+    """Record that a kernel has been loaded or compiled."""
     left = [kernel for kernel in _background.expected if kernel.py_func is not function]
     if _background.expected and not left:
         _background.stop()
@@ -86,7 +86,7 @@ def found(function: Callable[..., Any]) -> None:
 
 
 def compile_all(names: list[str]) -> None:
-    """The background process's work: the kernels of LINKED with these names, the last first."""
+    """In the background process: compile the kernels of LINKED with these names, the last first."""
     never_run()
     known = {_name(kernel): kernel for kernel in LINKED}
     for name in reversed(names):
@@ -96,7 +96,7 @@ def compile_all(names: list[str]) -> None:
 
 
 def _name(kernel: Any) -> str:
-    """What a kernel is called in every process."""
+    """The name of a kernel, the same in every process."""
     return f"{kernel.py_func.__module__}.{kernel.py_func.__qualname__}"
 
 

@@ -1,12 +1,11 @@
-"""A process that is forked while another thread compiles can go on to compile.
+"""Make fork safe while another thread compiles: the child can compile, too.
 
-A child has one thread, the one that forked. A lock that another thread held at that moment is
-held for ever in the child. So the thread that forks takes the locks of numba and LLVM before, and
-both processes release them afterwards: a fork waits until what is being compiled is done.
+A child process has only the thread that forked. A lock that another thread holds at that moment is
+never released in the child. So the forking thread acquires the locks of numba and LLVM before, and
+both processes release them afterwards: a fork waits until the present compilation ends.
 
-The order is the one in which a compiling thread takes them: the compiler's lock, then LLVM's. Both
-let the thread that holds them take them again: a fork from within the compiler, of a signal handler
-or a callback, does not wait for itself.
+The locks are acquired in the order of a compiling thread: the compiler's lock, then LLVM's. Both
+are reentrant, so a fork inside the compiler, in a signal handler or a callback, does not deadlock.
 """
 
 import os
@@ -15,12 +14,12 @@ from typing import Any
 from llvmlite.binding import ffi
 from numba.core.compiler_lock import global_compiler_lock
 
-# The last one is not public. A version without it has one danger more, and works.
+# The last one is not public. If a version lacks it, only that one lock is not protected.
 _LOCKS = (
     global_compiler_lock,
     getattr(getattr(ffi, "lib", None), "_lock", None),
 )
-_held: list[Any] = []  # by the thread that forks: the first lock keeps all others out
+_held: list[Any] = []  # by the forking thread: the first lock excludes all others
 
 
 def _before() -> None:
@@ -32,10 +31,10 @@ def _before() -> None:
 
 def _after() -> None:
     mine = _held[:]
-    _held.clear()  # while the first lock is still ours: then the next thread may append
+    _held.clear()  # before the first lock is released, since then another thread may append
     for lock in reversed(mine):
         lock.__exit__(None, None, None)
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
     os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after)

@@ -1,4 +1,4 @@
-"""The decorator that every kernel wears."""
+"""The decorators of kernels."""
 
 from functools import partial
 
@@ -22,16 +22,16 @@ __all__ = [
 ]
 
 
-CACHE_FOLDER = cache_folder()  # None: every process compiles for itself
-# Only loops: what LLVM is asked for by name has neither an interpreter nor checks of indices.
+CACHE_FOLDER = cache_folder()  # None means that every process compiles for itself
+# Plain loops only: LLVM functions called by name cannot be interpreted, and do not check indices.
 PLAIN = bool(numba.config.DISABLE_JIT or numba.config.BOUNDSCHECK)
-# Python itself, where slices save time. They clip, so they are not for checking indices.
+# Without numba's compiler, slices save time. They clip, so they do not check indices.
 SLICES = bool(numba.config.DISABLE_JIT)
-_KERNELS = []  # all that _jit made
+_KERNELS = []  # all results of _jit
 
 
 def _jit(function=None, **options):
-    """numba.njit that keeps its code in CACHE_FOLDER."""
+    """numba.njit with the disk cache in CACHE_FOLDER."""
     if function is None:
         return partial(_jit, **options)
     made = numba.njit(function, nogil=True, **options)
@@ -44,17 +44,18 @@ def _jit(function=None, **options):
 # Sums may be reordered and multiply-adds fused; nan and inf keep their meaning.
 kernel = partial(_jit, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
 
-# Every operation as written: where the order of float32 additions is part of the answer. `False`
-# has to be said: without it a function takes over the fastmath of whoever has it compiled first.
+# Every operation as written, for results that depend on the order of float32 additions.
+# fastmath=False must be explicit: otherwise a function inherits it from the caller that first
+# triggers its compilation.
 exact = partial(_jit, error_model="numpy", fastmath=False)
 
-# The same, for kernels that only kernels call: without what Python and C would call them by, which
-# takes a sixth of the time to compile. Python ends with a segmentation fault if it calls one.
+# The same, for kernels that only kernels call: without the wrappers for Python and C, which take a
+# sixth of the time to compile. A call from Python would be a segmentation fault.
 inner = partial(exact, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def cpu_has(feature):
-    """Whether numba compiles for a CPU with this feature of LLVM's, such as avx2."""
+    """Whether numba compiles for a CPU with this feature, by LLVM's name, such as avx2."""
     return f"+{feature}" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 
 
@@ -72,15 +73,15 @@ class _Once(event.Listener):
 
 
 def on_first_compile(action):
-    """Call `action()` once, when numba first has to compile something instead of loading it."""
+    """Call `action()` once, when numba first compiles a kernel instead of loading it."""
     event.register("numba:compile", _Once(action))
 
 
 def counts():
-    """How many kernels this process has compiled, and how many it has loaded from the cache.
+    """The number of kernels that this process has compiled, and that it has loaded from the cache.
 
-    A kernel counts once for each combination of its arguments' types.
+    A kernel counts once for each combination of argument types.
     """
-    stats = [made.stats for made in _KERNELS if hasattr(made, "stats")]  # not if jit is disabled
+    stats = [made.stats for made in _KERNELS if hasattr(made, "stats")]  # false if jit is disabled
     compiled = sum(sum(each.cache_misses.values()) for each in stats)
     return compiled, sum(sum(each.cache_hits.values()) for each in stats)

@@ -1,7 +1,7 @@
-"""Kernels that other kernels call by address. numba would inline and optimise every copy again.
+"""Linking: kernels that other kernels call by address. numba would inline and compile each copy.
 
-Inlined into three kernels that are inlined into a fourth, a kernel is compiled seven times: most of
-the time of the first run. A call by address costs as much as any call in C.
+Inlined into three kernels that are inlined into a fourth, a kernel is compiled seven times. That
+would take most of the time of the first run. A call by address costs as much as a call in C.
 """
 
 import inspect
@@ -12,12 +12,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-LINKED = {}  # kernel: the types of its arguments; all kernels that are compiled separately
-_NOWHERE = 1  # an address for code that is compiled, but never run
+LINKED = {}  # {kernel: types of its arguments} of all separately compiled kernels
+_NOWHERE = 1  # an address for code that is compiled, but not run
 
 
 class _Process:
-    runs = True  # what it compiles
+    runs = True  # whether it runs the code that it compiles
 
 
 def never_run():
@@ -41,11 +41,11 @@ def linked(kernel, *kinds, returns=types.void):
         return kernel
     LINKED[kernel] = kinds
     function, own = kernel.py_func, inspect.signature(kernel.py_func)
-    # The name that the caller's machine code has for it, also in the cache.
+    # The symbol in the caller's machine code, also in the cache.
     symbol = f"{function.__module__}.{function.__qualname__}{kinds}"
 
     def resolve():
-        """Compile or load the kernel and tell LLVM its address, before code that calls it runs."""
+        """Compile or load the kernel and register its address with LLVM, before a caller runs."""
         llvm.add_symbol(symbol, address_of(kernel, kinds) if _Process.runs else _NOWHERE)
 
     def generate(context, builder, _signature, arguments):
@@ -61,7 +61,7 @@ def linked(kernel, *kinds, returns=types.void):
         resolve()
         return returns(*kinds), generate
 
-    # numba reads the names of the arguments from here.
+    # numba reads the names of the arguments from this signature.
     first = inspect.Parameter("_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     call.__signature__ = own.replace(parameters=[first, *own.parameters.values()])
     call = intrinsic(call)
@@ -72,7 +72,7 @@ def linked(kernel, *kinds, returns=types.void):
 def callees(function):
     """The stubs that this function calls, directly or in kernels that are inlined into it.
 
-    It has to know them by a name of its own: one that is called as module.stub is not found.
+    They must be global or free variables of it: a call of module.stub is not found.
     """
     names = inspect.getclosurevars(function)
     for value in (*names.nonlocals.values(), *names.globals.values()):

@@ -1,4 +1,4 @@
-"""Arrays at an address, for the kernels."""
+"""Arrays at a given address, for the kernels."""
 
 import ctypes
 
@@ -13,14 +13,14 @@ from llama2np.kernels.runtime.jit import inner
 if numba.config.DISABLE_JIT:
 
     def pointer(address):
-        """The address as `carray` wants it."""
+        """The address as the pointer that `carray` requires."""
         return ctypes.c_void_p(int(address))
 
 else:
 
     @intrinsic
     def pointer(_context, address):
-        """The address as `carray` wants it."""
+        """The address as the pointer that `carray` requires."""
 
         def generate(_context, builder, _signature, arguments):
             return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
@@ -28,7 +28,7 @@ else:
         return types.voidptr(address), generate
 
 
-# Arrays at an address. It must be aligned, and the memory must live as long as the array is used.
+# The address must be aligned, and the memory must exist as long as the array is used.
 
 
 @inner

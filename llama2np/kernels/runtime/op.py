@@ -1,7 +1,7 @@
-"""Ops: compiled functions that a table of steps names by their addresses.
+"""Ops: compiled functions whose addresses are in a table of steps.
 
-A step of a table is a record: what every step has (HEADER), then the fields of its op, by name. An
-op is declared once, with its fields; the table's maker and the compiled code both use these names.
+A step in a table is a record: the fields of every step (HEADER), then the fields of its op. An op
+is declared once, with the names of its fields; engine.py and the compiled code use these names.
 """
 
 import numba
@@ -14,46 +14,46 @@ from llama2np.kernels.runtime.link import LINKED, address_of
 from llama2np.kernels.runtime.memory import floats, pointer
 from llama2np.kernels.runtime.shared import STEP_KINDS
 
-# What the interpreter reads of a step.
+# The fields of a step that the interpreter reads.
 HEADER = [
     ("op", "i8"),  # the address of the op
-    ("picked", "i8"),  # 1: the op works on the rows whose logits are wanted; 0: on all rows
-    ("units", "i8"),  # how many units there are to share; 0: one for each `each` rows
+    ("picked", "i8"),  # 1 if the op works only on the rows that get logits; 0 if on all rows
+    ("units", "i8"),  # the number of units that threads can share; 0 means one for each `each` rows
     ("each", "i8"),
     ("work", "i8"),  # multiply-adds for a row
-    ("seen_work", "i8"),  # and for each position that a row sees
+    ("seen_work", "i8"),  # additional multiply-adds for each position that a row attends to
     ("n", "i8"),  # the width of a row of the op's input
 ]
 STEP_BYTES = 384
-MOST = 4  # matrices in one step
+MOST = 4  # the maximum number of matrices in one step
 
-# What is true of one run of a table: its rows, and where its arrays are.
+# The fields of one run of a table: its rows, and the addresses of its arrays.
 RUN = np.dtype(
     [
         ("rows", "i8"),  # rows of activations
-        ("wanted", "i8"),  # rows whose logits are wanted
-        ("room", "i8"),  # rows that each buffer of the arena has room for
-        ("arena", "i8"),  # addresses, from here on
-        ("tokens", "i8"),  # int64, those of one lap after those of the other
-        ("logits", "i8"),  # float32, likewise
-        ("picked", "i8"),  # (wanted,) int64: the rows whose logits are wanted
+        ("wanted", "i8"),  # rows that get logits
+        ("row_capacity", "i8"),  # rows of each buffer in the arena
+        ("arena", "i8"),  # an address, like the next five
+        ("tokens", "i8"),  # int64, lap after lap
+        ("logits", "i8"),  # float32, lap after lap
+        ("picked", "i8"),  # (wanted,) int64: the rows that get logits
         ("spans", "i8"),  # SPANs
         ("scores", "i8"),  # (n_heads * 8, capacity) float32: scratch of attention
-        ("capacity", "i8"),  # positions that `scores` has room for
+        ("capacity", "i8"),  # positions in a row of `scores`
         ("n_spans", "i8"),
-        ("lap", "i8"),  # the table is gone through several times, with one more token each time
-        ("choices", "i8"),  # how many tokens, from 0 on, a next lap may choose from
+        ("lap", "i8"),  # the table may be executed several times, for one more token each time
+        ("choices", "i8"),  # the next lap reads the most probable of tokens 0 ... choices - 1
     ],
     align=True,
 )
 
-# Rows of one sequence, one after the other, and the KV cache of that sequence.
+# Consecutive rows of one sequence, and the KV cache of that sequence.
 SPAN = np.dtype(
     [
         ("first", "i8"),  # row
         ("rows", "i8"),
         ("pos", "i8"),  # position of the first row
-        ("chunks", "i8"),  # address of the addresses (int64) of the cache's chunks
+        ("chunks", "i8"),  # the address of an array (int64) of the addresses of the cache's chunks
     ],
     align=True,
 )
@@ -67,10 +67,10 @@ def run_at(address):
 
 @inner
 def span_at(run, k, first, last):
-    """Of the k-th SPAN: (start, stop, pos, chunks).
+    """(start, stop, pos, chunks) of the k-th SPAN.
 
-    The rows start ... stop - 1 are those of first ... last - 1 that belong to it, row t is at
-    position pos + t, and chunks is the address of the addresses of its cache's chunks.
+    Of the rows first ... last - 1, start ... stop - 1 belong to it. Row t is at position pos + t.
+    chunks is the address of the array of addresses of its cache's chunks.
     """
     span = carray(pointer(run["spans"]), (run["n_spans"],), SPAN)[k]
     start, stop = max(first, span["first"]), min(last, span["first"] + span["rows"])
@@ -79,16 +79,16 @@ def span_at(run, k, first, last):
 
 @inner
 def row_count(picked, run):
-    """How many rows a step works on: those whose logits are wanted, or all."""
+    """The number of rows of a step: those that get logits, or all."""
     return run["wanted"] if picked else run["rows"]
 
 
 @inner
 def place(run, offset):
-    """The address of a buffer. An offset below 0 means the logits: -offset values a row."""
+    """The address of a buffer. A negative offset means the logits, with -offset values per row."""
     if offset < 0:
         return run["logits"] - 4 * offset * run["lap"] * run["wanted"]
-    return run["arena"] + 4 * offset * run["room"]
+    return run["arena"] + 4 * offset * run["row_capacity"]
 
 
 @inner
@@ -98,7 +98,7 @@ def rows_of(run, offset, n, first, last):
 
 
 class Op:
-    """A compiled function for tables, (step, run, first, last, scratch): compute these units.
+    """A compiled function for tables: (step, run, first, last, scratch) computes these units.
 
     `address` compiles or loads it when a network first uses it.
     """
@@ -121,7 +121,7 @@ class Op:
 
     @property
     def address(self):
-        """The address of the machine code, or without JIT the op's number."""
+        """The address of the machine code; without JIT the index of the op in OPS."""
         if self._address is None:
             self._address = self._find()
         return self._address
@@ -134,7 +134,7 @@ class Op:
 
 
 def op(fields):
-    """The decorator of an op. fields: their names; "eps:f4" is a float32, "w:4" are four int64."""
+    """Decorate an op. fields: their names; "eps:f4" is a float32, "w:4" is four int64."""
 
     def parse(field):
         name, _, kind = field.partition(":")

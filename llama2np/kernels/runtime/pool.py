@@ -1,12 +1,12 @@
-"""The threads of this process that compute: the calling thread and workers of our own.
+"""The thread pool: the calling thread, which is the main thread of a call, and workers.
 
 Workers are Python threads inside compiled code, without the GIL. Between calls they spin for some
-microseconds and then sleep on a lock, so an idle program costs nothing. Where other programs keep
-the processors busy, a worker that loses its processor in the middle of a chunk makes everyone wait:
-then fewer threads share calls for a while (backoff.py).
+microseconds and then sleep on a lock, so an idle program costs nothing. If other programs keep the
+processors busy, the system may preempt a worker in the middle of a chunk, and all threads wait for
+it: then fewer threads are used for a while (backoff.py).
 
-One call at a time has the workers; others, from other threads, run alone meanwhile. A forked
-process starts workers of its own.
+Only one call at a time uses the workers; calls from other threads run on one thread meanwhile. A
+forked process starts its own workers.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from llama2np.kernels.runtime.shared import BOARD, MAX_MEMBERS, WAITED, serve
 __all__ = ["SCRATCH", "POOL", "max_threads", "set_threads", "threads"]
 
 SCRATCH = 2**15  # bytes of scratch memory for each thread
-_SHARED_WORK = 2**18  # multiply-adds of a call from which waking the workers pays
-# How often a worker looks at the board in vain before it sleeps: between calls some 100 to 200
-# microseconds, during a call some milliseconds, in which it yields its processor.
+_SHARED_WORK = 2**18  # multiply-adds: waking the workers costs less than it saves from here on
+# The spin limits: how often a worker checks for work before it sleeps. Between calls this takes 100
+# to 200 microseconds, during a call some milliseconds, in which it yields its processor.
 _IDLE_LOOKS, _BUSY_LOOKS = 2**12, 2**17
 
 
 def max_threads() -> int:
-    """The most threads that can be chosen: one for each processor, or NUMBA_NUM_THREADS."""
+    """The maximum number of threads: one for each processor, or NUMBA_NUM_THREADS."""
     return int(min(numba.config.NUMBA_NUM_THREADS, MAX_MEMBERS))
 
 
 @cache
 def _default() -> int:
-    """The threads where nothing is chosen: a quota of processor time limits them, too."""
+    """The default number of threads, which a quota of processor time limits, too."""
     if "NUMBA_NUM_THREADS" in os.environ:
         return max_threads()
     return min(processors(), max_threads())
@@ -63,7 +63,7 @@ class _Pool:
         self.reset()
 
     def reset(self) -> None:
-        """Begin without workers: at import, and in a forked process, which has none."""
+        """Start without workers: at import, and in a forked process, which has none."""
         self.busy = _thread.allocate_lock()
         self.board = aligned_zeros((BOARD,), np.int64)
         self.address = int(self.board.ctypes.data)
@@ -73,7 +73,7 @@ class _Pool:
         self.scratch = threading.local()
 
     def own_scratch(self) -> Any:
-        """The address of scratch memory of the calling thread."""
+        """The address of the scratch memory of the calling thread."""
         try:
             return self.scratch.address
         except AttributeError:
@@ -82,7 +82,7 @@ class _Pool:
             return self.scratch.address
 
     def run(self, kernel: Callable[..., None], work: int, *arguments: Any) -> None:
-        """Call kernel(board, members, scratch, *arguments) with as many threads as pay for `work`.
+        """Call kernel(board, members, scratch, *arguments); for little work with one thread only.
 
         work: multiply-adds of the whole call.
         """
@@ -102,7 +102,7 @@ class _Pool:
             self.busy.release()
 
     def _wake(self, count: int) -> None:
-        """Start workers up to this count; wake those of them that sleep."""
+        """Start workers up to this count, and wake those that sleep."""
         self.calls += 1
         while len(self.workers) < count:
             self.workers.append(_Worker())
@@ -115,7 +115,7 @@ class _Pool:
                 worker.wake.release()
 
     def _serve(self, member: int) -> None:
-        """A worker's life. What is done here is done under the GIL, so a wake-up is never lost."""
+        """The main loop of a worker. It holds the GIL here, so no wake-up is lost."""
         worker, board = self.workers[member - 1], self.address
         scratch = self.own_scratch()
         while not self.stopped:
@@ -126,7 +126,7 @@ class _Pool:
                 worker.wake.acquire()
 
     def stop(self) -> None:
-        """End the workers: compiled code must not run while Python takes itself apart."""
+        """Stop the workers: compiled code must not run while the interpreter shuts down."""
         self.stopped = True
         self._wake(0)
         for worker in self.workers:
@@ -137,16 +137,17 @@ class _Pool:
 
 POOL = _Pool()
 atexit.register(lambda: POOL.stop())
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
     os.register_at_fork(after_in_child=POOL.reset)
 
 _chosen = threading.local()
 
 
 def set_threads(count: int) -> None:
-    """Use `count` threads for calls from this thread; others use the default, or what they chose.
+    """Use `count` threads for calls from this thread; other threads keep the default or their own.
 
-    There are never more than processors; up to twice as many may be given. Raises ValueError.
+    There are never more threads than processors, but `count` may be up to twice that number.
+    Raises ValueError.
     """
     most, count = max_threads(), whole("threads", count)
     if not 1 <= count <= 2 * most:
@@ -155,5 +156,5 @@ def set_threads(count: int) -> None:
 
 
 def threads() -> int:
-    """How many threads take part in calls from this thread."""
+    """The number of threads for calls from this thread."""
     return getattr(_chosen, "count", None) or _default()

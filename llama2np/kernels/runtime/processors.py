@@ -1,4 +1,4 @@
-"""How many processors this process may use: in a container, fewer than the machine has."""
+"""The number of processors that this process may use: in a container fewer than the machine has."""
 
 import math
 import os
@@ -10,10 +10,10 @@ _ROOT = Path("/sys/fs/cgroup")
 
 
 def processors() -> int:
-    """Those that the scheduler may choose for it, if it may use them all the time.
+    """The processors in this process's affinity mask, limited by quotas of processor time.
 
-    Linux's control groups limit the time: of half a processor, or of one and a half. Those count as
-    one and two. Containers and CI runners are mostly limited in this way.
+    Linux's control groups can limit the time, for example to half a processor, or to one and a
+    half, which count as one and two. Most containers and CI runners are limited in this way.
     """
     try:
         count = len(os.sched_getaffinity(0))
@@ -23,19 +23,19 @@ def processors() -> int:
 
 
 def _quotas() -> Iterator[float]:
-    """The limits, in processors, of the control groups that the process is in."""
+    """The limits of the process's control groups, in processors."""
     try:
         lines = _GROUPS.read_text().splitlines()
     except (OSError, ValueError):  # another system
         return
     for number, names, path in (line.split(":", 2) for line in lines if line.count(":") > 1):
-        if number == "0":  # version 2; beside version 1, it has a folder of its own
+        if number == "0":  # version 2; if version 1 is in use as well, it has a separate folder
             roots = [_ROOT, _ROOT / "unified"]
         elif "cpu" in names.split(","):
             roots = [_ROOT / names, _ROOT / "cpu"]
         else:
             continue
-        # In a container the path may be the one outside, and the root the container's own.
+        # In a container this path may be that of the host, while the root is the container's.
         inner = PurePosixPath(path.lstrip("/"))
         for folder in {root / part for root in roots for part in (inner, *inner.parents)}:
             if quota := _quota(folder):
@@ -43,7 +43,7 @@ def _quotas() -> Iterator[float]:
 
 
 def _quota(folder: Path) -> float | None:
-    """Microseconds of processor time in each period, over its length; None where there is none."""
+    """Processor time in each period, divided by its length; None if there is no limit."""
     try:
         if (limit := folder / "cpu.max").exists():
             quota, period = limit.read_text().split()
@@ -51,5 +51,5 @@ def _quota(folder: Path) -> float | None:
             quota = (folder / "cpu.cfs_quota_us").read_text()
             period = (folder / "cpu.cfs_period_us").read_text()
         return int(quota) / int(period) if int(quota) > 0 and int(period) > 0 else None
-    except (OSError, ValueError):  # not there, or "max": no limit
+    except (OSError, ValueError):  # there is no such file, or it has "max", which means no limit
         return None

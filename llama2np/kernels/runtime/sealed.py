@@ -1,4 +1,4 @@
-"""Files with a checksum: one that is damaged, or that another user wrote, counts as missing."""
+"""Files with a checksum: a damaged file, or one of another user, is treated as missing."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 from llama2np.atomic import replacing
 from llama2np.kernels.runtime.cache_folder import is_ours
 
-_SIZE = 32  # bytes of the checksum, in front
+_SIZE = 32  # bytes of the checksum, at the beginning
 
 
 def write(path: Path, key: bytes, data: bytes) -> None:
-    """Write a file that `read` finds with this key of at most 64 bytes. Raises OSError."""
-    # Not synced: after a power cut a damaged file is found to be damaged, and is made again.
+    """Write a file for `read` with the same key of at most 64 bytes. Raises OSError."""
+    # Not synced: a file that a power cut has damaged fails the check, and is written again.
     with replacing(path, mode=0o600, sync=False) as file:
         file.write(_checksum(key, data) + data)
 
 
 def read(path: Path, key: bytes) -> bytes | None:
-    """The bytes that `write` was given with this key, or None: then what is there is removed."""
+    """The data that `write` has written with this key; otherwise remove the file, return None."""
     try:
         data = _content(path)
     except FileNotFoundError:
@@ -37,13 +37,13 @@ def read(path: Path, key: bytes) -> bytes | None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, if that is possible."""
+    """Remove a file if possible."""
     with suppress(OSError):
         os.unlink(path)
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a regular file of ours, none of any other. Raises OSError."""
+    """The bytes of a regular file of this user, b"" for any other file. Raises OSError."""
     flags = os.O_RDONLY
     for name in ("O_BINARY", "O_NONBLOCK", "O_NOFOLLOW"):  # NONBLOCK: a named pipe would wait
         flags |= getattr(os, name, 0)
@@ -53,5 +53,5 @@ def _content(path: Path) -> bytes:
 
 
 def _checksum(key: bytes, data: bytes) -> bytes:
-    # The key is part of it: a file under another's name is refused, too.
+    # The key is included, so that a file under the name of another is rejected, too.
     return hashlib.blake2b(data, digest_size=_SIZE, key=key).digest()

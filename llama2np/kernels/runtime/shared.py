@@ -1,13 +1,13 @@
-"""Sharing the units of a step among threads, in compiled code.
+"""Threads share the units of a step, in compiled code.
 
-A board is an array of int64 that the threads of a pool look at. The main thread publishes a step on
-it, cut into chunks; every thread takes chunks until none is left, and the main thread waits until
-those that were taken are done. It never waits for a worker to come: if the others are late, or
-asleep, it does everything itself. Only the owner of a chunk touches the step's data, so a late
-worker can never see memory that is gone.
+The board is an array of int64: counters that all threads of a pool share. The main thread publishes
+a step there, divided into chunks. Every thread takes chunks until none is left, and the main thread
+waits until all chunks that were taken are done. It never waits for a worker to start: if the
+workers are late, or asleep, it computes everything itself. Only the thread that has taken a chunk
+accesses the data of the step, so a late worker never accesses memory that has been freed.
 
-One word of the board holds the number of the step, how many chunks it has, and the next of them. A
-chunk is taken by a compare-and-swap of that word, which fails if anything has changed since.
+One word of the board contains the number of the step, its number of chunks, and the next chunk. A
+thread takes a chunk by a compare-and-swap of that word, which fails if anything has changed.
 """
 
 import os
@@ -26,29 +26,29 @@ from llama2np.kernels.runtime.link import LINKED
 from llama2np.kernels.runtime.memory import int64s
 from llama2np.kernels.runtime.vectors import I32, I64, call
 
-# Places on a board. Words that different threads write are a cache line apart.
+# Indices into the board. Words that different threads write are in different cache lines.
 _WORD, _DONE = 0, 16
 _OP, _ROW, _RUN, _UNITS, _LONG_CHUNKS, _LONG, _SHORT = range(32, 39)  # of the step
-# Of the call: whether it is in progress; how many threads share its steps now; for how many
-# nanoseconds the main thread has waited for workers that had no processor.
+# For the call: whether it is in progress; the number of threads that share its steps now; how many
+# nanoseconds the main thread has waited for workers without a processor.
 RUNNING, MEMBERS, WAITED = 39, 40, 41
 BOARD = 48  # int64
 
-_CHUNK_BITS = 10  # of the word: the number of the step, then chunks, then the next chunk
+_CHUNK_BITS = 10  # bits of the word: the number of the step, then the chunks, then the next chunk
 _CHUNK_MASK, _STEP_MASK = 2**_CHUNK_BITS - 1, 2**42 - 1
 MAX_MEMBERS = _CHUNK_MASK // 4
 
-SMALL = 2**15  # multiply-adds below which the main thread alone is faster
-_LARGE = 2**18  # multiply-adds from which short chunks are worth taking
-_LONG_WAIT = 250_000  # nanoseconds: a longer wait is one for a worker that has no processor
-_BRIEF = 2**10  # looks at the board, tens of microseconds: only a longer wait is measured
+SMALL = 2**15  # multiply-adds; below this, the main thread alone is faster
+_LARGE = 2**18  # multiply-adds; from here on, short chunks make up for their cost
+_LONG_WAIT = 250_000  # nanoseconds; a longer wait means that a worker has no processor
+_BRIEF = 2**10  # checks of the board, tens of microseconds; only longer waits are measured
 
 _X86, _UNIX = platform.machine() in ("x86_64", "AMD64"), hasattr(os, "sched_yield")
 
 STEP_KINDS = (int64,) * 5  # the arguments of an op: row, run, first, last, scratch
 
 if numba.config.DISABLE_JIT:
-    OPS = []  # an op's address is its place in this list
+    OPS = []  # without JIT, the address of an op is its index in this list
 
     def _load(board, place):
         return int(int64s(board, BOARD)[place])
@@ -112,8 +112,8 @@ else:
 
         return intrinsic(lambda _context: (types.void(), generate))
 
-    # PAUSE marks a loop that waits, so that it does not slow down the sibling hyper-thread.
-    # Yielding gives the processor to another thread (on Windows the scheduler is left to find out).
+    # PAUSE marks a spin-wait loop, so that it does not slow down the sibling hyper-thread.
+    # sched_yield gives the processor to another thread; Windows has none, and PAUSE is used there.
     _pause = _instruction("llvm.x86.sse2.pause", ir.VoidType()) if _X86 else inner(lambda: None)
     _yield = _instruction("sched_yield", I32) if _UNIX else _pause
 
@@ -130,12 +130,12 @@ else:
 
         return int64(), generate
 
-    # Windows has no such function. There the clock does not move, and no wait is a long one.
+    # Windows has no such function. There the clock is constant, and no wait counts as long.
     _now = _clock if _UNIX else inner(lambda: np.int64(0))
 
     @intrinsic
     def call_op(_context, op, row, run, first, last, scratch):
-        """Call the op at an address as numba calls its own functions; errors are passed on."""
+        """Call the op at an address with numba's calling convention; errors are passed on."""
 
         def generate(context, builder, _signature, arguments):
             convention = context.call_conv
@@ -153,7 +153,7 @@ else:
 
 @inner
 def _rest(looks):
-    """Wait a little before the board is looked at again: the longer it takes, the more."""
+    """Wait a little before the next check of the board: longer after many checks."""
     if looks & 63 and looks < 2**16:
         _pause()
     else:
@@ -162,13 +162,13 @@ def _rest(looks):
 
 @inner
 def _work(board, scratch):
-    """Take a chunk of the open step and compute it. Returns whether there was one."""
+    """Take a chunk of the current step and compute it; return whether there was one."""
     word = _load(board, _WORD)
     chunk = word & _CHUNK_MASK
     if chunk >= (word >> _CHUNK_BITS) & _CHUNK_MASK:
         return False
     if _swap(board, _WORD, word, word + 1) == word:
-        s = int64s(board, BOARD)  # the step cannot change while this chunk is not done
+        s = int64s(board, BOARD)  # the step cannot change before this chunk is done
         longs, short = s[_LONG_CHUNKS], max(chunk - s[_LONG_CHUNKS], 0)
         first = min(chunk, longs) * s[_LONG] + short * s[_SHORT]
         last = min(first + (s[_LONG] if chunk < longs else s[_SHORT]), s[_UNITS])
@@ -180,7 +180,7 @@ def _work(board, scratch):
 
 @inner
 def shares(board, units, work):
-    """Whether threads share a step of so many units and multiply-adds."""
+    """Whether threads share a step with this number of units and multiply-adds."""
     return units > 1 and work >= SMALL and int64s(board, BOARD)[MEMBERS] > 1
 
 
@@ -189,9 +189,10 @@ def share(board, op, row, run, units, work, scratch):
     """As the main thread, compute all units of a step together with the workers.
 
     op, row, run, scratch: the arguments of the op; work: multiply-adds. Each thread first gets one
-    long chunk, because memory is read faster in one go. The last quarter of a large step is handed
-    out in short chunks, so that a faster thread takes more of them. After a wait that is much
-    longer than the work, the rest of the call is computed alone.
+    long contiguous chunk, because memory is read faster in that way. The last quarter of a large
+    step is handed out dynamically in short chunks, so that a faster thread takes more of them.
+    After a wait that is much longer than the work, the main thread computes the rest of the call
+    alone.
     """
     s = int64s(board, BOARD)
     members = s[MEMBERS]
@@ -213,16 +214,17 @@ def share(board, op, row, run, units, work, scratch):
         _rest(looks)
     if looks > _BRIEF:
         waited = _now() - since
-        if waited > _LONG_WAIT + work:  # the slowest processor does one in a nanosecond
+        if waited > _LONG_WAIT + work:  # even a slow processor computes one in a nanosecond
             s[WAITED] += waited
             s[MEMBERS] = 1
 
 
 @exact
 def serve(board, member, scratch, idle_looks, busy_looks):
-    """As a worker, compute chunks until there has been nothing to do for a while.
+    """As a worker, compute chunks until there has been no work for a while.
 
-    That is `busy_looks` at the board during a call of the main thread, `idle_looks` between calls.
+    The limit is `busy_looks` checks of the board during a call of the main thread, and `idle_looks`
+    between calls.
     """
     looks = 0
     while looks < (busy_looks if _load(board, RUNNING) else idle_looks):
@@ -238,7 +240,7 @@ LINKED[serve] = (int64,) * 5
 
 @inner
 def begin_call(board, members):
-    """Tell the workers that steps will come, for so many threads."""
+    """As the main thread, publish that a call begins, with this number of threads."""
     s = int64s(board, BOARD)
     s[WAITED] = 0
     _store(board, MEMBERS, members)
@@ -247,5 +249,5 @@ def begin_call(board, members):
 
 @inner
 def end_call(board):
-    """Tell the workers that no more steps will come in this call."""
+    """As the main thread, publish that the call ends."""
     _store(board, RUNNING, 0)

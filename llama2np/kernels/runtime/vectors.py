@@ -1,4 +1,4 @@
-"""LLVM's vector instructions, for the innermost loops that its own vectoriser does not find.
+"""LLVM's vector instructions, for inner loops that its own vectorizer does not vectorize.
 
 Helpers for the bodies of numba intrinsics: `builder` is llvmlite's, `base` a pointer to numbers,
 `index` and `step` are LLVM integers. A vector may be at any address.
@@ -13,14 +13,14 @@ from numba.extending import intrinsic
 
 from llama2np.kernels.runtime.jit import inner
 
-AHEAD = 2048  # bytes of a matrix between the place that is read and the place that is prefetched
+AHEAD = 2048  # the prefetch distance in a matrix, in bytes
 
 I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F32 = ir.FloatType()
 
 
 def data_of(context, builder, signature, arguments, *places):
-    """The pointers to the values of the arrays at these places among the arguments."""
+    """The pointers to the values of the arrays at these indices of the arguments."""
     return [
         context.make_array(signature.args[k])(context, builder, arguments[k]).data for k in places
     ]
@@ -38,12 +38,12 @@ def spread(builder, value, vector):
 
 
 def load(builder, base, index, vector):
-    """A vector of this type from base[index] and its neighbours."""
+    """A vector of this type with the values from base[index] on."""
     return builder.load(_address(builder, base, index, vector), align=1)
 
 
 def load_first(builder, base, index, vector, count):
-    """The same for its first `count` lanes, with zeros in the others, whose memory is not read."""
+    """The same for the first `count` lanes; the others are zero, and their memory is not read."""
     numbers = ir.VectorType(I32, vector.count)
     lane = ir.Constant(numbers, list(range(vector.count)))
     count = builder.trunc(count, I32) if count.type != I32 else count
@@ -56,7 +56,7 @@ def load_first(builder, base, index, vector, count):
 
 
 def store(builder, value, base, index):
-    """Put a vector into base[index] and its neighbours."""
+    """Store a vector from base[index] on."""
     builder.store(value, _address(builder, base, index, value.type), align=1)
 
 
@@ -78,13 +78,13 @@ def stepped(builder, index, step, count):
 
 
 def call(builder, name, result, *arguments):
-    """Call an LLVM function, mostly an instruction of one CPU, by its name."""
+    """Call an LLVM function by its name: mostly an instruction of certain CPUs."""
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 
 def cells(builder, zero, *shape):
-    """Accumulators that LLVM keeps in registers: {index: pointer}, each holding `zero`."""
+    """Accumulators that LLVM keeps in registers: {index: pointer}, each initialized to `zero`."""
     rows, columns = shape
     held = {}
     for index in ((r, v) for r in range(rows) for v in range(columns)):
