@@ -28,10 +28,6 @@ from llama2np.formats.checkpoint import Header, save
 from llama2np.model.config import Config
 from tools.hostile import valid, write_case
 
-# Threads that wait for work sleep: those that spin, as they would, make the tests ten times as long
-# where other programs want the processors too. OpenMP reads this when it is first used.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 # The same examples in every run, and no clock: on a busy machine a test may take its time.
 settings.register_profile("llama2np", deadline=None, derandomize=True)
 settings.load_profile("llama2np")

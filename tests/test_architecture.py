@@ -194,7 +194,7 @@ def test_it_generates_and_costs(network, tmp_path):
 
     matrices = 2 * (4 * 48 * 48 + 2 * 48 * 80)
     norms, biases = 3 * 2 * 48, 2 * (5 * 48 + 80) + 300
-    weights = matrices + 300 * 48 + norms + biases + 48  # and one row of the embedding
+    weights = matrices + 300 * 48 + norms + biases
     keys_and_values = 2 * 2 * 48 * (10 + 2)
     assert bytes_to_generate(network.program, 10, 3) == 4 * (weights + keys_and_values)
     assert operations_to_read(network.program, 0, 1) == 2 * (matrices + 2 * 2 * 48)

@@ -71,7 +71,7 @@ def test_the_commands_know_its_name(tmp_path, capsys):
 def test_it_does_not_chat(capsys):
     assert run(["-m", "chat", "-i", "Hello"], prog="run.py") == 1
     error = capsys.readouterr().err
-    assert error.startswith("run.py: stories-box tells stories") and error.count("\n") == 1
+    assert error.startswith("run.py: stories-box is not a chat model") and error.count("\n") == 1
 
 
 @pytest.mark.compiled

@@ -57,10 +57,9 @@ def continue_tokens(
 
     `draft` makes decoding speculative (Leviathan et al. 2023): the network reads the last token and
     the draft in one pass, and the draft is accepted up to the first token that differs from the
-    sampler's choice. So the tokens are the same as without it. (For drafts of kernels.FEW tokens
-    and more, float32 logits may differ in their last bits: large matrix products add in another
-    order.) Without a draft, and with a greedy sampler, small networks generate 2, 4, 8 ... tokens
-    per call: see `Transformer.greedy`.
+    sampler's choice. So the tokens, and their logits to the bit, are the same as without it.
+    Without a draft, and with a greedy sampler, small networks generate 2, 4, 8 ... tokens per call:
+    see `Transformer.greedy`.
 
     missing: tokens without a piece. They are chosen only if the sampler's logit_bias names them.
     """
