@@ -42,7 +42,7 @@ root, path, threads, cpu = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[
 sys.path.insert(0, root)
 import numpy as np
 from llama2np import State, Transformer, kernels
-from llama2np.formats import checkpoint
+from llama2np import checkpoint  # its name in every version
 kernels.set_threads(threads)
 clock = time.process_time if cpu else time.perf_counter
 model = Transformer(*checkpoint.load(path))
