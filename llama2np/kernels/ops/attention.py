@@ -118,9 +118,8 @@ def _attend(
                 here = (block - c * chunk) * head_dim
                 for i in range(count):
                     mine, row = i * dim + head * head_dim, scores[head * rows + i]
-                    some = min(
-                        n + i - block, part
-                    )  # 0 or less if this row does not attend to the block
+                    # 0 or less if this row does not attend to the block
+                    some = min(n + i - block, part)
                     weighted_sum(
                         row, block, some, values, here, head_dim, out, mine, head_dim, block > 0
                     )
@@ -145,10 +144,8 @@ def attend(s, run, first, last, scratch):
         for head in range(first, last, together):
             for t in range(start, stop, TOGETHER):
                 count, n = min(TOGETHER, stop - t), pos + t + 1
-                q, out = (
-                    rows_of(run, s["q"], width, t, t + count),
-                    rows_of(run, s["out"], width, t, t + count),
-                )
+                q = rows_of(run, s["q"], width, t, t + count)
+                out = rows_of(run, s["out"], width, t, t + count)
                 chunks = int64s(addresses, (n + count - 2) // chunk + 1)
                 _call_attend(
                     head, head + together, count, n, q, out, chunks, at, kv_stride, chunk,
