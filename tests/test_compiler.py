@@ -40,7 +40,7 @@ def expected_of(name):
 
 
 class Recorded:
-    """Stands for a process, and for what starts it."""
+    """A fake process, which is also the function that starts it."""
 
     def __init__(self):
         self.commands, self.ended = [], []

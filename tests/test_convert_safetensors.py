@@ -149,7 +149,7 @@ def agree(path, data) -> bool:
     return True
 
 
-USUAL = '"dtype":"F32","shape":[1],"data_offsets":[0,4]'  # stands for @ in these headers
+USUAL = '"dtype":"F32","shape":[1],"data_offsets":[0,4]'  # replaces @ in these headers
 ACCEPTED = {
     "white space around": ' \n{"a":{@}}\r\t ',
     "a name twice": '{"a":{"dtype":"F32","shape":[9],"data_offsets":[90,4]},"a":{@}}',

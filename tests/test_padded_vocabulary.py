@@ -187,7 +187,7 @@ def test_the_commands(path, capsys, tmp_path, monkeypatch):
     words = [str(path), "-t", "0", "-i", "AB"]
     assert run([*words, "-n", "20", "--logprobs", "3"], "run.py") == 0
     out, err = capsys.readouterr()
-    assert out.startswith("AB") and "''" in err  # a row without a piece is among the likeliest
+    assert out.startswith("AB") and "''" in err  # a row without a piece is among them
     assert lens([str(path), "-i", "AB"], "lens") == 0
     assert "block 2" in capsys.readouterr().out
     assert run([str(path), "-m", "chat", "-y", "", "-i", "A", "-t", "0", "-n", "60"], "run.py") == 0

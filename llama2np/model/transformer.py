@@ -76,9 +76,8 @@ class Transformer:
     @property
     def max_greedy_tokens(self) -> int:
         """How many tokens one call of `greedy` should read; 1 if it cannot be used."""
-        own = getattr(
-            self.forward, "__func__", None
-        )  # a subclass, or an assignment, may override it
+        # A subclass, or an assignment, may override it.
+        own = getattr(self.forward, "__func__", None)
         if self._hooks or own is not Transformer.forward:
             return 1
         return max(min(_GREEDY_WORK // max(self._program.work, 1), _GREEDY_TOKENS), 1)

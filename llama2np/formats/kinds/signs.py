@@ -139,9 +139,8 @@ def is_sentencepiece(data: bytes) -> bool:
 
 def is_text(head: Head) -> bool:
     """UTF-8 without control characters."""
-    data = (
-        head.text[:-4] if len(head.data) == _HEAD else head.text
-    )  # without a character that is cut off
+    # Without a character that is cut off.
+    data = head.text[:-4] if len(head.data) == _HEAD else head.text
     try:
         text = data.decode(errors="ignore" if data is not head.text else "strict")
     except UnicodeDecodeError:

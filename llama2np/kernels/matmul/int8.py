@@ -27,9 +27,8 @@ def quantize(x, q, scales, sums):
     tokens, groups = scales.shape
     group = x.shape[1] // groups
     x, q = x.reshape(tokens, groups, group), q.reshape(tokens, groups, group)
-    bits = x.view(
-        np.int32
-    )  # the bits of positive floats have the same order as the floats; nan is the largest
+    # The bits of positive floats have the same order as the floats; nan is the largest.
+    bits = x.view(np.int32)
     for t in range(tokens):
         for g in range(groups):
             largest = np.int32(0)
