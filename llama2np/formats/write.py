@@ -20,7 +20,7 @@ from llama2np.formats.huggingface.writing import as_folder, tokenizer_files
 from llama2np.formats.q80 import Error, group_size_for, quantize
 from llama2np.formats.rope_tables import rope_tables
 from llama2np.formats.source import Source
-from llama2np.model.config import Config
+from llama2np.model.config import Config, RopeScaling
 from llama2np.model.weights import SHAPES, described
 from llama2np.output import brief
 
@@ -71,8 +71,9 @@ def _check_plain(source: Source) -> None:
     plain = Config(*(getattr(c, name) for name in _HELD))
     for field in fields(Config):
         if (value := getattr(c, field.name)) != getattr(plain, field.name):
+            found = value.kind if isinstance(value, RopeScaling) else value
             raise CheckpointError(
-                f"{where}: {field.name}={brief(value)}, a .bin has no field for it: "
+                f"{where}: {field.name}={brief(found)}, a .bin has no field for it: "
                 "run the folder itself, or write one with --version -1"
             )
     known = {*SHAPES, *(f"layers.{i}.{n}" for i in range(c.n_layers) for n in LAYER_TENSORS)}
