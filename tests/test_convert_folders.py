@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 
 from llama2np.cli.export import main as export
 from llama2np.formats import huggingface, llama2c, meta
-from llama2np.formats.huggingface.writing import llama_names
 from llama2np.formats.checkpoint import CheckpointError, CheckpointWarning
+from llama2np.formats.huggingface.writing import llama_names
 from llama2np.formats.source import Stored, concatenated, halved, interleaved
 from llama2np.formats.write import write_bin
 from llama2np.model.config import Config
@@ -164,7 +164,10 @@ def test_defaults_of_fields_that_are_missing(folder):
         ({"model_type": None}, "model_type=None"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling='linear', a .bin has no"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling: has no factor"),
-        ({"rope_parameters": {"rope_type": "new"}}, "rope_parameters: 'new': this RoPE scaling is not"),
+        (
+            {"rope_parameters": {"rope_type": "new"}},
+            "'new': this RoPE scaling is not",
+        ),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotary_dim=2, a .bin has no field"),
         ({"rope_parameters": [1]}, r"rope_parameters=\[1\], expected an object"),
         ({"rope_parameters": {"rope_theta": "x"}}, "rope_theta='x', expected a number"),
@@ -216,7 +219,10 @@ def test_tied_weights(folder):
         ({"lm_head.weight": None}, "has no lm_head.weight"),
         ({"model.layers.1.mlp.up_proj.weight": None}, "there is no w_up of layer 1"),
         ({"model.norm.weight": np.zeros(15, "f4")}, r"final_norm has shape \(15,\)"),
-        ({"model.layers.0.self_attn.q_proj.weight": np.zeros(16, "f4")}, r"wq of layer 0 has shape \(16,\)"),
+        (
+            {"model.layers.0.self_attn.q_proj.weight": np.zeros(16, "f4")},
+            r"wq of layer 0 has shape \(16,\)",
+        ),
         ({"model.layers.0.self_attn.q_proj.weight": np.zeros((15, 16), "f4")}, r"\(15, 16\)"),
         ({"model.layers.0.self_attn.q_proj.bias": np.zeros(16, "f4")}, "q_proj.bias"),
         ({"model.layers.2.mlp.up_proj.weight": np.zeros((24, 16), "f4")}, "layers.2.mlp.up_proj"),

@@ -11,8 +11,8 @@ from test_convert_folders import CONFIG, HF, HF_CONFIG, random_tensors, read
 from llama2np import export
 from llama2np.cli import main
 from llama2np.formats import huggingface, llama2c, meta
-from llama2np.formats.huggingface.writing import llama_names
 from llama2np.formats.checkpoint import CheckpointError, CheckpointWarning
+from llama2np.formats.huggingface.writing import llama_names
 from llama2np.formats.names import bare
 from tools.hostile import parts_of
 from tools.torch_files import Tensor, pickled, write_archive

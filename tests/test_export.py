@@ -66,7 +66,11 @@ def test_a_group_size_that_llama2c_gets_wrong(reference, tmp_path):
     header, errors = write_bin(READERS[option](reference / source), tmp_path / "x.bin", version)
     assert header.group_size == read_header(tmp_path / "x.bin").group_size == 4
     assert 0 < max(error.largest for error in errors.values()) < 0.01
-    assert {"embedding", "layers.0.wq", "layers.4.w_down"} <= errors.keys() and "final_norm" not in errors
+    assert {
+        "embedding",
+        "layers.0.wq",
+        "layers.4.w_down",
+    } <= errors.keys() and "final_norm" not in errors
 
 
 def test_pickled_hugging_face_gives_the_trainers_file(reference, tmp_path):

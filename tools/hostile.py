@@ -23,8 +23,8 @@ from random import Random
 import numpy as np
 
 from llama2np.formats import huggingface, inspection, llama2c, meta, safetensors
-from llama2np.formats.huggingface.writing import llama_names
 from llama2np.formats.checkpoint import CheckpointError, Header, load, save
+from llama2np.formats.huggingface.writing import llama_names
 from llama2np.formats.torch_zip import TorchFile
 from llama2np.formats.write import write_bin, write_huggingface
 from llama2np.llama import Llama

@@ -40,8 +40,9 @@ def write_bin(
 ) -> tuple[Header, dict[str, Error]]:
     """Write a .bin of version 0, 1 or 2; return its header, and for version 2 the errors.
 
-    The errors have a key for each quantized tensor: "embedding", "layers.0.wq" ... Raises CheckpointError
-    if the version cannot represent the network, and OSError; `path` is then unchanged.
+    The errors have a key for each quantized tensor: "embedding", "layers.0.wq" ... Raises
+    CheckpointError if the version cannot represent the network, and OSError; `path` is then
+    unchanged.
     """
     source = source.adjacent()
     _check_plain(source)
@@ -142,6 +143,7 @@ def write_huggingface(
     start = safetensors.header_for(shapes, kind)
     size = len(start) + kind.itemsize * sum(map(math.prod, shapes.values()))
     config = json.dumps(described_as, indent=2) + "\n"
+    sizes: dict[str | os.PathLike[str], int]
     sizes = {folder / "model.safetensors": size, folder / "config.json": len(config.encode())}
     copies = {} if source.original is None else tokenizer_files(Path(source.path))
     sizes |= {folder / name: len(data) for name, data in copies.items()}

@@ -1,10 +1,10 @@
 """Folders of Hugging Face's transformers: config.json beside safetensors or pytorch_model.bin.
 
-    config_json.py  config.json to Config
-    families.py     the names of the tensors of each family
-    parts.py        tensors that are fused, transposed or shifted
-    shards.py       the files with the tensors
-    writing.py      a network as such a folder
+config_json.py  config.json to Config
+families.py     the names of the tensors of each family
+parts.py        tensors that are fused, transposed or shifted
+shards.py       the files with the tensors
+writing.py      a network as such a folder
 """
 
 from __future__ import annotations
@@ -129,5 +129,3 @@ def _biased(family: Family, params: JsonFile) -> set[str]:
         if value:
             names |= set(modules.split())
     return names
-
-

@@ -1,4 +1,4 @@
-"""A network as a folder of transformers: the content of config.json, and the tensors by its names."""
+"""A network as a folder of transformers: config.json, and the tensors by their names in it."""
 
 from __future__ import annotations
 
