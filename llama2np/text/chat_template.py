@@ -48,13 +48,13 @@ class ChatTemplate:
         Raises ValueError with the template's own words if it refuses the conversation, and if it
         exceeds its limits.
         """
+        template = self._compiled
         from jinja2 import TemplateError
 
         from llama2np.text.template_limits import TooMuch, metered
 
         given = self.names | {"tools": None, "documents": None} | variables
         given |= {"messages": _checked(messages), "add_generation_prompt": add_generation_prompt}
-        template = self._compiled
         try:
             with metered():
                 return str(template.render(given))

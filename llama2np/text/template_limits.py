@@ -6,7 +6,7 @@ jinja2's own sandbox keeps a template away from Python, not from endless work: l
 - each value that is made is weighed: results of filters, calls and operators, lists, texts that are
   joined, each output. The sum of the weights, in characters and items, and the weight of one value
   are limited, and so is the time; what multiplies (`*`, join, replace) is weighed in advance;
-- each turn of a loop and each call weighs as much as the constant text of the template;
+- each turn of a loop and each call of a macro weighs as much as the constant text in it;
 - there are only filters and methods whose result is not larger than their arguments, or that are
   weighed in advance.
 
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
+from types import BuiltinMethodType
 from typing import Any, cast
 
 from jinja2 import nodes
@@ -32,7 +33,7 @@ MOST = 2**26  # of all weights: characters and items
 _LARGEST = 2**24  # of one value
 _SECONDS = 5.0
 _ITEM = 16  # the weight of an item of a list, and of any value that is not a text
-_TURN = 64  # the weight of a turn of a loop, and of a call, beside the template's text
+_TURN = 256  # the weight of a turn of a loop, and of a call, beside the template's text
 _LARGEST_NUMBER = 2**64
 _FILTERS = (
     "abs attr batch capitalize count default d dictsort e escape first float format groupby indent "
@@ -141,7 +142,8 @@ class Limited(ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, called: Any, *arguments: Any, **options: Any) -> Any:
         """Call a macro, a method or a global, as jinja2 does for each call in a template."""
-        self.meter.charge(_TURN + self.constant)
+        plain = isinstance(called, BuiltinMethodType)  # a macro writes constant text
+        self.meter.charge(_TURN + (0 if plain else self.constant))
         _check_method(called, arguments, self.meter)
         return self.charged(super().call(context, called, *arguments, **options))
 
