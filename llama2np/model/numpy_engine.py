@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from llama2np.model.blocks import Blocks
 from llama2np.model.hooks import attention_weights
 from llama2np.model.program import Program, Step, Value, rope_frequencies
 from llama2np.model.state import State
@@ -199,6 +200,8 @@ OPS: dict[str, Callable[[Step, NumpyRun], Arrays]] = {
 
 def multiply(matrix: Matrix, x: np.ndarray) -> np.ndarray:
     """x (T, n) times a matrix (d, n): (T, d) float32. For int8, x is quantized as in runq.c."""
+    if isinstance(matrix, Blocks):
+        return x @ matrix.dequantize().T
     if not isinstance(matrix, Int8):
         return x @ np.asarray(matrix.w, np.float32).T
     q, scales = quantize(x, matrix.group)
