@@ -118,10 +118,17 @@ def fifth_bits(packed: np.ndarray) -> np.ndarray:
     return np.unpackbits(packed, axis=-1, bitorder="little") << 4
 
 
-def scaled(scales: np.ndarray, integers: np.ndarray) -> np.ndarray:
-    """Scales (blocks, groups) times integers (blocks, values), in groups of equal size: float32."""
-    groups = integers.reshape(*scales.shape, -1).astype(np.float32)
-    return (scales[..., None] * groups).reshape(len(scales), -1)
+def scaled(
+    scales: np.ndarray, integers: np.ndarray, offsets: np.ndarray | None = None
+) -> np.ndarray:
+    """Scales (blocks, groups) times integers (blocks, values) in groups of equal size: float32.
+
+    offsets: (blocks, groups), added to the values of their group.
+    """
+    values = scales[..., None] * integers.reshape(*scales.shape, -1).astype(np.float32)
+    if offsets is not None:
+        values += offsets[..., None]
+    return np.asarray(values).reshape(len(scales), -1)
 
 
 def _q8_0(blocks: np.ndarray) -> np.ndarray:
@@ -136,7 +143,7 @@ def _q4_0(blocks: np.ndarray) -> np.ndarray:
 
 def _q4_1(blocks: np.ndarray) -> np.ndarray:
     # d float16, the smallest value float16, 16 bytes of nibbles
-    return scaled(half(blocks, 0), nibbles(blocks[:, 4:])) + half(blocks, 2)
+    return scaled(half(blocks, 0), nibbles(blocks[:, 4:]), half(blocks, 2))
 
 
 def _q5_0(blocks: np.ndarray) -> np.ndarray:
@@ -148,15 +155,14 @@ def _q5_0(blocks: np.ndarray) -> np.ndarray:
 def _q5_1(blocks: np.ndarray) -> np.ndarray:
     # d float16, the smallest value float16, 4 bytes of fifth bits, 16 bytes of nibbles
     integers = nibbles(blocks[:, 8:]) | fifth_bits(blocks[:, 4:8])
-    return scaled(half(blocks, 0), integers) + half(blocks, 2)
+    return scaled(half(blocks, 0), integers, half(blocks, 2))
 
 
 def _q2_k(blocks: np.ndarray) -> np.ndarray:
     # 16 bytes of nibbles (scale, offset), 64 bytes of 2 bits, d float16, d of the offsets float16
     scales = half(blocks, 80) * (blocks[:, :16] & 15)
     offsets = half(blocks, 82) * (blocks[:, :16] >> 4)
-    values = scaled(scales, crumbs(blocks[:, 16:80].reshape(-1, 2, 32)))
-    return values - offsets.repeat(16, axis=-1)
+    return scaled(scales, crumbs(blocks[:, 16:80].reshape(-1, 2, 32)), -offsets)
 
 
 def _q3_k(blocks: np.ndarray) -> np.ndarray:
@@ -183,8 +189,7 @@ def _scales_and_offsets(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _q4_k(blocks: np.ndarray) -> np.ndarray:
     # 16 bytes of scales and offsets, 128 bytes of nibbles
     scales, offsets = _scales_and_offsets(blocks)
-    values = scaled(scales, nibbles(blocks[:, 16:].reshape(-1, 4, 32)))
-    return values - offsets.repeat(32, axis=-1)
+    return scaled(scales, nibbles(blocks[:, 16:].reshape(-1, 4, 32)), -offsets)
 
 
 def _q5_k(blocks: np.ndarray) -> np.ndarray:
@@ -192,7 +197,7 @@ def _q5_k(blocks: np.ndarray) -> np.ndarray:
     scales, offsets = _scales_and_offsets(blocks)
     fifth = np.stack([blocks[:, 16:48] >> bit & 1 for bit in range(8)], axis=1)
     low = nibbles(blocks[:, 48:].reshape(-1, 4, 32)).reshape(fifth.shape)
-    return scaled(scales, low | fifth << 4) - offsets.repeat(32, axis=-1)
+    return scaled(scales, low | fifth << 4, -offsets)
 
 
 def _q6_k(blocks: np.ndarray) -> np.ndarray:

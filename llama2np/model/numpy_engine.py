@@ -200,10 +200,9 @@ OPS: dict[str, Callable[[Step, NumpyRun], Arrays]] = {
 
 def multiply(matrix: Matrix, x: np.ndarray) -> np.ndarray:
     """x (T, n) times a matrix (d, n): (T, d) float32. For int8, x is quantized as in runq.c."""
-    if isinstance(matrix, Blocks):
-        return x @ matrix.dequantize().T
     if not isinstance(matrix, Int8):
-        return x @ np.asarray(matrix.w, np.float32).T
+        w = matrix.dequantize() if isinstance(matrix, Blocks) else np.asarray(matrix.w, np.float32)
+        return np.asarray(x @ w.T)
     q, scales = quantize(x, matrix.group)
     out = np.zeros((len(x), len(matrix.q)), np.float32)
     for g in range(matrix.scales.shape[1]):
