@@ -62,6 +62,7 @@ PLACES = {
     "checkpoint": Place("a torch file of llama2.c's training script", MODEL, _TORCH),
     "hf": Place("a Hugging Face folder", MODEL, ("hf",)),
     "meta": Place("a folder in Meta's format", MODEL, ("meta",)),
+    "gguf": Place("a GGUF file", MODEL, ("gguf",)),
     "any": Place(
         "a llama2.c checkpoint or another kind that export reads",
         MODEL,
