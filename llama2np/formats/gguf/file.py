@@ -22,7 +22,7 @@ from llama2np.model.blocks import KINDS, Blocks, dequantize
 from llama2np.model.weights import Dense, Matrix
 from llama2np.output import brief
 
-_ALIGNMENT = 32  # of the data and of each tensor, where general.alignment is missing
+ALIGNMENT = 32  # of the data and of each tensor, where general.alignment is missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,7 @@ class GgufFile:
     path: str
     version: int
     metadata: Metadata
+    packed: Mapping[str, memoryview]  # type and value of each key, as they are in the file
     tensors: Mapping[str, GgufTensor]
 
 
@@ -93,7 +94,7 @@ def read(path: str | os.PathLike[str]) -> GgufFile:
         data = map_weights(file)
     try:
         header = parse(memoryview(data))
-        alignment = header.metadata.get("general.alignment", _ALIGNMENT)
+        alignment = header.metadata.get("general.alignment", ALIGNMENT)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise ValueError(f"general.alignment is {brief(alignment)}, expected a power of two")
         start = -(-header.size // alignment) * alignment
@@ -109,7 +110,9 @@ def read(path: str | os.PathLike[str]) -> GgufFile:
         )
         for info, end in zip(header.infos, places, strict=True)
     }
-    return GgufFile(str(path), header.version, Metadata(str(path), header.metadata), tensors)
+    metadata = Metadata(str(path), header.metadata)
+    packed = {key: memoryview(data)[first:end] for key, (first, end) in header.spans.items()}
+    return GgufFile(str(path), header.version, metadata, packed, tensors)
 
 
 def _places(infos: list[Info], alignment: int, size: int) -> list[int]:

@@ -27,11 +27,11 @@ from llama2np.output import brief
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_NUMBERS = {  # value types that are one number, as NumPy types
+NUMBERS = {  # value types that are one number, as NumPy types
     **{0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?"},
     **{10: "<u8", 11: "<i8", 12: "<f8"},
 }
-_STRING, _ARRAY = 8, 9
+STRING, ARRAY = 8, 9
 _LONGEST_NAME = 2**16  # bytes of a key or of the name of a tensor
 _LONGEST_STRING = 2**24  # bytes of a value, such as a chat template
 _MOST_KEYS = 2**16
@@ -88,6 +88,7 @@ class Header(NamedTuple):
 
     version: int
     metadata: dict[str, Value]
+    spans: dict[str, tuple[int, int]]  # where the type and value of each key are
     infos: list[Info]
     size: int  # bytes, without the zeros up to the data
 
@@ -110,13 +111,16 @@ def parse(data: memoryview) -> Header:
             f"{_MOST_TENSORS:,} and {_MOST_KEYS:,}"
         )
     metadata: dict[str, Value] = {}
+    spans: dict[str, tuple[int, int]] = {}
     for _ in range(n_keys):
         key = text.string(_LONGEST_NAME, "the name of a key")
         if key in metadata:
             raise ValueError(f"the key {brief(key)} occurs twice")
+        start = text.at
         metadata[key] = text.value(key)
+        spans[key] = start, text.at
     infos = [text.info() for _ in range(n_tensors)]
-    return Header(version, metadata, infos, text.at)
+    return Header(version, metadata, spans, infos, text.at)
 
 
 class _Text:
@@ -156,9 +160,9 @@ class _Text:
     def value(self, key: str) -> Value:
         """The next type and value of metadata."""
         kind = self.whole("<u4")
-        if kind == _STRING:
+        if kind == STRING:
             return self.string(_LONGEST_STRING, brief(key))
-        if kind == _ARRAY:
+        if kind == ARRAY:
             return self.array(key)
         (number,) = self.numbers(_number_form(kind, key), 1, brief(key))
         # Through text, so that 1e-6 is read as 1e-6, not as the float64 of its float32.
@@ -168,9 +172,9 @@ class _Text:
     def array(self, key: str) -> np.ndarray | Strings:
         """The next array."""
         kind, count = self.whole("<u4"), self.whole("<u8")
-        if kind == _ARRAY:
+        if kind == ARRAY:
             raise ValueError(f"{brief(key)} is an array of arrays, which no reader knows")
-        if kind != _STRING:
+        if kind != STRING:
             return self.numbers(_number_form(kind, key), count, brief(key))
         self.strings += count
         if self.strings > _MOST_STRINGS:
@@ -208,9 +212,9 @@ class _Text:
 
 
 def _number_form(kind: int, key: str) -> str:
-    if kind not in _NUMBERS:
+    if kind not in NUMBERS:
         raise ValueError(f"{brief(key)} is of type {kind}, expected a type from 0 to 12")
-    return _NUMBERS[kind]
+    return NUMBERS[kind]
 
 
 def _decoded(data: bytes, what: str) -> str:
