@@ -116,7 +116,15 @@ LAYER_SHAPES: dict[str, tuple[str, ...]] = {
 SHAPES = LAYER_SHAPES | {
     "embedding": ("vocab_size", "dim"),
     "final_norm": ("dim",),
-    "classifier": ("vocab_size", "dim"),
+    "classifier": ("n_outputs", "dim"),
+}
+# The tensors that only some architectures have.
+OTHER_SHAPES: dict[str, tuple[str, ...]] = {
+    "position_embedding": ("seq_len", "dim"),
+    "type_embedding": ("n_types", "dim"),
+    "router": ("n_experts", "dim"),
+    "q_norm": ("head_dim",),
+    "k_norm": ("head_dim",),
 }
 MATRICES = tuple(name for name, shape in SHAPES.items() if len(shape) == 2)  # may be quantized
 
@@ -124,9 +132,10 @@ MATRICES = tuple(name for name, shape in SHAPES.items() if len(shape) == 2)  # m
 def shape_of(name: str, config: Config) -> tuple[int, ...] | None:
     """The shape of the tensor `name` ("wq", "layers.2.wq", "wq.bias"); None if it is unknown."""
     base = name.split(".")[2] if name.startswith("layers.") else name.split(".")[0]
-    if base not in SHAPES:
+    numbers = SHAPES.get(base) or OTHER_SHAPES.get(base)
+    if numbers is None:
         return None
-    shape = tuple(int(getattr(config, number)) for number in SHAPES[base])
+    shape = tuple(int(getattr(config, number)) for number in numbers)
     return shape[:1] if name.endswith(".bias") else shape
 
 
