@@ -4,6 +4,7 @@ import struct
 
 import numpy as np
 import pytest
+from gguf_files import info, key, packed, string, strings
 
 from llama2np.formats import gguf
 from llama2np.formats.checkpoint import CheckpointError
@@ -13,30 +14,6 @@ from llama2np.model.blocks import Blocks
 FILES = """gemma3.Q8_0 gpt2.Q5_1 llama.BF16 llama.F16 llama.Q4_1 llama3_rope.F32 llama_k.IQ4_XS
     llama_k.Q2_K llama_k.Q3_K_M llama_k.Q4_K_M llama_k.Q5_K_M llama_k.TQ1_0 mixtral.Q4_0 phi2.Q8_0
     phi3_longrope.F32 qwen2.Q5_0 qwen3.Q8_0""".split()
-
-
-def string(text):
-    data = text if isinstance(text, bytes) else text.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def key(name, kind, value):
-    return string(name) + struct.pack("<I", kind) + value
-
-
-def info(name, axes, number=0, offset=0):
-    return string(name) + struct.pack(f"<I{len(axes)}QIQ", len(axes), *axes, number, offset)
-
-
-def packed(keys=(), infos=(), data=b"", version=3, alignment=32, counts=None):
-    n_tensors, n_keys = counts or (len(infos), len(keys))
-    head = b"GGUF" + struct.pack("<IQQ", version, n_tensors, n_keys) + b"".join((*keys, *infos))
-    return head + bytes(-len(head) % alignment) + data
-
-
-def strings(name, *texts):
-    array = struct.pack("<IQ", 8, len(texts)) + b"".join(map(string, texts))
-    return key(name, 9, array)
 
 
 @pytest.fixture
