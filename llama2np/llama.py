@@ -15,7 +15,7 @@ from llama2np.decoding.chat import Chat
 from llama2np.decoding.generation import Draft, Generation
 from llama2np.decoding.logits import check_bias
 from llama2np.decoding.sampler import Sampler, SamplingOptions
-from llama2np.formats import checkpoint
+from llama2np.formats import loading
 from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer
 from llama2np.output import brief
@@ -74,7 +74,7 @@ class Llama:
         path_like("path", path)
         if tokenizer is not None:
             path_like("tokenizer", tokenizer)
-        config, weights = checkpoint.load(path)
+        config, weights = loading.load(path)
         found = _tokenizer_of(path, tokenizer)
         transformer = Transformer(config, weights, engine=engine)
         return cls(transformer, Tokenizer.load(found, config.vocab_size))

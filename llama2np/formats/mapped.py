@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from contextlib import suppress
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -41,3 +41,14 @@ def map_weights(file: BinaryIO) -> np.ndarray:
         with suppress(OSError):
             mapped.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(mapped, np.uint8)
+
+
+def for_running(array: np.ndarray) -> None:
+    """Prepare a view of a mapped file for being read often, and not from beginning to end."""
+    base: Any = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+    if base is not None and hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+        with suppress(OSError):
+            base.madvise(mmap.MADV_NORMAL)
+            base.madvise(mmap.MADV_HUGEPAGE)

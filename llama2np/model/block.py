@@ -321,9 +321,10 @@ class Block:
     def _matrix(self, name: str) -> Matrix:
         full = self._full(name)
         tensor = self._tensor(full, None)
-        if isinstance(tensor, np.ndarray):
-            raise ValueError(f"{described(full)} is of type ndarray, expected Dense or Int8")
-        return tensor
+        if isinstance(tensor, np.ndarray) or len(tensor.shape) != 2:
+            kind = type(tensor).__name__
+            raise ValueError(f"{described(full)} is of type {kind}, expected Dense or Int8")
+        return tensor  # type: ignore[return-value]  # an Outline is as good here
 
     def _bias(self, name: str) -> str:
         """The name of the bias of a matrix or norm, "" if the network has none."""

@@ -11,10 +11,10 @@ import numpy as np
 from llama2np.arguments import whole, wrong
 from llama2np.model import hooks as hooking
 from llama2np.model import rope
-from llama2np.model.architectures import ARCHITECTURES
 from llama2np.model.config import Config
 from llama2np.model.engine import Engine
 from llama2np.model.hooks import Hook
+from llama2np.model.networks import description
 from llama2np.model.program import Describe, Program, Step
 from llama2np.model.state import State
 from llama2np.model.weights import Weights
@@ -279,14 +279,6 @@ def _owner_of(state: State) -> Owner:
     if not isinstance(state, State):
         raise wrong("state", "a State", state)
     return state.owner
-
-
-def description(config: Config) -> Describe:
-    """The description of a config's architecture. Raises ValueError for an unknown name."""
-    if config.architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise ValueError(f"no architecture is called {config.architecture!r}; there are {known}")
-    return ARCHITECTURES[config.architecture]
 
 
 def make_engine(name: str, program: Program) -> Engine:

@@ -97,8 +97,21 @@ class Int8:
             raise ValueError(f"{name}: the scales of {(d, n)} values have shape {scales}")
 
 
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A tensor of which only the shape is known: for checking a network before it is read."""
+
+    shape: tuple[int, ...]
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """Nothing is read yet."""
+        return ()
+
+
 Matrix = Dense | Int8 | Blocks
-Tensor = Matrix | np.ndarray  # an array is a norm or a bias, (n,) float32
+# An array is a norm or a bias, (n,) float32. An Outline can be checked, but not computed with.
+Tensor = Matrix | np.ndarray | Outline
 
 # The shape of each tensor in terms of Config: two names for a matrix, one for a norm. First the
 # tensors of a block, then those that occur once in a network.
@@ -228,6 +241,10 @@ def _own(tensor: Tensor) -> Tensor:
 
 def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless the tensor is a matrix of shape (d, n), or a float32 vector (n,)."""
+    if isinstance(tensor, Outline):
+        if tensor.shape != shape:
+            raise ValueError(f"{described(name)} has shape {tensor.shape}, expected {shape}")
+        return
     matrix = isinstance(tensor, Matrix)
     if matrix != (len(shape) == 2) or not (matrix or isinstance(tensor, np.ndarray)):
         expected = "Dense or Int8 or Blocks" if len(shape) == 2 else "a float32 array"

@@ -15,9 +15,8 @@ from llama2np.formats.gguf.file import GgufFile, GgufTensor
 from llama2np.formats.gguf.metadata import Metadata
 from llama2np.formats.gguf.rope import rope_scaling
 from llama2np.formats.gguf.tensors import our_tensors
-from llama2np.model.architectures import ARCHITECTURES
 from llama2np.model.config import MAX_LAYERS, Config
-from llama2np.model.program import Program
+from llama2np.model.networks import check_network
 from llama2np.model.weights import Weights
 from llama2np.output import brief
 
@@ -45,7 +44,7 @@ def network(file: GgufFile) -> tuple[Config, Weights]:
     try:
         config = Config(**_common(data, tensors), **_SETTINGS[name](data, tensors))
         weights = Weights(our_tensors(config, file))
-        Program(config, weights, ARCHITECTURES[config.architecture])  # checks names and shapes
+        check_network(config, weights)
     except CheckpointError:
         raise
     except ValueError as error:

@@ -13,7 +13,7 @@ import numpy as np
 from llama2np.files import open_regular
 from llama2np.formats import kinds
 from llama2np.formats.checkpoint import CheckpointError
-from llama2np.formats.gguf.header import Info, parse
+from llama2np.formats.gguf.header import MAGIC, Info, parse
 from llama2np.formats.gguf.metadata import Metadata
 from llama2np.formats.gguf.types import GONE, TYPES, Type, numpy_type
 from llama2np.formats.mapped import map_weights
@@ -85,6 +85,15 @@ class GgufFile:
     metadata: Metadata
     packed: Mapping[str, memoryview]  # type and value of each key, as they are in the file
     tensors: Mapping[str, GgufTensor]
+
+
+def is_gguf(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as a GGUF file does."""
+    try:
+        with open_regular(path) as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
 
 
 @kinds.reader("gguf", CheckpointError)

@@ -11,7 +11,9 @@ from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.gguf.file import GgufFile, GgufTensor
 from llama2np.model.blocks import Blocks
 from llama2np.model.config import Config
-from llama2np.model.weights import Dense, Matrix, Tensor
+from llama2np.model.weights import Dense, Matrix
+
+Tensor = Matrix | np.ndarray  # a matrix, or a norm or bias
 
 # {their name without ".weight" or ".bias": ours}
 _NAMES = {

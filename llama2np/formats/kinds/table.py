@@ -66,7 +66,7 @@ PLACES = {
     "any": Place(
         "a llama2.c checkpoint or another kind that export reads",
         MODEL,
-        (*_TORCH, "llama2c", "safetensors", "hf", "meta"),
+        (*_TORCH, "llama2c", "gguf", "safetensors", "hf", "meta"),
     ),
     "tokenizer": Place(
         "a tokenizer.bin or sentencepiece model", TOKENIZER, ("tokenizer.bin", "sentencepiece")
@@ -114,7 +114,7 @@ KINDS = (
         "fetch the file again, after logging in if it requires that",
     ),
     # Models.
-    Kind("gguf", "a GGUF file (llama.cpp)", MODEL, rb"GGUF", _OTHER_MODEL),
+    Kind("gguf", "a GGUF file (llama.cpp)", MODEL, rb"GGUF", source="--gguf"),
     Kind("ggml", "a GGML file (llama.cpp before GGUF)", MODEL, rb"lmgg|fmgg|tjgg", _OTHER_MODEL),
     Kind(
         "trainer",
@@ -162,11 +162,11 @@ KINDS = (
         "name the folder in {folder}/snapshots that has config.json",
     ),
     Kind(
-        "gguf",
+        "gguf-folder",
         "a folder of GGUF files (llama.cpp)",
         MODEL,
         lambda f: any(name.endswith(".gguf") for name in f.names),
-        _OTHER_MODEL,
+        "name one of the files in it",
     ),
     Kind(
         "bare",
