@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.gguf.file import GgufFile, GgufTensor
 from llama2np.formats.gguf.metadata import Metadata
@@ -26,23 +28,15 @@ Settings = dict[str, Any]  # fields of Config
 
 def network(file: GgufFile) -> tuple[Config, Weights]:
     """The network in a file. Raises CheckpointError if it cannot be computed here."""
-    data, tensors = file.metadata, file.tensors
-    name = data.text("general.architecture")
-    if name not in _SETTINGS:
-        known = ", ".join(_SETTINGS)
+    if file.metadata.whole("split.count", 1) > 1:
         raise CheckpointError(
-            f"{file.path}: is of architecture {brief(name)}, which is not supported yet, expected "
-            f"one of {known}"
+            f"{file.path}: is one of {file.metadata['split.count']} parts of a model: join them "
+            "with `llama-gguf-split --merge`"
         )
-    if data.whole("split.count", 1) > 1:
-        raise CheckpointError(
-            f"{file.path}: is one of {data['split.count']} parts of a model: join them with "
-            "`llama-gguf-split --merge`"
-        )
-    if "token_embd.weight" not in tensors:
+    if "token_embd.weight" not in file.tensors:
         raise CheckpointError(f"{file.path}: has no token_embd.weight: is it a vocabulary only?")
     try:
-        config = Config(**_common(data, tensors), **_SETTINGS[name](data, tensors))
+        config = config_of(file.metadata, file.tensors)
         weights = Weights(our_tensors(config, file))
         check_network(config, weights)
     except CheckpointError:
@@ -50,6 +44,20 @@ def network(file: GgufFile) -> tuple[Config, Weights]:
     except ValueError as error:
         raise CheckpointError(f"{file.path}: {error}") from None
     return config, weights
+
+
+def config_of(data: Metadata, tensors: Mapping[str, GgufTensor]) -> Config:
+    """The Config that the metadata describe. Raises CheckpointError and ValueError.
+
+    tensors: some numbers follow from their shapes, and from tables of rotary frequencies.
+    """
+    name = data.text("general.architecture")
+    if name not in _SETTINGS:
+        raise ValueError(
+            f"is of architecture {brief(name)}, which is not supported yet, expected one of "
+            f"{', '.join(_SETTINGS)}"
+        )
+    return Config(**_common(data, tensors), **_SETTINGS[name](data, tensors))
 
 
 def _common(data: Metadata, tensors: Mapping[str, GgufTensor]) -> Settings:
@@ -122,7 +130,7 @@ def _gemma2(data: Metadata, tensors: Mapping[str, GgufTensor]) -> Settings:
 def _gemma3(data: Metadata, tensors: Mapping[str, GgufTensor]) -> Settings:
     """Of six layers, the first five have a window and a base of their own."""
     local = {
-        "windows": _windows(data, data.whole(".attention.sliding_window_pattern", 6), 0),
+        "windows": _windows(data, 6),
         "local_rope_theta": data.number(".rope.freq_base_swa", 10000.0),
         "logit_softcap": data.number(".final_logit_softcapping", 0.0),
     }
@@ -176,10 +184,16 @@ _SETTINGS: dict[str, Callable[[Metadata, Mapping[str, GgufTensor]], Settings]] =
 
 
 def _windows(data: Metadata, period: int = 0, default: int = 0) -> tuple[int, ...]:
-    """The window of each layer: all have one, but the last of each `period` layers."""
+    """The window of each layer: all have one, but the last of each `period` layers.
+
+    A file may have another period, or a flag for each layer.
+    """
     window = data.whole(".attention.sliding_window", default)
-    layers = range(data.whole(".block_count"))
-    return tuple(0 if period and i % period == period - 1 else window for i in layers)
+    layers, key = data.whole(".block_count"), ".attention.sliding_window_pattern"
+    if isinstance(flags := data.get(key), np.ndarray):
+        return tuple(window if flag else 0 for flag in flags[:MAX_LAYERS].tolist())
+    period = data.whole(key, period)
+    return tuple(0 if period and i % period == period - 1 else window for i in range(layers))
 
 
 def _experts(data: Metadata, tensors: Mapping[str, GgufTensor]) -> Settings:

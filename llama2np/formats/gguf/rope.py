@@ -50,8 +50,13 @@ def rope_scaling(data: Metadata, tensors: Mapping[str, GgufTensor]) -> RopeScali
         original,
         beta_fast=data.number(f"{key}.yarn_beta_fast", 32.0),
         beta_slow=data.number(f"{key}.yarn_beta_slow", 1.0),
-        attention_factor=factor * (0.1 * math.log(max(scale, 1.0)) + 1.0),
+        attention_factor=factor * yarn_magnitude(scale),
     )
+
+
+def yarn_magnitude(factor: float) -> float:
+    """YaRN's own factor of cos and sin."""
+    return 0.1 * math.log(max(factor, 1.0)) + 1.0
 
 
 def _table(tensors: Mapping[str, GgufTensor], name: str) -> tuple[float, ...]:

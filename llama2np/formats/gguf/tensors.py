@@ -16,7 +16,7 @@ from llama2np.model.weights import Dense, Matrix
 Tensor = Matrix | np.ndarray  # a matrix, or a norm or bias
 
 # {their name without ".weight" or ".bias": ours}
-_NAMES = {
+NAMES = {
     "token_embd": "embedding",
     "position_embd": "position_embedding",
     "token_types": "type_embedding",
@@ -24,7 +24,7 @@ _NAMES = {
     "output_norm": "final_norm",
     "output": "classifier",
 }
-_LAYER_NAMES = {
+LAYER_NAMES = {
     "attn_norm": "attn_norm",
     "attn_q": "wq",
     "attn_k": "wk",
@@ -43,7 +43,7 @@ _LAYER_NAMES = {
     "attn_output_norm": "attn_norm",
     "layer_output_norm": "ffn_norm",
 }
-_EXPERTS = {"ffn_gate_exps": "w_gate", "ffn_up_exps": "w_up", "ffn_down_exps": "w_down"}
+EXPERTS = {"ffn_gate_exps": "w_gate", "ffn_up_exps": "w_up", "ffn_down_exps": "w_down"}
 _TABLES = ("rope_freqs", "rope_factors_long", "rope_factors_short")  # for rope.py
 
 
@@ -73,14 +73,14 @@ def _our_name(theirs: str) -> str:
     """Our name, or a name that `_split` knows; "" for an unknown one."""
     block, _, rest = theirs.partition(".")
     if block != "blk":
-        return _NAMES.get(theirs, "")
+        return NAMES.get(theirs, "")
     layer, _, name = rest.partition(".")
     stem, _, expert = name.partition(".")
     if not layer.isdecimal() or len(layer) > 4:
         return ""
-    ours = _LAYER_NAMES.get(name) or (name if name in ("attn_qkv", *_EXPERTS) else "")
+    ours = LAYER_NAMES.get(name) or (name if name in ("attn_qkv", *EXPERTS) else "")
     if expert.isdecimal() and stem in ("ffn_gate", "ffn_up", "ffn_down"):
-        ours = f"experts.{expert}.{_LAYER_NAMES[stem]}"  # in files of 2023
+        ours = f"experts.{expert}.{LAYER_NAMES[stem]}"  # in files of 2023
     return f"layers.{int(layer)}.{ours}" if ours else ""
 
 
@@ -109,10 +109,10 @@ def _split(name: str, tensor: Tensor, config: Config) -> dict[str, Tensor]:
             f"{block}.w_gate": _rows(tensor, 0, c.hidden_dim),
             f"{block}.w_up": _rows(tensor, c.hidden_dim, rows),
         }
-    if last in _EXPERTS:
+    if last in EXPERTS:
         if rows != c.n_experts or isinstance(tensor, np.ndarray) or len(tensor.shape) != 3:
             raise ValueError(f"{last} has shape {tensor.shape}, expected {c.n_experts} matrices")
-        return {f"{block}.experts.{e}.{_EXPERTS[last]}": _part(tensor, e) for e in range(rows)}
+        return {f"{block}.experts.{e}.{EXPERTS[last]}": _part(tensor, e) for e in range(rows)}
     return {name: tensor}
 
 
