@@ -70,6 +70,7 @@ def continue_tokens(
     max_count = getattr(model, "max_greedy_tokens", 1) if sampler.greedy and not draft else 1
     while state.pos + len(tokens) <= end:
         known = state.pos + len(tokens)
+        tokens = _with_those_to_reread(model, state, tokens, len(drafted))
         if (count := min(max_count, known - prompt_length, end - state.pos)) > 1:
             network = cast("Transformer", model)  # a model with max_greedy_tokens has greedy, too
             read, logits = network.greedy(tokens[0], state, count)
@@ -91,6 +92,18 @@ def continue_tokens(
             drafted = list(draft(np.append(state.tokens, token))[:left])
             size = model.config.vocab_size  # a token outside cannot be accepted
             drafted = drafted[: next((i for i, t in enumerate(drafted) if not 0 <= t < size), left)]
+
+
+def _with_those_to_reread(
+    model: Model, state: State, tokens: Sequence[int], drafted: int
+) -> Sequence[int]:
+    """`tokens`, after those that `state` has read if they must be read again."""
+    must_reread = getattr(model, "must_reread", None)
+    if must_reread is None or not must_reread(state, len(tokens) + drafted):
+        return tokens
+    read = state.tokens.tolist()
+    state.truncate(0)
+    return [*read, *tokens]
 
 
 _IN_USE = (

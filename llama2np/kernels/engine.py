@@ -113,6 +113,7 @@ class CompiledEngine:
         picked: np.ndarray | None = None,
         laps: int = 1,
         types: np.ndarray | None = None,
+        positions: np.ndarray | None = None,
     ) -> CompiledRun:
         """Prepare a pass: see Engine.run. For a single row, the State keeps the run for reuse."""
         rows, wanted = len(tokens) // laps, len(logits) // laps
@@ -122,8 +123,8 @@ class CompiledEngine:
             if rows == 1:
                 states[0].run = run
         run.start(tokens, logits, laps, wanted)
-        if types is not None:
-            run.set_types(types)
+        if types is not None or positions is not None:
+            run.set_ids(types, positions)
         return run
 
 
@@ -164,7 +165,7 @@ class CompiledRun:
         self._work = program.work * rows
         self._by_length = rope.depends_on_length(c)
         if engine.takes_types:
-            self.set_types(np.zeros(rows, np.int64))
+            self.set_ids(np.zeros(rows, np.int64), None)
 
     def start(self, tokens: np.ndarray, logits: np.ndarray, laps: int, wanted: int) -> None:
         """Set the fields that differ between passes."""
@@ -190,10 +191,12 @@ class CompiledRun:
             ]
         self._turns = turns  # the addresses are in use
 
-    def set_types(self, types: np.ndarray) -> None:
-        """Set the token types: (rows,) int64."""
-        self._types = types
-        self.fields["types"] = types.ctypes.data
+    def set_ids(self, types: np.ndarray | None, positions: np.ndarray | None) -> None:
+        """Set the token types and the learned positions, each (rows,) int64."""
+        self._ids = types, positions  # the addresses are in use
+        for name, ids in (("types", types), ("positions", positions)):
+            if ids is not None:
+                self.fields[name] = ids.ctypes.data
 
     def go(self, start: int = 0, stop: int | None = None) -> None:
         """Compute the steps start ... stop - 1 of the program; None means to the end."""

@@ -125,14 +125,15 @@ def places(entries: list[Entry]) -> tuple[dict[Value, int], int]:
     size = 0
     for i, entry in enumerate(entries):
         inputs = [v for v in _values(entry) if v not in entry.outputs]
-        for k, value in enumerate(entry.outputs):
+        given = [v for v in inputs if v not in found]  # a value that is put there from outside
+        for k, value in enumerate((*entry.outputs, *given)):
             if value in found:
                 continue
             if value.name == "logits":
                 found[value] = -value.width
                 continue
-            same = inputs[k] if entry.in_place and inputs[k:] else None
-            if same and last[same] == i and same.width == value.width and inputs.count(same) == 1:
+            same = inputs[k] if entry.in_place and inputs[k:] and value not in given else None
+            if same and same in found and last[same] == i and same.width == value.width and inputs.count(same) == 1:
                 found[value] = found[same]
                 taken = [(s, e, value if v is same else v) for s, e, v in taken]
                 continue
@@ -245,10 +246,8 @@ def _experts(program: Program, step: Step, count: int, chunk: int) -> list[Entry
     fields = {"chosen": chosen, "places": places_, "starts": group, "active": active}
     fields |= {"used": used, "n_experts": n_experts, "units": 1, "work": used, "n": used}
     sort = Entry(experts.sort, fields, (places_, group, active))
-    gather = _rows(
-        *(experts.gather, step, used * x.width, "gather"),
-        **{"x": x, "places": places_, "out": grouped, "used": used, "n": x.width},
-    )
+    fields = {"x": x, "places": places_, "out": grouped, "used": used}
+    gather = _rows(experts.gather, step, x.width, "gather", **fields)
     gather.outputs = (grouped,)
     lists = {"starts": group, "active": active}
     first = _expert_products(grouped, x.width, [gates, ups], [gate, up], lists, used, count)

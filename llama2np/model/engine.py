@@ -37,6 +37,7 @@ class Engine(Protocol):
         picked: np.ndarray | None = None,
         laps: int = 1,
         types: np.ndarray | None = None,
+        positions: np.ndarray | None = None,
     ) -> Run:
         """Prepare a pass of rows of one or more sequences; nothing is computed yet.
 
@@ -45,5 +46,6 @@ class Engine(Protocol):
         wanted, vocab_size) float32, the output; picked: (wanted,) int64, the rows for which logits
         are computed; None means the last ones. laps: the number of passes. Each further pass reads
         the most probable token after the previous one, and writes it into `tokens`. types: (rows,)
-        int64, the token types of an encoder; None means 0.
+        int64, the token types of an encoder; None means 0. positions: (rows,) int64, the learned
+        positions of an encoder's tokens; None means that they follow from the States.
         """

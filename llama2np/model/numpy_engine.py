@@ -38,10 +38,12 @@ class NumpyEngine:
         picked: np.ndarray | None = None,
         laps: int = 1,
         types: np.ndarray | None = None,
+        positions: np.ndarray | None = None,
     ) -> NumpyRun:
         """Prepare a pass: see Engine.run."""
         run = NumpyRun(self.program, tokens, states, counts, logits, picked, laps)
         run.types = np.zeros(len(tokens), np.int64) if types is None else types
+        run.learned_positions = positions
         return run
 
 
@@ -60,7 +62,8 @@ class NumpyRun:
     ):
         self.program, self.states, self.counts = program, states, counts
         self._tokens, self._logits, self._laps = tokens, logits, laps
-        self.types = tokens  # set by the engine
+        self.types = tokens  # these two are set by the engine
+        self.learned_positions: np.ndarray | None = None
         rows, wanted = len(tokens) // laps, len(logits) // laps
         self.picked = np.arange(rows - wanted, rows) if picked is None else picked
         self._start(0)
@@ -107,8 +110,10 @@ class NumpyRun:
 
 
 def embed(step: Step, run: NumpyRun) -> Arrays:
-    (table,) = run.weights(step, "table")
-    ids: np.ndarray = getattr(run, IDS[int(step.numbers["of"])])
+    (table,), of = run.weights(step, "table"), IDS[int(step.numbers["of"])]
+    ids: np.ndarray = getattr(run, of)
+    if of == "positions" and run.learned_positions is not None:
+        ids = run.learned_positions
     return (table.rows(ids),)
 
 

@@ -159,6 +159,8 @@ def softcap(s, run, first, last, scratch):
 def _chosen(of, run, t):
     """The row of the table for row t: its token, its position, or its token type."""
     rows = run["rows"]
+    if of == POSITIONS and run["positions"]:
+        return int64s(run["positions"], rows)[t]
     if of == POSITIONS:
         for k in range(run["n_spans"]):
             start, stop, pos, _ = span_at(run, k, t, t + 1)

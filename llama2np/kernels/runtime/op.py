@@ -33,9 +33,10 @@ RUN = np.dtype(
         ("rows", "i8"),  # rows of activations
         ("wanted", "i8"),  # rows that get logits
         ("row_capacity", "i8"),  # rows of each buffer in the arena
-        ("arena", "i8"),  # an address, like the next six
+        ("arena", "i8"),  # an address, like the next seven
         ("tokens", "i8"),  # int64, lap after lap
         ("types", "i8"),  # (rows,) int64: the token types of an encoder
+        ("positions", "i8"),  # (rows,) int64: for learned positions; 0 means those of the spans
         ("logits", "i8"),  # float32, lap after lap
         ("picked", "i8"),  # (wanted,) int64: the rows that get logits
         ("spans", "i8"),  # SPANs
