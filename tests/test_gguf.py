@@ -60,9 +60,9 @@ def test_tensors_are_views(reference):
     matrix = stack.matrix()
     assert isinstance(matrix, Blocks) and len(matrix.shape) == 3
     assert np.shares_memory(matrix[1].data, stack.data)
-    assert np.shares_memory(norm.array(), norm.data) and norm.array().dtype == np.float32
+    assert np.shares_memory(norm.floats(), norm.data) and norm.floats().dtype == np.float32
     with pytest.raises(CheckpointError, match=r"ffn_gate_exps.weight: is Q4_0, expected F32, F16"):
-        stack.array()
+        stack.floats()
 
 
 VALUES = [
@@ -207,7 +207,7 @@ def test_gaps_other_orders_and_alignments_are_read(written):
 def test_a_tensor_of_an_unreadable_type_is_refused_when_it_is_used(written):
     file = gguf.read(written(packed(infos=[info("a", (256, 2), 17)], data=bytes(148))))
     assert file.tensors["a"].stored().dtype == "IQ2_XS"
-    for use in (lambda t: t.matrix(), lambda t: t.array(), lambda t: list(t.stored().blocks())):
+    for use in (lambda t: t.matrix(), lambda t: t.floats(), lambda t: list(t.stored().blocks())):
         with pytest.raises(CheckpointError, match=r"x.gguf: a: is IQ2_XS, which cannot be read"):
             use(file.tensors["a"])
 

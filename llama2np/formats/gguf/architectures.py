@@ -22,7 +22,7 @@ from llama2np.model.networks import check_network
 from llama2np.model.weights import Weights
 from llama2np.output import brief
 
-_MOST_EXPERTS = 4096
+_MOST_EXPERTS = 1024
 Settings = dict[str, Any]  # fields of Config
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from llama2np.files import open_regular
 from llama2np.formats import kinds
 from llama2np.formats.checkpoint import CheckpointError
+from llama2np.formats.dtypes import DTYPES
 from llama2np.formats.gguf.header import MAGIC, Info, parse
 from llama2np.formats.gguf.metadata import Metadata
 from llama2np.formats.gguf.types import GONE, TYPES, Type, numpy_type
@@ -52,12 +53,16 @@ class GgufTensor:
         """The tensor as a matrix, or as stacked matrices if it has more than two axes: a view."""
         if self.kind in KINDS:
             return Blocks(self.data.reshape(*self.shape[:-1], -1), self.kind)
-        return Dense(self.array())
+        return Dense(self.floats())
+
+    def floats(self) -> np.ndarray:
+        """The values of a tensor of float32, float16 or bfloat16: a view."""
+        if self.kind not in DTYPES:
+            raise CheckpointError(f"{self.where}: is {self.type.name}, expected F32, F16 or BF16")
+        return self.array()
 
     def array(self) -> np.ndarray:
         """The values of a tensor whose kind is a NumPy type: a view."""
-        if self.kind in KINDS:
-            raise CheckpointError(f"{self.where}: is {self.kind}, expected F32, F16 or BF16")
         return self.data.view(numpy_type(self.kind)).reshape(self.shape)
 
     def stored(self) -> Stored:

@@ -63,4 +63,4 @@ def _table(tensors: Mapping[str, GgufTensor], name: str) -> tuple[float, ...]:
     """The divisor of each frequency."""
     if name not in tensors:
         raise ValueError(f"has no {name}")
-    return tuple(np.asarray(tensors[name].array(), np.float32).ravel().tolist())
+    return tuple(np.asarray(tensors[name].floats(), np.float32).ravel().tolist())

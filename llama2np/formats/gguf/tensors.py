@@ -88,7 +88,7 @@ def _value(tensor: GgufTensor) -> Tensor:
     """A matrix, or a norm or bias as float32."""
     if len(tensor.shape) > 1:
         return tensor.matrix()
-    return np.asarray(tensor.array(), np.float32)
+    return np.asarray(tensor.floats(), np.float32)
 
 
 def _split(name: str, tensor: Tensor, config: Config) -> dict[str, Tensor]:

@@ -83,7 +83,7 @@ def write(
             try:
                 for part in tensor.parts():
                     file.write(part)
-                    progress(math.prod(tensor.stored.shape) * part.nbytes // tensor.nbytes)
+                    progress(math.prod(tensor.stored.shape) * part.nbytes // max(tensor.nbytes, 1))
             except CheckpointError:
                 raise
             except ValueError as error:
