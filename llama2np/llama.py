@@ -74,10 +74,9 @@ class Llama:
         path_like("path", path)
         if tokenizer is not None:
             path_like("tokenizer", tokenizer)
-        config, weights = loading.load(path)
+        transformer = loading.transformer(path, engine)
         found = _tokenizer_of(path, tokenizer)
-        transformer = Transformer(config, weights, engine=engine)
-        return cls(transformer, Tokenizer.load(found, config.vocab_size))
+        return cls(transformer, Tokenizer.load(found, transformer.config.vocab_size))
 
     @property
     def config(self) -> Config:

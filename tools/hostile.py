@@ -24,6 +24,7 @@ import numpy as np
 
 from llama2np.formats import huggingface, inspection, llama2c, meta, safetensors
 from llama2np.formats.checkpoint import CheckpointError, Header, load, save
+from llama2np.formats.huggingface.writing import llama_names
 from llama2np.formats.torch_zip import TorchFile
 from llama2np.formats.write import write_bin, write_huggingface
 from llama2np.llama import Llama
@@ -302,20 +303,28 @@ def _named(names) -> dict[str, np.ndarray]:
     stacked = _tensors(Header(1, SMALL, False))
     found = {}
     for ours, theirs in names:
-        name, _, layer = ours.partition(".")
+        name, layer = parts_of(ours)
         found[theirs] = stacked[name][int(layer)] if layer else stacked[name]
     return found
 
 
+def parts_of(name: str) -> tuple[str, str]:
+    """("wq", "2") of "layers.2.wq"; the layer of other tensors is ""."""
+    if not name.startswith("layers."):
+        return name, ""
+    _, layer, base = name.split(".")
+    return base, layer
+
+
 def _hf_tensors() -> dict[str, np.ndarray]:
-    return _named(huggingface.hf_names(SMALL))
+    return _named(llama_names(SMALL))
 
 
 def _meta_tensors() -> dict[str, np.ndarray]:
     theirs = {ours: name for name, ours in meta._NAMES.items()}
     names = []
-    for ours, _ in huggingface.hf_names(SMALL):
-        name, _, layer = ours.partition(".")
+    for ours, _ in llama_names(SMALL):
+        name, layer = parts_of(ours)
         names.append((ours, f"{f'layers.{layer}.' if layer else ''}{theirs[name]}.weight"))
     return _named(names)
 

@@ -169,7 +169,9 @@ def checked(
 
 
 def _equal(a: Stored, b: Stored) -> bool:
-    return a.shape == b.shape and all(np.array_equal(x, y) for x, y in zip(a.blocks(), b.blocks(), strict=True))
+    return a.shape == b.shape and all(
+        np.array_equal(x, y) for x, y in zip(a.blocks(), b.blocks(), strict=True)
+    )
 
 
 def concatenated(parts: Iterable[Stored], axis: int) -> Stored:

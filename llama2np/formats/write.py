@@ -20,7 +20,7 @@ from llama2np.formats.huggingface.writing import as_folder, tokenizer_files
 from llama2np.formats.q80 import Error, group_size_for, quantize
 from llama2np.formats.rope_tables import rope_tables
 from llama2np.formats.source import Source
-from llama2np.model.config import Config
+from llama2np.model.config import Config, RopeScaling
 from llama2np.model.weights import SHAPES, described
 from llama2np.output import brief
 
@@ -40,8 +40,9 @@ def write_bin(
 ) -> tuple[Header, dict[str, Error]]:
     """Write a .bin of version 0, 1 or 2; return its header, and for version 2 the errors.
 
-    The errors have a key for each quantized tensor: "embedding", "layers.0.wq" ... Raises CheckpointError
-    if the version cannot represent the network, and OSError; `path` is then unchanged.
+    The errors have a key for each quantized tensor: "embedding", "layers.0.wq" ... Raises
+    CheckpointError if the version cannot represent the network, and OSError; `path` is then
+    unchanged.
     """
     source = source.adjacent()
     _check_plain(source)
@@ -71,8 +72,9 @@ def _check_plain(source: Source) -> None:
     plain = Config(*(getattr(c, name) for name in _HELD))
     for field in fields(Config):
         if (value := getattr(c, field.name)) != getattr(plain, field.name):
+            found = value.kind if isinstance(value, RopeScaling) else value
             raise CheckpointError(
-                f"{where}: {field.name}={brief(value)}, a .bin has no field for it: "
+                f"{where}: {field.name}={brief(found)}, a .bin has no field for it: "
                 "run the folder itself, or write one with --version -1"
             )
     known = {*SHAPES, *(f"layers.{i}.{n}" for i in range(c.n_layers) for n in LAYER_TENSORS)}
@@ -141,6 +143,7 @@ def write_huggingface(
     start = safetensors.header_for(shapes, kind)
     size = len(start) + kind.itemsize * sum(map(math.prod, shapes.values()))
     config = json.dumps(described_as, indent=2) + "\n"
+    sizes: dict[str | os.PathLike[str], int]
     sizes = {folder / "model.safetensors": size, folder / "config.json": len(config.encode())}
     copies = {} if source.original is None else tokenizer_files(Path(source.path))
     sizes |= {folder / name: len(data) for name, data in copies.items()}

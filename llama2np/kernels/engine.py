@@ -24,7 +24,6 @@ from llama2np.model.block import IDS
 from llama2np.model.program import Program, Value
 from llama2np.model.state import State
 
-
 TYPES = IDS.index("types")
 
 

@@ -133,7 +133,13 @@ def places(entries: list[Entry]) -> tuple[dict[Value, int], int]:
                 found[value] = -value.width
                 continue
             same = inputs[k] if entry.in_place and inputs[k:] and value not in given else None
-            if same and same in found and last[same] == i and same.width == value.width and inputs.count(same) == 1:
+            if (
+                same
+                and same in found
+                and last[same] == i
+                and same.width == value.width
+                and inputs.count(same) == 1
+            ):
                 found[value] = found[same]
                 taken = [(s, e, value if v is same else v) for s, e, v in taken]
                 continue
@@ -231,7 +237,7 @@ def _experts(program: Program, step: Step, count: int, chunk: int) -> list[Entry
     x, router = step.inputs.values()
     (out,), used = step.outputs, int(step.numbers["used"])
     gates, ups, downs = (
-        [program.weights[name] for name in step.weights[kind]]  # type: ignore[misc]
+        [program.matrix(name) for name in step.weights[kind]]
         for kind in ("w_gate", "w_up", "w_down")
     )
     hidden, n_experts = gates[0].shape[0], len(gates)

@@ -1,4 +1,4 @@
-"""Attention in NumPy, as the NumPy engine and the hooks compute it, and what a step says about it."""
+"""Attention in NumPy, for the NumPy engine and for hooks, by the rule of a step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Rule:
         )
 
     def visible(self, positions: np.ndarray, end: int) -> np.ndarray:
-        """Whether a token at each position (T,) attends to the positions 0 ... end - 1: (T, end)."""
+        """Whether tokens at positions (T,) attend to the positions 0 ... end - 1: (T, end)."""
         keys, own = np.arange(end), positions[:, None]
         if not self.causal:
             return np.ones((len(positions), end), bool)
@@ -71,4 +71,5 @@ def _scores(q: np.ndarray, keys: np.ndarray) -> np.ndarray:
 def weighted_values(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The sums of values (n_kv_heads, end, head_dim) by weights: (T, n_heads, head_dim)."""
     grouped = weights.reshape(len(values), -1, weights.shape[2]) @ values
-    return grouped.reshape(*weights.shape[:2], -1).swapaxes(0, 1)
+    summed: np.ndarray = grouped.reshape(*weights.shape[:2], -1).swapaxes(0, 1)
+    return summed

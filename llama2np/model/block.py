@@ -192,10 +192,10 @@ class Block:
     def experts(self, x: Value, name: str = "mlp_out") -> Value:
         """A mixture of experts: the feed-forward networks that the router chooses for each token.
 
-        p = softmax(router x) over all experts; the result is the sum of p_e * w_down_e(silu(w_gate_e
-        x) * (w_up_e x)) over the n_experts_used with the largest p. These p are divided by their sum
-        (Jiang et al. 2024, Mixtral), or with `expert_probabilities` taken as they are (Fedus et al.
-        2021, Switch Transformers).
+        p = softmax(router x) over all experts; the result is the sum of p_e * y_e over the
+        n_experts_used with the largest p, where y_e = w_down_e (silu(w_gate_e x) * (w_up_e x)).
+        These p are divided by their sum (Jiang et al. 2024, Mixtral), or with
+        `expert_probabilities` taken as they are (Fedus et al. 2021, Switch Transformers).
         """
         c, router = self.config, self.linear(x, "router")
         weights = {}
@@ -285,7 +285,11 @@ class Block:
             divisor *= (self.layer or 0) + 1
         chunks = c.dual_chunk
         numbers = {"n_heads": c.n_heads, "n_kv_heads": c.n_kv_heads, "head_dim": c.head_dim}
-        numbers |= {"causal": causal, "window": self._window, "stride": chunks.stride if chunks else 0}
+        numbers |= {
+            "causal": causal,
+            "window": self._window,
+            "stride": chunks.stride if chunks else 0,
+        }
         floats = {"divisor": divisor, "softcap": c.attention_softcap}
         inputs = {"q": queries[0], "k": k, "v": v}
         inputs |= dict(zip(("q_before", "q_far"), queries[1:], strict=False))
@@ -350,5 +354,3 @@ class Block:
         layer = None if shared else self.layer
         self.steps.append(Step(op, inputs, weights, outputs, layer, numbers))
         return outputs
-
-

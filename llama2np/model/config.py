@@ -146,7 +146,9 @@ class Config:
             raise ValueError(f"windows must be 0 or positive integers, not {self.windows}")
         if not any(self.windows):
             object.__setattr__(self, "windows", ())
-        if not (self.n_experts_used <= self.n_experts and (self.n_experts_used or not self.n_experts)):
+        if not (
+            self.n_experts_used <= self.n_experts and (self.n_experts_used or not self.n_experts)
+        ):
             raise ValueError(
                 f"n_experts_used={self.n_experts_used} must be 1 to n_experts={self.n_experts}"
             )

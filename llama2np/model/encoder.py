@@ -123,9 +123,7 @@ class EncoderNetwork:
         counts, nothing = [len(place) for place in places], np.empty((0, 1), np.float32)
         positions = np.concatenate(places)
         engine, program = self._engines["body"], self.programs["body"]
-        run = engine.run(
-            tokens, states, counts, nothing, types=kinds, positions=positions
-        )
+        run = engine.run(tokens, states, counts, nothing, types=kinds, positions=positions)
         run.go()
         found, start = run.array(program.output), 0
         for row, place in zip(rows, places, strict=True):

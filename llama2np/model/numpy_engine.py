@@ -150,7 +150,8 @@ def logits(step: Step, run: NumpyRun) -> Arrays:
 def angles(step: Step, run: NumpyRun) -> Arrays:
     config, n, local = run.program.config, step.numbers, bool(step.numbers["local"])
     at = np.minimum(run.positions % int(n["modulus"]) + int(n["add"]), int(n["most"]))
-    turns, sizes = [], []
+    turns: list[np.ndarray] = []
+    sizes: list[float] = []
     for state, count in zip(run.states, run.counts, strict=True):
         frequencies = rotary.frequencies(config, state.end, local)
         turns.append(at[len(sizes) : len(sizes) + count, None].astype(np.float32) * frequencies)
@@ -158,8 +159,8 @@ def angles(step: Step, run: NumpyRun) -> Arrays:
         if n["scaled"] and config.dual_chunk:
             size *= rotary.scores_factor(config.dual_chunk, state.end)
         sizes += [size] * count
-    turn, size = np.concatenate(turns).astype(float), np.array(sizes)[:, None]
-    return (np.cos(turn) * size).astype(np.float32), (np.sin(turn) * size).astype(np.float32)
+    turn, factor = np.concatenate(turns).astype(float), np.array(sizes)[:, None]
+    return (np.cos(turn) * factor).astype(np.float32), (np.sin(turn) * factor).astype(np.float32)
 
 
 def rope(step: Step, run: NumpyRun) -> Arrays:

@@ -69,9 +69,13 @@ class Program:
     def __repr__(self) -> str:
         return f"Program({len(self.steps)} steps; print it to see them)"
 
+    def matrix(self, name: str) -> Matrix:
+        """The matrix of that name."""
+        return self.weights[name]  # type: ignore[return-value]  # the shapes have been checked
+
     def matrices(self, step: Step) -> list[Matrix]:
         """The matrices of a linear step or of the logits."""
-        return [self.weights[name] for name in step.weights.get("w", ())]  # type: ignore[misc]
+        return [self.matrix(name) for name in step.weights.get("w", ())]
 
 
 def multiply_adds(program: Program, step: Step) -> int:
@@ -80,4 +84,3 @@ def multiply_adds(program: Program, step: Step) -> int:
         one = sum(math.prod(program.weights[names[0]].shape) for names in step.weights.values())
         return one * int(step.numbers["used"])
     return sum(math.prod(matrix.shape) for matrix in program.matrices(step))
-

@@ -87,7 +87,8 @@ def _llama3(f: np.ndarray, scaling: RopeScaling) -> np.ndarray:
     waves = scaling.original_len * f / np.float32(2 * math.pi)  # in the original context
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = np.clip((waves - low) / (high - low), 0, 1).astype(np.float32)
-    return (1 - kept) * f / np.float32(scaling.factor) + kept * f
+    mixed: np.ndarray = (1 - kept) * f / np.float32(scaling.factor) + kept * f
+    return mixed
 
 
 def _yarn(f: np.ndarray, scaling: RopeScaling, c: Config) -> np.ndarray:
@@ -106,4 +107,5 @@ def _yarn(f: np.ndarray, scaling: RopeScaling, c: Config) -> np.ndarray:
         high += 0.001
     ramp = np.clip((np.arange(d // 2, dtype=np.float32) - low) / (high - low), 0, 1)
     ramp = ramp.astype(np.float32)
-    return f * (1 - ramp) + f / np.float32(scaling.factor) * ramp
+    mixed: np.ndarray = f * (1 - ramp) + f / np.float32(scaling.factor) * ramp
+    return mixed

@@ -110,10 +110,10 @@ def _check(config: Config, tokens: np.ndarray, keys: np.ndarray, values: np.ndar
             raise ValueError(f"{name} are {array.dtype} {array.shape}, expected float32 {shape}")
 
 
-def _difference(saved: object, expected: dict[str, Any]) -> str:
-    if not isinstance(saved, dict):
+def _difference(config: object, expected: dict[str, Any]) -> str:
+    if not isinstance(config, dict):
         return "its config is unreadable"
-    saved = _complete(saved)
+    saved: dict[str, Any] = _complete(config)
     names = [name for name, value in expected.items() if saved.get(name) != value]
     if not names:
         return f"its config has fields unknown here: {', '.join(saved.keys() - expected.keys())}"

@@ -118,8 +118,9 @@ class Transformer:
         """Read `tokens` (T,) from state.pos on; return the logits after the last of them.
 
         Returns a new float32 array (vocab_size,), or with `all_logits` (T, vocab_size) for every
-        token; a network that classifies texts has n_labels in place of vocab_size. Raises ValueError for a token outside the vocabulary, for no tokens, for more than
-        fit into the context, and for a State that is being read already.
+        token; a network that classifies texts has n_labels in place of vocab_size. Raises
+        ValueError for a token outside the vocabulary, for no tokens, for more than fit into the
+        context, and for a State that is being read already.
         """
         with _owner_of(state):
             tokens = self._checked(tokens, state)
@@ -282,7 +283,7 @@ def _owner_of(state: State) -> Owner:
 
 
 def make_engine(name: str, program: Program) -> Engine:
-    """Make an engine by its name. Only the compiled one imports numba, so the package works without it."""
+    """Make an engine by its name. Only "compiled" imports numba: the package works without it."""
     if name == "compiled":
         try:
             from llama2np.kernels.engine import CompiledEngine

@@ -210,7 +210,7 @@ class Weights(Mapping[str, Tensor]):
     @property
     def matrices(self) -> dict[str, Matrix]:
         """All tensors but norms and biases."""
-        return {n: t for n, t in self._tensors.items() if not isinstance(t, np.ndarray)}
+        return {n: t for n, t in self._tensors.items() if isinstance(t, Dense | Int8)}
 
     @property
     def nbytes(self) -> int:

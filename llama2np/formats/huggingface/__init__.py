@@ -1,10 +1,10 @@
 """Folders of Hugging Face's transformers: config.json beside safetensors or pytorch_model.bin.
 
-    config_json.py  config.json to Config
-    families.py     the names of the tensors of each family
-    parts.py        tensors that are fused, transposed or shifted
-    shards.py       the files with the tensors
-    writing.py      a network as such a folder
+config_json.py  config.json to Config
+families.py     the names of the tensors of each family
+parts.py        tensors that are fused, transposed or shifted
+shards.py       the files with the tensors
+writing.py      a network as such a folder
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def read(folder: str | os.PathLike[str]) -> Source:
     params = JsonFile(folder / "config.json")
     config = config_of(params, _labels(params))
     family = FAMILIES[str(params.get("model_type"))]
-    files = tensors_of(folder)
+    ignored = re.compile(rf"(.*\.)?({family.ignored})")
+    files = {n: tensor for n, tensor in tensors_of(folder).items() if not ignored.fullmatch(n)}
     if config.n_layers > len(files):
         raise CheckpointError(
             f"{params.path}: num_hidden_layers={config.n_layers}, found {len(files)} tensors in all"
@@ -46,8 +47,6 @@ def read(folder: str | os.PathLike[str]) -> Source:
     found = _by_their_names(files, family, str(folder))
     tied = params.get("tie_word_embeddings", family.tied) is True
     tensors = _by_our_names(found, family, config, params, tied)
-    for name, tensor in tensors.items():
-        dtype_of(tensor.dtype, f"{folder}: {name}")
     source = checked(str(folder), config, tensors, tied, sorted(found))
     return replace(source, original=Original(params.fields, files))
 
@@ -63,16 +62,13 @@ def _labels(params: JsonFile) -> int:
 
 
 def _by_their_names(files: dict[str, Stored], family: Family, where: str) -> dict[str, Stored]:
-    """The tensors of the files by their names without prefixes; those that are no parameters are
-    left out.
-    """
+    """The tensors of the files by their names without prefixes."""
     plain = unwrapped({name: name for name in files}, where, family.prefix)
     found = {}
     for name, original in plain.items():
-        if not re.search(rf"(^|\.)({family.ignored})$", name):
-            for old, new in _OLD_NAMES.items():
-                name = name.replace(old, new)
-            found[name] = files[original]
+        for old, new in _OLD_NAMES.items():
+            name = name.replace(old, new)
+        found[name] = files[original]
     return found
 
 
@@ -95,12 +91,14 @@ def _by_our_names(
             if (tensor := found.get(f"{name}.{kind}")) is None:
                 raise CheckpointError(f"{params.path}: the files beside it have no {name}.{kind}")
             used.add(f"{name}.{kind}")
+            dtype_of(tensor.dtype, f"{params.path}: {name}.{kind}")
             if isinstance(theirs, Part):
                 tensor = _taken(theirs, tensor, config, f"{params.path}: {name}.{kind}")
             tensors[ours if kind == "weight" else f"{ours}.bias"] = tensor
     for ours, exact in family.exact.items():
         if exact in found:
             used.add(exact)
+            dtype_of(found[exact].dtype, f"{params.path}: {exact}")
             tensors[ours] = found[exact]
     for name in used:
         del found[name]
@@ -131,5 +129,3 @@ def _biased(family: Family, params: JsonFile) -> set[str]:
         if value:
             names |= set(modules.split())
     return names
-
-

@@ -50,7 +50,7 @@ def config_of(params: JsonFile, n_labels: int) -> Config:
             f"{params.path}: model_type={brief(kind)}, expected one of {known}{hint}"
         )
     for name, neutral in _NEUTRAL.items():
-        if (value := params.get(name)) not in neutral:
+        if params.get(name) not in neutral:
             raise _refused(params, name, neutral[0])
     try:
         fields = _FIELDS[kind](params)
@@ -311,7 +311,9 @@ def _windows(
 
 def _rope(params: JsonFile, fields: Fields, defaults: Fields) -> Fields:
     """rope_theta, rotary_dim and rope_scaling."""
-    theta = params.number("rotary_emb_base", params.number("rope_theta", defaults.get("theta", 1e4)))
+    theta = params.number(
+        "rotary_emb_base", params.number("rope_theta", defaults.get("theta", 1e4))
+    )
     partial = params.number(
         "partial_rotary_factor", params.number("rotary_pct", defaults.get("partial_rotary", 1))
     )
@@ -391,4 +393,9 @@ def _longrope(rope: JsonFile, original: int, context: int) -> RopeScaling:
     s = rope.number("factor", context / original)
     usual = math.sqrt(1 + math.log(s) / math.log(original)) if s > 1 and original > 1 else 1.0
     factor = rope.number("attention_factor", usual)
-    return RopeScaling("longrope", s, original, attention_factor=factor, **lists)
+    return RopeScaling(
+        *("longrope", s, original),
+        attention_factor=factor,
+        short_factors=lists["short_factors"],
+        long_factors=lists["long_factors"],
+    )

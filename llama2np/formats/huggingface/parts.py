@@ -107,5 +107,7 @@ def _expect(tensor: Stored, axis: int, size: int) -> None:
 
 
 def _as(tensor: Stored, shape: tuple[int, ...], read: Callable[[int, int], np.ndarray]) -> Stored:
-    size = tensor.nbytes * shape[0] // max(tensor.shape[0 if shape[1:] == tensor.shape[1:] else 1], 1)
+    size = (
+        tensor.nbytes * shape[0] // max(tensor.shape[0 if shape[1:] == tensor.shape[1:] else 1], 1)
+    )
     return Stored(shape, tensor.dtype, size, read)

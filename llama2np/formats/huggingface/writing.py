@@ -1,4 +1,4 @@
-"""A network as a folder of transformers: the content of config.json, and the tensors by its names."""
+"""A network as a folder of transformers: config.json, and the tensors by their names in it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ def as_folder(source: Source, dtype: str) -> tuple[dict[str, Any], dict[str, Sto
     if original is None:
         return _llama_config(source, dtype), dict(_llama_tensors(source))
     config = dict(original.config)
-    for name in ("torch_dtype", "dtype"):
-        if name in config:
-            config[name] = dtype
+    config["dtype" if "dtype" in config else "torch_dtype"] = dtype
     if source.seq_len_chosen:
         name = "n_positions" if "n_positions" in config else "max_position_embeddings"
         config[name] = source.config.seq_len

@@ -17,7 +17,6 @@ from llama2np.kernels.runtime.jit import inner
 from llama2np.kernels.runtime.memory import floats, int8s, int16s, int64s, vector
 from llama2np.kernels.runtime.op import op, place, rows_of, span_at
 
-
 _, POSITIONS, TYPES = range(3)  # what the rows of an embedding are chosen by: model.block.IDS
 
 
