@@ -154,7 +154,7 @@ def test_export_to_hugging_face_and_back(write, tmp_path):
 
 def test_export_refuses(write, tmp_path):
     path = write("tiny.bin", Header(1, TINY, False))
-    with pytest.raises(ValueError, match="version must be -1, 0, 1 or 2, not 3"):
+    with pytest.raises(ValueError, match="version must be -1, 0, 1, 2 or 'gguf', not 3"):
         export(path, tmp_path / "x.bin", 3)
     with pytest.raises(ValueError, match="dtype float16 needs version -1"):
         export(path, tmp_path / "x.bin", 1, dtype="float16")

@@ -31,7 +31,7 @@ from llama2np.llama import Llama
 from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer
 from llama2np.text.tokenizer import Tokenizer, TokenizerError
-from tools import faults, odd
+from tools import faults, hostile_gguf, odd
 from tools.torch_files import Tensor, pickled, write_archive
 
 Case = dict[str, bytes | str]
@@ -39,7 +39,7 @@ OURS = (CheckpointError, TokenizerError)
 _MAIN = {  # the file that every case of a kind has
     **{"bin": "model.bin", "tokenizer.bin": "tokenizer.bin", "tokenizer.model": "tokenizer.model"},
     **{"torch": "model.pt", "safetensors": "model.safetensors", "hf": "config.json"},
-    **{"meta": "params.json", "state": "state.npz"},
+    **{"meta": "params.json", "gguf": "model.gguf", "state": "state.npz"},
 }
 KINDS = (*_MAIN, "special", "kernel-cache", "write-failure")
 SMALL = Config(8, 12, 2, 2, 1, 20, 16)
@@ -70,6 +70,7 @@ def exercise(kind: str, folder: Path) -> None:
         "safetensors": lambda f: _exercise_safetensors(f / "model.safetensors"),
         "hf": lambda f: _convert(f, huggingface.read),
         "meta": lambda f: _convert(f, meta.read),
+        "gguf": lambda f: hostile_gguf.exercise(f / "model.gguf"),
         "state": _exercise_state,
         "kernel-cache": faults.exercise_cache,
         "write-failure": faults.exercise_write,
@@ -103,6 +104,8 @@ def damaged(kind: str, random: Random) -> Case:
         case[name] = _damaged_header(case[name], random)
     elif name.endswith((".pt", ".pth")) and random.random() < 0.6:
         case[name] = _damaged_pickle(case[name], random)
+    elif kind == "gguf" and random.random() < 0.6:
+        case[name] = hostile_gguf.damaged(random)
     elif kind == "bin" and random.random() < 0.3:
         case[name] = _any_shape(random)
     elif kind == "state" and random.random() < 0.7:
@@ -124,6 +127,7 @@ def valid(kind: str) -> list[Case]:
         "safetensors": lambda: [{"model.safetensors": _safetensors(_hf_tensors())}],
         "hf": _hf_folders,
         "meta": _meta_folders,
+        "gguf": lambda: [{"model.gguf": data} for data in hostile_gguf.files()[:-1]],
         "state": _states,
         "kernel-cache": lambda: [{"kernel.nbc": faults.sealed_file(_scratch())}],
         "write-failure": _write_failures,

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from llama2np import box
-from llama2np.formats import huggingface, kinds, llama2c, meta, safetensors
+from llama2np.formats import gguf, huggingface, kinds, llama2c, meta, safetensors
 from llama2np.formats.checkpoint import CheckpointError, read_header
 from llama2np.formats.dtypes import quiet
+from llama2np.formats.gguf.source import read_source
 from llama2np.formats.q80 import Error
 from llama2np.formats.source import Source, Stored
 from llama2np.formats.torch_zip import TorchFile
@@ -66,6 +67,8 @@ def open_any(path: str | os.PathLike[str]) -> tuple[str, Source | dict[str, Stor
             kinds.explained(path, "any")
             or f"{path}: a folder without params.json (Meta) or config.json (HF)"
         )
+    if gguf.is_gguf(path):
+        return "GGUF", read_source(path)
     # The suffix counts only if the content is not recognised, as in a damaged file.
     kind = kinds.kind_of(path)
     suffix = path.suffix if kind in ("", "empty", "pickle") else ""

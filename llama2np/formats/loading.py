@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama2np import box
-from llama2np.formats import checkpoint
+from llama2np.formats import checkpoint, gguf
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.inspection import open_any
 from llama2np.formats.source import Source
@@ -28,7 +28,9 @@ class Loaded:
 
 
 def load(path: str | os.PathLike[str]) -> Loaded:
-    """Map a .bin file or a folder. Raises CheckpointError, and OSError."""
+    """Map a .bin file, a GGUF file or a folder. Raises CheckpointError, and OSError."""
+    if gguf.is_gguf(path):
+        return Loaded(*gguf.load(path))
     if not Path(box.located(path)).is_dir():
         return Loaded(*checkpoint.load(path))
     _, source = open_any(path)

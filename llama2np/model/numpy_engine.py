@@ -15,6 +15,7 @@ import numpy as np
 from llama2np.model import rope as rotary
 from llama2np.model.attention import Rule, attention_weights, weighted_values
 from llama2np.model.block import IDS
+from llama2np.model.blocks import Blocks
 from llama2np.model.program import Program, Step, Value
 from llama2np.model.state import State
 from llama2np.model.weights import Int8, Matrix
@@ -269,7 +270,8 @@ def _gelu(x: np.ndarray, step: Step) -> np.ndarray:
 def multiply(matrix: Matrix, x: np.ndarray) -> np.ndarray:
     """x (T, n) times a matrix (d, n): (T, d) float32. For int8, x is quantized as in runq.c."""
     if not isinstance(matrix, Int8):
-        return x @ np.asarray(matrix.w, np.float32).T
+        w = matrix.dequantize() if isinstance(matrix, Blocks) else np.asarray(matrix.w, np.float32)
+        return np.asarray(x @ w.T)
     q, scales = quantize(x, matrix.group)
     out = np.zeros((len(x), len(matrix.q)), np.float32)
     for g in range(matrix.scales.shape[1]):

@@ -7,12 +7,13 @@ the name of a bias is that of its matrix or norm, followed by ".bias".
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from llama2np.model.blocks import Blocks
 from llama2np.model.config import Config
 
 _FLOATS = "float32", "bfloat16", "float16"  # bfloat16 is the type of the package ml_dtypes
@@ -108,7 +109,7 @@ class Outline:
         return ()
 
 
-Matrix = Dense | Int8
+Matrix = Dense | Int8 | Blocks
 # An array is a norm or a bias, (n,) float32. An Outline can be checked, but not computed with.
 Tensor = Matrix | np.ndarray | Outline
 
@@ -231,6 +232,8 @@ class Weights(Mapping[str, Tensor]):
 def _own(tensor: Tensor) -> Tensor:
     if isinstance(tensor, np.ndarray):
         return tensor.view() if tensor.flags.aligned else tensor.copy()
+    if isinstance(tensor, Blocks):
+        return replace(tensor, data=tensor.data.view())
     if not isinstance(tensor, Dense | Int8):
         return tensor
     return type(tensor)(*(_own(array) for array in tensor.arrays))  # type: ignore[arg-type]
@@ -242,9 +245,9 @@ def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         if tensor.shape != shape:
             raise ValueError(f"{described(name)} has shape {tensor.shape}, expected {shape}")
         return
-    matrix = isinstance(tensor, Dense | Int8)
+    matrix = isinstance(tensor, Matrix)
     if matrix != (len(shape) == 2) or not (matrix or isinstance(tensor, np.ndarray)):
-        expected = "Dense or Int8" if len(shape) == 2 else "a float32 array"
+        expected = "Dense or Int8 or Blocks" if len(shape) == 2 else "a float32 array"
         raise ValueError(
             f"{described(name)} is of type {type(tensor).__name__}, expected {expected}"
         )
