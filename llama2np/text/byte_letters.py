@@ -22,7 +22,7 @@ LETTERS = _letters()
 
 
 class _Bytes(dict[int, int]):
-    """For str.translate: the byte of each letter; what is not one becomes no character of Latin-1."""
+    """For str.translate: the byte of each letter, and U+0100 for any other character."""
 
     def __missing__(self, _: int) -> int:
         return 0x100
