@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -160,17 +160,23 @@ class Llama:
         system: str | None = "",
         *,
         positions: int | None = None,
+        messages: Sequence[Mapping[str, str]] | None = (),
+        template: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Chat:
         """Begin a conversation of at most `positions` tokens in total, by default the context.
 
+        messages: a conversation to be continued, [{"role": "user", "content": "Hi"}, ...].
+        template: a chat template, by default the model's own; llama2.c's files have Llama 2's.
         sampling: the fields of `Sampler`. None means the default of an argument. Raises ValueError
         for arguments of another type or out of range.
         """
         if positions is not None and (positions := whole("positions", positions)) < 0:
             raise ValueError(f"positions must be 0 (the context) or more, not {positions}")
         sampler = _sampler("chat", sampling, self.config.vocab_size)
-        return Chat(self.transformer, self.tokenizer, sampler, text("system", system), positions)
+        system = text("system", system)
+        parts = self.transformer, self.tokenizer, sampler
+        return Chat(*parts, system, positions, messages, template)
 
     def with_hooks(self, *hooks: Hook) -> Llama:
         """A copy of this model that passes its arrays to `hooks`: see `Trace` and `Edit`.

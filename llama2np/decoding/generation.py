@@ -220,7 +220,7 @@ class Generation(Iterator[str]):
 
     def _decoded(self, source: Iterator[tuple[int, np.ndarray]]) -> Iterator[str]:
         """The text of each token before the one that ends the text."""
-        decoder = Decoder(self._tokenizer, self.prompt[-1])
+        decoder = Decoder(self._tokenizer, self.prompt[-1], skip_special=True)
         reason, start = self._limit, time.perf_counter()
         for token, logits in source:
             self.seconds.append(time.perf_counter() - start)
