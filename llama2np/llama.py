@@ -16,6 +16,7 @@ from llama2np.decoding.generation import Draft, Generation
 from llama2np.decoding.logits import check_bias
 from llama2np.decoding.sampler import Sampler, SamplingOptions
 from llama2np.formats import loading
+from llama2np.formats.gguf import is_gguf
 from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer
 from llama2np.output import brief
@@ -201,6 +202,8 @@ def _tokenizer_of(
         return box.TOKENIZER
     if named is not None:
         return named
+    if is_gguf(path):
+        return path
     beside = Path(path).parent
     for folder in (beside, Path()):
         for name in ("tokenizer.bin", "tokenizer.model"):
