@@ -63,9 +63,9 @@ def depends_on_length(config: Config) -> bool:
 
 def scores_factor(chunks: DualChunk, length: int) -> float:
     """YaRN's factor of the attention scores for dual chunk attention over `length` positions."""
-    if not chunks.original_len or chunks.scaling == "none":
+    if not 0 < chunks.original_len < length or chunks.scaling == "none":
         return 1.0
-    return max(0.1 * math.log(length / chunks.original_len) + 1.0, 1.0)
+    return 0.1 * math.log(length / chunks.original_len) + 1.0
 
 
 def _plain(theta: float, width: int) -> np.ndarray:
