@@ -124,6 +124,12 @@ def test_special_tokens(read):
     assert read(LLAMA, TOKENS, SCORES, TYPES, number("bos", 99), number("eot", 99)).ends == set()
 
 
+def test_unknown_characters_do_not_merge(read):
+    tokenizer = read(LLAMA, TOKENS, SCORES, TYPES, number("bos", 1), number("unknown", 0))
+    assert tokenizer.encode("abéab日日") == [1, 7, 0, 6, 0, 0]
+    assert tokenizer.encode("<unk>ab", special=True)[1] == 0
+
+
 def test_a_turn_may_end_at_a_token_that_no_key_names(read):
     texts = strings("tokenizer.ggml.tokens", "<unk>", "<s>", "</s>", "<|im_end|>", *"abcd")
     types = packed_value(np.array([2, 3, 3, 3] + [1] * 4, "<i4"))
