@@ -24,7 +24,7 @@ from llama2np.formats.write import write_bin
 from llama2np.model.blocks import KINDS
 from llama2np.model.config import MAX_LAYERS
 from llama2np.model.transformer import State, Transformer
-from llama2np.text.tokenizer import TokenizerError
+from llama2np.text.tokenizer import Tokenizer, TokenizerError
 
 OURS = (CheckpointError, TokenizerError)
 Metadata = dict[str, bytes]
@@ -45,6 +45,11 @@ def exercise(path: Path) -> None:
                 pass
         except CheckpointError:
             pass  # a type that cannot be read
+    try:
+        _use(Tokenizer.load(path))
+    except TokenizerError as error:
+        if not str(error).isprintable():
+            raise AssertionError(f"an error that is not one clean line: {error!r}") from error
     source = read_source(path)
     for line in inspection.describe(path):
         if not line.isprintable():
@@ -65,6 +70,15 @@ def exercise(path: Path) -> None:
             write_it()
         except OURS:
             continue
+
+
+def _use(tokenizer: Tokenizer) -> None:
+    for text in ("", "AB abc", "naïve 日本 \0 <0x41>"):
+        tokens = tokenizer.encode(text, eos=True)
+        if not all(0 <= token < tokenizer.vocab_size for token in tokens):
+            raise AssertionError(f"{text!r} becomes {tokens}")
+        tokenizer.decode(tokens)
+    tokenizer.decode(range(tokenizer.vocab_size))
 
 
 def damaged(random: Random) -> bytes:
@@ -176,6 +190,13 @@ def _metadata(name: str, dim: int, keys: dict[str, int]) -> Metadata:
     metadata |= {"tokenizer.ggml.model": packed("llama"), "tokenizer.ggml.tokens": packed(_PIECES)}
     metadata["tokenizer.ggml.scores"] = packed(-np.arange(10, dtype="<f4"))
     metadata["tokenizer.ggml.token_type"] = packed(np.array([2, 3, 3] + [1] * 7, "<i4"))
+    if name == "gpt2":
+        metadata["tokenizer.ggml.model"] = packed("gpt2")
+        metadata["tokenizer.ggml.merges"] = packed(["A B"])
+    metadata |= {f"tokenizer.ggml.{n}_token_id": packed(i) for n, i in (("bos", 1), ("eos", 2))}
+    metadata["tokenizer.chat_template"] = packed(
+        "{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
     return metadata
 
 

@@ -6,6 +6,7 @@ The inverse of architectures.py and tensors.py.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from llama2np.formats.checkpoint import CheckpointError
+from llama2np.formats.checkpoint import CheckpointError, CheckpointWarning
 from llama2np.formats.gguf.architectures import config_of
 from llama2np.formats.gguf.file import GgufTensor, is_gguf, read
 from llama2np.formats.gguf.metadata import Metadata
 from llama2np.formats.gguf.rope import yarn_magnitude
 from llama2np.formats.gguf.tensors import EXPERTS, LAYER_NAMES, NAMES
+from llama2np.formats.gguf.tokenizer_writing import tokenizer_beside, tokenizer_metadata
 from llama2np.formats.gguf.types import TYPES
 from llama2np.formats.gguf.write import (
     FILE_TYPES,
@@ -54,18 +56,33 @@ def write_gguf(
 ) -> int:
     """Write a network as a GGUF file of the type `kind` ("Q4_0" ...), and return its size.
 
-    All metadata of a GGUF file are kept, its tokenizer included. Raises ValueError for another
-    type, CheckpointError if GGUF cannot represent the network, and OSError; `path` is then
-    unchanged.
+    The tokenizer that is beside the network is written, too, or left out with a CheckpointWarning.
+    All metadata of a GGUF file are kept. Raises ValueError for another type, CheckpointError if
+    GGUF cannot represent the network, and OSError; `path` is then unchanged.
     """
     check_type(kind)
     if not is_gguf(source.path):
-        return write(path, *converted(source, kind), progress)
+        metadata, tensors = converted(source, kind)
+        return write(path, metadata | _tokenizer(source), tensors, progress)
     file = read(source.path)
     metadata, tensors = requantized(file, kind)
     if source.seq_len_chosen:
         metadata[file.metadata.full(".context_length")] = packed(source.config.seq_len)
     return write(path, metadata, tensors, progress)
+
+
+def _tokenizer(source: Source) -> dict[str, bytes]:
+    """The metadata of the tokenizer beside a network."""
+    problem = "there is none beside it"
+    try:
+        if tokenizer := tokenizer_beside(source.path, source.config.vocab_size):
+            found = tokenizer_metadata(tokenizer, source.config.vocab_size)
+            return {key: packed(value) for key, value in found.items()}
+    except (ValueError, OSError) as error:
+        problem = str(error)
+    text = f"{source.path}: written without a tokenizer, which llama.cpp needs: {problem}"
+    warnings.warn(CheckpointWarning(text), stacklevel=4)
+    return {}
 
 
 def converted(source: Source, kind: str) -> tuple[dict[str, bytes], list[NewTensor]]:

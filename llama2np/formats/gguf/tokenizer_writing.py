@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llama2np import box
 from llama2np.formats.gguf.tokenizer import SPECIAL
+from llama2np.text import loading
 from llama2np.text.gguf_parts import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from llama2np.text.llama2c_bpe import BOS, EOS, Llama2cBPE
 from llama2np.text.models import BytePairs, WordPiece
@@ -19,7 +23,7 @@ from llama2np.text.splittings import SPLITTINGS
 from llama2np.text.tokenizer import Tokenizer
 
 _MARK = "▁"
-# What tokenizers treat differently: spaces, digits, contractions, line ends, accents, other scripts.
+# What tokenizers treat differently: spaces, digits, contractions, ends of lines, accents, scripts.
 # None begins with a space: a GGUF file cannot say that such a text gets no further one.
 _PROBES = (
     "Hello, world! It's 3:45 in '2024', we'll pay $1,234.56; I'VE said: DON'T. camelCase XMLFile",
@@ -54,6 +58,17 @@ class Parts:
             add_space_prefix=self.add_space_prefix,
             **self.options,
         )
+
+
+def tokenizer_beside(path: str | os.PathLike[str], rows: int) -> Tokenizer | None:
+    """The tokenizer of a model: in its folder, or beside its file; None if there is none.
+
+    rows: of the network's vocabulary. Raises TokenizerError, and OSError.
+    """
+    if box.in_box(path):
+        return Tokenizer.load(box.TOKENIZER, rows)
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    return Tokenizer.load(folder, rows) if loading.form_of(folder) else None
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
@@ -101,7 +116,7 @@ def _same(tokenizer: Tokenizer) -> Parts:
         "add_eos": bool(after) and after[-1] == special.get("eos_token"),
         "ends": ends,
     }
-    probes = _PROBES
+    probes: tuple[str, ...] = _PROBES
     if getattr(tokenizer._algorithm, "removes_spaces", False):  # llama.cpp does not
         probes = tuple(" ".join(text.split()) for text in probes)
     for parts in _candidates(tokenizer):
