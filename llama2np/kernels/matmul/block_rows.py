@@ -1,0 +1,245 @@
+"""Matrices in GGUF's number formats times a small batch of int8 inputs, block by block as stored.
+
+The input of a token is int8 in groups of 32 with float32 scales (`quantize`). An output is computed
+from the groups of values that share a scale, in their order; group g is added to sums[g % 4]:
+
+    sums[g % 4] = fma(float32(dot of the integers of g) * scale of w, scale of x, sums[g % 4])
+    sums[g % 4] = fma(offset of w, scale of x * float32(sum of x's integers), sums[g % 4])
+    output = (sums[0] + sums[2]) + (sums[1] + sums[3])
+
+The second line is for formats with offsets. The dot is exact, in int32. So all instruction sets,
+and the tiles for many tokens (block_tiles.py), give the same bits.
+"""
+
+from functools import cache
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from llama2np.kernels.matmul import block_unpack as unpack
+from llama2np.kernels.matmul.block_kinds import KINDS
+from llama2np.kernels.matmul.block_unpack import BYTES, PADDING, WORDS, const
+from llama2np.kernels.matmul.int8 import quantize as quantize_row
+from llama2np.kernels.matmul.int8_isa import ISA, ISAS, PORTABLE
+from llama2np.kernels.runtime.jit import exact, inner
+from llama2np.kernels.runtime.vectors import (
+    F32,
+    I8,
+    call,
+    cells,
+    data_of,
+    load,
+    pick,
+    prefetch,
+    same,
+    spread,
+    store,
+)
+
+FEW = 6  # tokens: up to this number (a small batch) this is faster than the tiles
+INPUT_GROUP = 32  # values of the input that share a scale
+_AHEAD = 4096  # bytes: the prefetch distance
+_FOUR = ir.VectorType(F32, 4)
+
+
+def instructions(isa):
+    """The Isa of this name."""
+    return ISAS.get(isa, PORTABLE)
+
+
+@inner
+def padded(n):
+    """n, rounded up to whole steps of the unpacking."""
+    return -(-n // PADDING) * PADDING
+
+
+@inner
+def quantize(x, group, q, scales, sums, offsets, spare):
+    """Quantize a row x (n,) to int8 with a float32 scale for each INPUT_GROUP values.
+
+    q: (padded n,) int8; scales, sums, offsets: (padded n / group,): the scale of each group of
+    `group` values (16 or 32), the sum of their integers (int32), and scale * float32(sum). The
+    padding is 0. spare: at least (1, 2 n / INPUT_GROUP) float32, scratch.
+    """
+    n, wide = x.shape[0], x.shape[0] // INPUT_GROUP
+    found = spare.reshape(-1)[:wide].reshape(1, wide)
+    total = spare.reshape(-1)[wide : 2 * wide].view(np.int32).reshape(1, wide)
+    quantize_row(x.reshape(1, n), q[:n].reshape(1, n), found, total)
+    q[n:] = 0
+    for g in range(scales.shape[0]):
+        if g * group < n:
+            total_of = np.int32(0)
+            for i in range(g * group, (g + 1) * group):
+                total_of = np.int32(total_of + np.int32(q[i]))
+            scales[g], sums[g] = found[0, g * group // INPUT_GROUP], total_of
+        else:
+            scales[g], sums[g] = np.float32(0), np.int32(0)
+        offsets[g] = scales[g] * np.float32(sums[g])
+
+
+def _group_sums(builder, totals, lanes):
+    """The sums of `lanes` (4 or 8) adjacent lanes of vectors of 16 int32: a vector, in order.
+
+    Lanes are added in each quarter of the vectors, since such shuffles are cheap:
+
+        a: a0 a1 a2 a3   b: b0 b1 b2 b3   ->   a0 a2 b0 b2 + a1 a3 b1 b3
+    """
+    count = len(totals)
+    totals = (totals * 4)[: max(count, 4)]
+
+    def added(a, b, parity):
+        return pick(
+            builder, a, b, [4 * q + k + 16 * o for q in range(4) for o in (0, 1) for k in parity]
+        )
+
+    for _ in range(2):
+        pairs = zip(totals[::2], totals[1::2], strict=True)
+        totals = [builder.add(added(a, b, (0, 2)), added(a, b, (1, 3))) for a, b in pairs]
+    # Lane 4 q + k of totals[j] is the sum of quarter q of the (4 j + k)-th vector.
+    a, b = totals[0], totals[-1]
+    if lanes == 4:
+        return pick(builder, a, a, [4 * q + k for k in range(count) for q in range(4)])
+    whole = len(totals) == 2
+    quarters = [0, 2, 4, 6] if whole else [0, 2]
+    left, right = (
+        pick(builder, a, b, [4 * (q + odd) + k for q in quarters for k in range(4)])
+        for odd in (0, 1)
+    )
+    total = builder.add(left, right)  # lane 8 j + 4 h + k: half h of the (4 j + k)-th vector
+    order = [8 * (v // 4) + 4 * h + v % 4 for v in range(count) for h in (0, 1)]
+    return pick(builder, total, total, order)
+
+
+def _add_blocks(builder, kind, isa, places, x, totals):
+    """Add the products of some blocks of a row to the totals of each token.
+
+    x: for each token the pointers to its integers, scales, sums and offsets that belong to the
+    blocks. totals: pointers to vectors of four sums.
+    """
+    values = unpack.vectors(builder, kind, isa, places)
+    scales, offsets = unpack.scales(builder, kind, places)
+    for (q, x_scales, x_sums, x_offsets), total_at in zip(x, totals, strict=True):
+        dots = [
+            unpack.dot(builder, kind, isa, value, load(builder, q, const(64 * k), BYTES))
+            for k, value in enumerate(values)
+        ]
+        dots = _group_sums(builder, dots, kind.group // 4)
+        if bias := unpack.excess(kind, isa):
+            sums = load(builder, x_sums, const(0), dots.type)
+            dots = builder.sub(dots, builder.mul(sums, same(dots.type, bias)))
+        products = builder.fmul(builder.sitofp(dots, scales.type), scales)
+        total = builder.load(total_at)
+        for g in range(0, scales.type.count, 4):
+            total = _fma(builder, _four(builder, products, g), x_scales, g, total)
+            if offsets is not None:
+                total = _fma(builder, _four(builder, offsets, g), x_offsets, g, total)
+        builder.store(total, total_at)
+
+
+def _four(builder, vector, first):
+    """Lanes first ... first + 3."""
+    return pick(builder, vector, vector, range(first, first + 4))
+
+
+def _fma(builder, a, x, g, total):
+    return call(builder, "llvm.fma.v4f32", _FOUR, a, load(builder, x, const(g), _FOUR), total)
+
+
+def products(kind, rows, tokens, isa):
+    """An intrinsic that multiplies `rows` rows of a matrix and `tokens` tokens.
+
+    Its arguments: (w, at, row_stride, blocks, q, scales, sums, offsets, t, width, out). All arrays
+    are flat; w has bytes, and a row has `blocks` blocks. Row r begins at w[at + r * row_stride]. q,
+    scales, sums and offsets: see `quantize`; they are those of the tokens t, t + 1 ..., and `width`
+    is a token's padded number of values. It fills out[token * rows + r].
+    """
+
+    def generate(context, builder, signature, arguments):
+        w, q, scales, sums, offsets, out = data_of(
+            context, builder, signature, arguments, 0, 4, 5, 6, 7, 10
+        )
+        _, at, row_stride, blocks, _, _, _, _, t, width, _ = arguments
+        w = builder.bitcast(w, I8.as_pointer())
+        begins = [builder.add(at, builder.mul(row_stride, const(r))) for r in range(rows)]
+        begins = [builder.gep(w, [begin]) for begin in begins]
+        totals = cells(builder, same(_FOUR, 0.0), rows, tokens)
+        groups = builder.udiv(width, const(kind.group))
+        size = kind.nbytes * unpack.steps(kind)[0]
+
+        def step(places_of, first):
+            x = []
+            for token in range(tokens):
+                number = builder.add(t, const(token))
+                value = builder.add(builder.mul(number, width), _times(first, kind.values))
+                group = builder.add(
+                    builder.mul(number, groups), _times(first, kind.values // kind.group)
+                )
+                numbers = [builder.gep(each, [group]) for each in (scales, sums, offsets)]
+                x.append([builder.gep(q, [value]), *numbers])
+            for r, begin in enumerate(begins):
+                places = places_of(begin)
+                for byte in range(0, size, 64):
+                    prefetch(builder, places[0], const(_AHEAD + byte))
+                _add_blocks(
+                    builder, kind, isa, places, x, [totals[r, token] for token in range(tokens)]
+                )
+
+        def _times(index, number):
+            return builder.mul(index, const(number))
+
+        unpack.walk(builder, kind, blocks, step)
+        for (r, token), total in totals.items():
+            total = builder.load(total)
+            for half in (2, 1):
+                total = builder.fadd(*(
+                    pick(builder, total, total, range(k, k + half)) for k in (0, half)
+                ))
+            store(builder, total, out, const(token * rows + r))
+        return context.get_dummy_value()
+
+    @intrinsic
+    def multiply(_context, w, at, row_stride, blocks, q, scales, sums, offsets, t, width, out):
+        i = types.intp
+        return types.void(w, i, i, i, q, scales, sums, offsets, i, i, out), generate
+
+    return multiply
+
+
+@cache
+def few(kind, isa=ISA):
+    """The product for a small batch: a function that fills columns first ... last - 1 of out.
+
+    (w, n, d, q, scales, sums, offsets, tokens, terms, out, first, last, spare): w (d, bytes of a row)
+    uint8 in blocks of the number format `kind`; the input of `tokens` tokens, see `quantize`: q
+    (tokens * terms, padded n), scales, sums, offsets; out (tokens, d) float32. All arrays are flat.
+    With 2 terms, the input of token t is the sum of rows 2 t and 2 t + 1. spare: (4,) float32.
+    """
+    form, isa = KINDS[kind], instructions(isa)
+    one, two = (products(form, 2, count, isa) for count in (1, 2))
+    values, nbytes = form.values, form.nbytes
+
+    @exact
+    def multiply(w, n, d, q, scales, sums, offsets, tokens, terms, out, first, last, spare):
+        blocks, width, half = n // values, padded(n), (last - first + 1) // 2
+        size, rows = blocks * nbytes, tokens * terms
+        # Two rows share the loads of the input. They come from both halves of the range, because
+        # two sequential streams give more bandwidth than one. The last may be computed twice.
+        for i in range(first, first + half):
+            j = min(i + half, last - 1)
+            at, stride, t = i * size, (j - i) * size, np.int64(0)
+            while rows - t >= 2:
+                two(w, at, stride, blocks, q, scales, sums, offsets, t, width, spare)
+                if terms == 2:
+                    out[t // 2 * d + i] = spare[0] + spare[2]
+                    out[t // 2 * d + j] = spare[1] + spare[3]
+                else:
+                    out[t * d + i], out[t * d + j] = spare[0], spare[1]
+                    out[t * d + d + i], out[t * d + d + j] = spare[2], spare[3]
+                t += 2
+            if t < rows:
+                one(w, at, stride, blocks, q, scales, sums, offsets, t, width, spare)
+                out[t * d + i], out[t * d + j] = spare[0], spare[1]
+
+    return multiply

@@ -1,0 +1,210 @@
+"""Vector code that unpacks blocks of GGUF's number formats: 64 values at a time, in their order.
+
+All of it is made from the tables in block_kinds.py. A `place` is a pointer to a block. 64 values
+belong to two blocks of 32 values, or to a quarter of a block of 256. LLVM splits the vectors of 64
+bytes on CPUs with shorter ones.
+
+Q4_0, two blocks a and b (d is the scale, each letter stands for 16 bytes of nibbles):
+
+    memory       d a d b
+    load         a a b b        each half twice
+    shift by     0 4 0 4        bits, and keep the lower 4 of each byte
+"""
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from llama2np.kernels.runtime.vectors import F32, I8, I32, I64, concat, load, pick, same, spread
+
+BYTES, WORDS = ir.VectorType(I8, 64), ir.VectorType(I32, 16)
+HALF = ir.HalfType()
+PADDING = 128  # values: unpacked rows, and the input, are padded to a multiple
+
+
+def const(number):
+    """An int64."""
+    return ir.Constant(I64, number)
+
+
+def steps(kind):
+    """The numbers of blocks that are unpacked together: most of a row, and the rest of it."""
+    return (1, 1) if kind.values == 256 else (16, 4)
+
+
+def excess(kind, isa):
+    """By how much the bytes of `vectors` are larger than the integers of the format."""
+    return isa.bias if kind.signed else kind.bias
+
+
+def walk(builder, kind, blocks, body):
+    """Call body(places_of, first) in loops over a row of this many blocks.
+
+    places_of(row) gives the places of blocks first, first + 1 ... of the row that begins at `row`.
+    In the last step, they may repeat the last block of the row.
+    """
+    most, rest = steps(kind)
+    whole = builder.udiv(blocks, const(most))
+    with cgutils.for_range(builder, whole) as loop:
+        first = builder.mul(loop.index, const(most))
+
+        def adjacent(row):
+            here = builder.gep(row, [builder.mul(first, const(kind.nbytes))])
+            return [builder.gep(here, [const(kind.nbytes * b)]) for b in range(most)]
+
+        body(adjacent, first)
+    if rest == most:
+        return
+    done, last = builder.mul(whole, const(most)), builder.sub(blocks, const(1))
+    left = builder.add(builder.sub(blocks, done), const(rest - 1))
+    with cgutils.for_range(builder, builder.udiv(left, const(rest))) as loop:
+        first = builder.add(done, builder.mul(loop.index, const(rest)))
+
+        def limited(row):
+            numbers = [builder.add(first, const(b)) for b in range(rest)]
+            smaller = [builder.icmp_signed("<", number, last) for number in numbers]
+            numbers = [builder.select(*pair, last) for pair in zip(smaller, numbers, strict=True)]
+            return [builder.gep(row, [builder.mul(i, const(kind.nbytes))]) for i in numbers]
+
+        body(limited, first)
+
+
+def vectors(builder, kind, isa, places):
+    """The values of these blocks: a list of vectors of 64 bytes, larger than they are by `excess`.
+
+    If the format is signed and the excess 0, the bytes are int8; else they are at most 255.
+    """
+    found = []
+    for start in range(0, kind.values * len(places), 64):
+        if kind.values == 32:
+            chunk = [(places[start // 32 + b], i) for b in (0, 1) for i in range(32)]
+        else:
+            chunk = [(places[0], start + i) for i in range(64)]
+        value, position = None, 0
+        for part in kind.parts:
+            some = _part(builder, part, chunk, position)
+            value = some if value is None else builder.or_(value, some)
+            position += part.count
+        if kind.table:
+            table = [(byte + isa.bias + 128) % 256 - 128 for byte in kind.table]  # as int8
+            value = _in_pieces(isa, builder, lambda piece: isa.lookup(builder, table, piece), value)
+        elif kind.signed:
+            value = builder.bitcast(isa.biased(builder, builder.bitcast(value, WORDS)), BYTES)
+        found.append(value)
+    return found
+
+
+def _part(builder, part, chunk, position):
+    """`part` of the 64 values (place, number) of a chunk, in bits `position` and on of each byte."""
+    if part.count == 1 and part.bytes[7] == part.bytes[0]:  # a bit for each value, in their order
+        word = ir.VectorType(I32, 1)
+        words = [load(builder, place, const(part.bytes[0]), word) for place, _ in chunk[::32]]
+        bits = builder.bitcast(concat(builder, words), ir.VectorType(ir.IntType(1), 64))
+        return builder.select(bits, same(BYTES, 1 << position), same(BYTES, 0))
+    value = _gather(builder, [(place, part.bytes[i]) for place, i in chunk])
+    shifts = [part.shifts[i] - position for _, i in chunk]
+    if any(shifts):
+        value = _shifted(builder, value, shifts)
+    if part.count == 8:
+        return value
+    mask = ((1 << part.count) - 1) << position
+    return builder.and_(value, same(BYTES, mask))
+
+
+def _gather(builder, wanted):
+    """The bytes (place, number): loads of up to 64 adjacent ones, joined."""
+    (place, first), count = wanted[0], len(wanted)
+    if wanted == [(place, first + i) for i in range(count)]:
+        return load(builder, place, const(first), ir.VectorType(I8, count))
+    half = count // 2
+    if wanted[:half] == wanted[half:]:
+        part = _gather(builder, wanted[:half])
+        return pick(builder, part, part, [*range(half), *range(half)])
+    return concat(builder, [_gather(builder, part) for part in (wanted[:half], wanted[half:])])
+
+
+def _shifted(builder, value, shifts):
+    """Bytes shifted to the right; by negative numbers to the left. Adjacent bytes are mixed up."""
+    words = builder.bitcast(value, WORDS)
+    shift = builder.lshr if max(shifts) > 0 else builder.shl
+    by = ir.Constant(WORDS, [abs(number) for number in shifts[::4]])
+    return builder.bitcast(shift(words, by), BYTES)
+
+
+def scales(builder, kind, places):
+    """(scales, offsets) of all groups of these blocks: vectors of float32. offsets may be None."""
+    if kind.values == 32:
+        offsets = None if kind.offset is None else _halves(builder, places, kind.offset)
+        return _halves(builder, places, kind.scale), offsets
+    (place,) = places
+    numbers = _integers(builder, kind, kind.scales, place, kind.scales_signed)
+    if kind.scale_bias:
+        numbers = builder.sub(numbers, same(numbers.type, kind.scale_bias))
+    scales = _times_half(builder, numbers, place, kind.scale)
+    if kind.offset is None:
+        return scales, None
+    numbers = _integers(builder, kind, kind.offsets, place)
+    offsets = _times_half(builder, numbers, place, kind.offset)
+    return scales, builder.fneg(offsets) if kind.sign < 0 else offsets
+
+
+def _halves(builder, places, byte):
+    """The float16 at this byte of each block, as float32."""
+    found = ir.Constant(ir.VectorType(HALF, len(places)), ir.Undefined)
+    for k, place in enumerate(places):
+        half = builder.extract_element(_half(builder, place, byte), ir.Constant(I32, 0))
+        found = builder.insert_element(found, half, ir.Constant(I32, k))
+    return builder.fpext(found, ir.VectorType(F32, len(places)))
+
+
+def _half(builder, place, byte):
+    return load(builder, place, const(byte), ir.VectorType(HALF, 1))
+
+
+def _times_half(builder, numbers, place, byte):
+    """Integers times the float16 at this byte, in float32."""
+    vector = ir.VectorType(F32, numbers.type.count)
+    half = builder.extract_element(_half(builder, place, byte), ir.Constant(I32, 0))
+    floats = builder.sitofp(numbers, vector)
+    return builder.fmul(floats, spread(builder, builder.fpext(half, F32), vector))
+
+
+def _integers(builder, kind, parts, place, signed=False):
+    """The integers that these parts make, as a vector of int32."""
+    found, position = None, 0
+    for part in parts:
+        start = min(*part.bytes, kind.nbytes - 16)  # 16 bytes have all of them
+        source = load(builder, place, const(start), ir.VectorType(I8, 16))
+        value = pick(builder, source, source, [byte - start for byte in part.bytes])
+        wide = ir.VectorType(I32, len(part.bytes))
+        value = builder.sext(value, wide) if signed else builder.zext(value, wide)
+        if any(part.shifts):
+            value = builder.lshr(value, ir.Constant(wide, list(part.shifts)))
+        if part.count < 8:
+            value = builder.and_(value, same(wide, (1 << part.count) - 1))
+        if position:
+            value = builder.shl(value, same(wide, position))
+        found = value if found is None else builder.or_(found, value)
+        position += part.count
+    return found
+
+
+def _in_pieces(isa, builder, function, *values):
+    """function of vectors of the instruction set's length, for vectors that are longer."""
+    count = 16 // isa.lanes
+    if count == 1:
+        return function(*values)
+    pieces = []
+    for k in range(count):
+        some = []
+        for value in values:
+            length = value.type.count // count
+            some.append(pick(builder, value, value, range(k * length, (k + 1) * length)))
+        pieces.append(function(*some))
+    return concat(builder, pieces)
+
+
+def dot(builder, kind, isa, values, x):
+    """The products of `vectors` and 64 int8 of the input: the sum of four in each of 16 int32."""
+    instruction = isa.instruction if kind.signed else isa.small
+    multiply = lambda *pieces: instruction(builder, *pieces)  # noqa: E731
+    return _in_pieces(isa, builder, multiply, same(WORDS, 0), values, x)
