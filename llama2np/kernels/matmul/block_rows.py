@@ -49,10 +49,12 @@ def instructions(isa):
     return ISAS.get(isa, PORTABLE)
 
 
-@inner
-def padded(n):
+def padded_width(n):
     """n, rounded up to whole steps of the unpacking."""
     return -(-n // PADDING) * PADDING
+
+
+padded = inner(padded_width)  # for kernels
 
 
 @inner
