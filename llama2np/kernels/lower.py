@@ -274,10 +274,10 @@ def _products(
         many = many and least >= block_tiles.ROWS and block_tiles.fits(x.width)
         op = linear.blocks_many(kind) if many else linear.blocks_few(kind)
         block = block_tiles.ROWS if many else 1
-        prepared = _quantize_for_blocks(x, block_kinds.KINDS[kind].group, terms, many)
+        prepared = _quantize_for_blocks(x, block_kinds.KINDS[kind], terms, many)
         before = [prepared]
-        names = ["tiles", "tiles_scales", "tiles_sums", "tiles_offsets"]
-        names = names if many else [name.replace("tiles", "q", 1) for name in names]
+        form = "tiles" if many else "q"
+        names = [form, f"{form}_scales", f"{form}_sums", f"{form}_offsets"]
         fields |= {name: prepared.fields[name] for name in ["group", "terms", *names]}
     else:
         many = many and least >= float32.ROWS
@@ -301,18 +301,18 @@ def _quantize(x: Value, group: int, many: bool) -> Entry:
     return Entry(op, fields, made)
 
 
-def _quantize_for_blocks(x: Value, group: int, terms: int, many: bool) -> Entry:
+def _quantize_for_blocks(x: Value, kind: block_kinds.Kind, terms: int, many: bool) -> Entry:
     """The entry that quantizes x for matrices in GGUF's blocks, packed into tiles for many rows."""
     width = x.width if many else block_rows.padded_width(x.width)
-    widths = [terms * part for part in (width // 4, *3 * [width // group])]
+    widths = [terms * part for part in (width // 4, *3 * [width // kind.group])]
     names = ["q", "q_scales", "q_sums", "q_offsets"]
+    op, each = linear.quantize_for_blocks, 1
     if many:
-        names += ["tiles", "tiles_scales", "tiles_sums", "tiles_offsets"]
-        widths = 2 * widths
+        names, widths = names + ["tiles", "tiles_scales", "tiles_sums", "tiles_offsets"], 2 * widths
+        op, each = linear.quantize_block_tiles, int8_tiles.NARROW // terms
     made = tuple(Value("", width) for width in widths)
-    fields = {"x": x, "group": group, "terms": terms, **dict(zip(names, made, strict=True))}
-    each = int8_tiles.NARROW // terms if many else 1
-    op = linear.quantize_block_tiles if many else linear.quantize_for_blocks
+    fields = {"x": x, "group": kind.group, "terms": terms, **dict(zip(names, made, strict=True))}
+    fields |= {} if many else {"halves": kind.halves}
     fields |= {"n": x.width, "each": each, "work": terms * _COST["quantize"] * x.width}
     return Entry(op, fields, made)
 

@@ -21,7 +21,6 @@ from numba.extending import intrinsic
 from llama2np.kernels.matmul import block_unpack as unpack
 from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.block_unpack import BYTES, PADDING, WORDS, const
-from llama2np.kernels.matmul.int8 import quantize as quantize_row
 from llama2np.kernels.matmul.int8_isa import ISA, ISAS, PORTABLE
 from llama2np.kernels.runtime.jit import exact, inner
 from llama2np.kernels.runtime.vectors import (
@@ -58,27 +57,57 @@ padded = inner(padded_width)  # for kernels
 
 
 @inner
-def quantize(x, group, q, scales, sums, offsets, spare):
+def quantize(x, rest, halves, group, q, scales, sums, offsets):
     """Quantize a row x (n,) to int8 with a float32 scale for each INPUT_GROUP values.
 
-    q: (padded n,) int8; scales, sums, offsets: (padded n / group,): the scale of each group of
-    `group` values (16 or 32), the sum of their integers (int32), and scale * float32(sum). The
-    padding is 0. spare: at least (1, 2 n / INPUT_GROUP) float32, scratch.
+    The scale maps the largest magnitude to 127; ties are rounded to even. q: (n,), or padded, int8,
+    in the order of block_unpack.order for kinds with or without halves. scales, sums, offsets:
+    (width of q / group,): the scale of each group of `group` values (16 or 32), the sum of their
+    integers (int32), and scale * float32(sum). The padding is 0. rest: (n,), becomes x - q * scale;
+    it may be x.
     """
-    n, wide = x.shape[0], x.shape[0] // INPUT_GROUP
-    found = spare.reshape(-1)[:wide].reshape(1, wide)
-    total = spare.reshape(-1)[wide : 2 * wide].view(np.int32).reshape(1, wide)
-    quantize_row(x.reshape(1, n), q[:n].reshape(1, n), found, total)
-    q[n:] = 0
-    for g in range(scales.shape[0]):
-        if g * group < n:
-            total_of = np.int32(0)
-            for i in range(g * group, (g + 1) * group):
-                total_of = np.int32(total_of + np.int32(q[i]))
-            scales[g], sums[g] = found[0, g * group // INPUT_GROUP], total_of
+    per = INPUT_GROUP // group
+    for g in range(q.shape[0] // INPUT_GROUP):
+        start = g * INPUT_GROUP
+        first = g // 4 * 128 + g % 4 * 16 if halves else start
+        second = first + 64 if halves else first + 16
+        scale, sum_a, sum_b = np.float32(0), np.int32(0), np.int32(0)
+        if start < x.shape[0]:
+            scale = _quantize_group(x[start : start + 32], rest[start : start + 32], q, first, second)
+            for i in range(16):
+                sum_a = np.int32(sum_a + np.int32(q[first + i]))
+            for i in range(16):
+                sum_b = np.int32(sum_b + np.int32(q[second + i]))
         else:
-            scales[g], sums[g] = np.float32(0), np.int32(0)
-        offsets[g] = scales[g] * np.float32(sums[g])
+            q[first : first + 16] = 0
+            q[second : second + 16] = 0
+        if group == INPUT_GROUP:
+            sum_a = np.int32(sum_a + sum_b)
+        for part in range(per):
+            at, total = g * per + part, sum_b if part else sum_a
+            scales[at], sums[at], offsets[at] = scale, total, scale * np.float32(total)
+
+
+@inner
+def _quantize_group(x, rest, q, first, second):
+    """Quantize 32 values: 16 go to q[first:], 16 to q[second:]. Return the scale."""
+    # The bits of positive floats have the same order as the floats; nan is the largest.
+    bits, largest = x.view(np.int32), np.int32(0)
+    for i in range(32):
+        largest = np.int32(max(largest, np.int32(bits[i] & np.int32(0x7FFFFFFF))))
+    magnitude = np.int32(largest).view(np.float32)
+    scale, inverse = magnitude / np.float32(127), np.float32(127) / magnitude
+    if not (scale > np.float32(0) and inverse < np.float32(np.inf) and scale < np.float32(np.inf)):
+        inverse = np.float32(0)  # all are 0, or one is not finite, and so is the scale
+    for start, at in ((0, first), (16, second)):
+        for i in range(16):
+            value = x[start + i]
+            rounded = np.rint(value * inverse)
+            if inverse == np.float32(0):
+                rounded = np.float32(0)  # instead of inf * 0
+            q[at + i] = np.int8(np.int32(rounded))
+            rest[start + i] = value - rounded * scale
+    return scale
 
 
 def _group_sums(builder, totals, lanes):
@@ -123,11 +152,16 @@ def _add_blocks(builder, kind, isa, places, x, totals):
     values = unpack.vectors(builder, kind, isa, places)
     scales, offsets = unpack.scales(builder, kind, places)
     for (q, x_scales, x_sums, x_offsets), total_at in zip(x, totals, strict=True):
-        dots = [
-            unpack.dot(builder, kind, isa, value, load(builder, q, const(64 * k), BYTES))
-            for k, value in enumerate(values)
-        ]
-        dots = _group_sums(builder, dots, kind.group // 4)
+        dots, at = [], 0
+        for together in values:
+            total = same(WORDS, 0)
+            for value in together:
+                total = unpack.dot(
+                    builder, kind, isa, total, value, load(builder, q, const(at), BYTES)
+                )
+                at += 64
+            dots.append(total)
+        dots = _group_sums(builder, dots, unpack.lanes(kind))
         if bias := unpack.excess(kind, isa):
             sums = load(builder, x_sums, const(0), dots.type)
             dots = builder.sub(dots, builder.mul(sums, same(dots.type, bias)))

@@ -31,6 +31,7 @@ from llama2np.kernels.runtime.vectors import (
     cells,
     data_of,
     load,
+    pick,
     same,
     spread,
     stepped,
@@ -70,8 +71,10 @@ def unpacker(kind, isa):
             places = places_of(row)
             value = builder.add(v, builder.mul(first, const(kind.values)))
             group = builder.add(g, builder.mul(first, const(kind.values // kind.group)))
-            for k, vector in enumerate(unpack.vectors(builder, kind, isa, places)):
-                store(builder, vector, values, builder.add(value, const(64 * k)))
+            vectors = sum(unpack.vectors(builder, kind, isa, places), [])
+            order = unpack.order(kind, 64 * len(vectors))
+            for vector, numbers in zip(vectors, order, strict=True):
+                _store_in_order(builder, vector, numbers, values, value)
             for found, out in zip(
                 unpack.scales(builder, kind, places), (scales, offsets), strict=True
             ):
@@ -87,6 +90,14 @@ def unpacker(kind, isa):
         return types.void(w, i, i, values, i, scales, offsets, i), generate
 
     return unpack_row
+
+
+def _store_in_order(builder, vector, numbers, values, start):
+    """Store the byte k of the vector at values[start + numbers[k]]. Runs of 16 are adjacent."""
+    size = 64 if numbers[63] - numbers[0] == 63 else 16
+    for k in range(0, 64, size):
+        part = vector if size == 64 else pick(builder, vector, vector, range(k, k + size))
+        store(builder, part, values, builder.add(start, const(numbers[k])))
 
 
 def _group(kind, isa, width):

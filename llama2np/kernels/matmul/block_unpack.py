@@ -1,20 +1,26 @@
-"""Vector code that unpacks blocks of GGUF's number formats: 64 values at a time, in their order.
+"""Vector code that unpacks blocks of GGUF's number formats, 64 values at a time.
 
-All of it is made from the tables in block_kinds.py. A `place` is a pointer to a block. 64 values
-belong to two blocks of 32 values, or to a quarter of a block of 256. LLVM splits the vectors of 64
-bytes on CPUs with shorter ones.
+All of it is made from the tables in block_kinds.py. A `place` is a pointer to a block. LLVM splits
+the vectors of 64 bytes on CPUs with shorter ones.
 
-Q4_0, two blocks a and b (d is the scale, each letter stands for 16 bytes of nibbles):
+Q4_0, four blocks a, b, c, d (s is a scale, each other letter stands for 16 bytes of nibbles):
 
-    memory       d a d b
-    load         a a b b        each half twice
-    shift by     0 4 0 4        bits, and keep the lower 4 of each byte
+    memory       s a s b s c s d
+    load         a b c d                  joined from four loads
+    two vectors  a b c d                  bits 0-3 of each byte
+                 a b c d                  bits 4-7, after a shift
+
+Q4_K, two groups of 32 values a and b, whose nibbles are in the same 32 bytes:
+
+    memory       ab
+    load         ab ab                    twice
+    one vector   a  b                     bits 0-3 of the first half, 4-7 of the second
 """
 
 from llvmlite import ir
 from numba.core import cgutils
 
-from llama2np.kernels.runtime.vectors import F32, I8, I32, I64, concat, load, pick, same, spread
+from llama2np.kernels.runtime.vectors import F32, I8, I16, I32, I64, concat, load, pick, same, spread
 
 BYTES, WORDS = ir.VectorType(I8, 64), ir.VectorType(I32, 16)
 HALF = ir.HalfType()
@@ -69,37 +75,59 @@ def walk(builder, kind, blocks, body):
 
 
 def vectors(builder, kind, isa, places):
-    """The values of these blocks: a list of vectors of 64 bytes, larger than they are by `excess`.
+    """The values of these blocks in vectors of 64 bytes, larger than they are by `excess`.
 
-    If the format is signed and the excess 0, the bytes are int8; else they are at most 255.
+    A list of lists: the dot products of the vectors in one of them are added to the same 16 int32,
+    of which `lanes` adjacent ones belong to a group. The vectors are in the order of `order`. If the
+    format is signed and the excess 0, the bytes are int8; else they are at most 255.
     """
-    found = []
-    for start in range(0, kind.values * len(places), 64):
-        if kind.values == 32:
-            chunk = [(places[start // 32 + b], i) for b in (0, 1) for i in range(32)]
-        else:
-            chunk = [(places[0], start + i) for i in range(64)]
-        value, position = None, 0
-        for part in kind.parts:
-            some = _part(builder, part, chunk, position)
-            value = some if value is None else builder.or_(value, some)
-            position += part.count
-        if kind.table:
-            table = [(byte + isa.bias + 128) % 256 - 128 for byte in kind.table]  # as int8
-            value = _in_pieces(isa, builder, lambda piece: isa.lookup(builder, table, piece), value)
-        elif kind.signed:
-            value = builder.bitcast(isa.biased(builder, builder.bitcast(value, WORDS)), BYTES)
-        found.append(value)
-    return found
+    values = [(place, i) for place in places for i in range(kind.values)]
+    found = [
+        _vector(builder, kind, isa, [values[i] for i in chunk]) for chunk in order(kind, len(values))
+    ]
+    together = 2 if kind.halves else 1
+    return [found[k : k + together] for k in range(0, len(found), together)]
+
+
+def order(kind, count):
+    """The numbers of `count` values in the order in which `vectors` has them, in lists of 64.
+
+    It is their own order, or for kinds with `halves` first the low halves of the bytes of four
+    groups and then the high ones. So each byte is in one vector only.
+    """
+    if not kind.halves:
+        return [range(start, start + 64) for start in range(0, count, 64)]
+    return [
+        [start + 32 * group + half + i for group in range(4) for i in range(16)]
+        for start in range(0, count, 128)
+        for half in (0, 16)
+    ]
+
+
+def lanes(kind):
+    """The number of adjacent int32 that belong to a group: see `vectors`."""
+    return 4 if kind.halves else kind.group // 4
+
+
+def _vector(builder, kind, isa, chunk):
+    """The 64 values (place, number) of a chunk."""
+    value, position = None, 0
+    for part in kind.parts:
+        some = _part(builder, part, chunk, position)
+        value = some if value is None else builder.or_(value, some)
+        position += part.count
+    if kind.table:
+        table = [(byte + isa.bias + 128) % 256 - 128 for byte in kind.table]  # as int8
+        return _in_pieces(isa, builder, lambda piece: isa.lookup(builder, table, piece), value)
+    if kind.signed:
+        return builder.bitcast(isa.biased(builder, builder.bitcast(value, WORDS)), BYTES)
+    return value
 
 
 def _part(builder, part, chunk, position):
     """`part` of the 64 values (place, number) of a chunk, in bits `position` and on of each byte."""
     if part.count == 1 and part.bytes[7] == part.bytes[0]:  # a bit for each value, in their order
-        word = ir.VectorType(I32, 1)
-        words = [load(builder, place, const(part.bytes[0]), word) for place, _ in chunk[::32]]
-        bits = builder.bitcast(concat(builder, words), ir.VectorType(ir.IntType(1), 64))
-        return builder.select(bits, same(BYTES, 1 << position), same(BYTES, 0))
+        return _bits(builder, part, chunk, position)
     value = _gather(builder, [(place, part.bytes[i]) for place, i in chunk])
     shifts = [part.shifts[i] - position for _, i in chunk]
     if any(shifts):
@@ -108,6 +136,14 @@ def _part(builder, part, chunk, position):
         return value
     mask = ((1 << part.count) - 1) << position
     return builder.and_(value, same(BYTES, mask))
+
+
+def _bits(builder, part, chunk, position):
+    """The same for a part of 32 bits a block, of which the chunk has 16 of each of four blocks."""
+    byte = part.bytes[chunk[0][1]]
+    halves = [load(builder, place, const(byte), ir.VectorType(I16, 1)) for place, _ in chunk[::16]]
+    bits = builder.bitcast(concat(builder, halves), ir.VectorType(ir.IntType(1), 64))
+    return builder.select(bits, same(BYTES, 1 << position), same(BYTES, 0))
 
 
 def _gather(builder, wanted):
@@ -203,8 +239,7 @@ def _in_pieces(isa, builder, function, *values):
     return concat(builder, pieces)
 
 
-def dot(builder, kind, isa, values, x):
-    """The products of `vectors` and 64 int8 of the input: the sum of four in each of 16 int32."""
+def dot(builder, kind, isa, total, values, x):
+    """total (16 int32) + the products of 64 values and 64 int8 of the input, each a sum of four."""
     instruction = isa.instruction if kind.signed else isa.small
-    multiply = lambda *pieces: instruction(builder, *pieces)  # noqa: E731
-    return _in_pieces(isa, builder, multiply, same(WORDS, 0), values, x)
+    return _in_pieces(isa, builder, lambda *some: instruction(builder, *some), total, values, x)

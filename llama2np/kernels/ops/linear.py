@@ -164,43 +164,43 @@ _BLOCK_INPUT = "group terms q q_scales q_sums q_offsets"
 
 
 @inner
-def _quantize_terms(s, run, t, width, scratch):
+def _quantize_terms(run, x, n, terms, halves, group, width, q, scales, sums, offsets, t, scratch):
     """Quantize row t of x, padded to `width` values, to `terms` rows of q.
 
-    The first row is x, rounded; with 2 terms, the second is what the first lacks, so that the sum
-    of both has about 15 bits. It is computed in scratch.
+    The first is x, rounded; the second is what the first lacks, so that the sum of both has about
+    15 bits. x, q, scales, sums, offsets: where they are in the arena.
     """
-    n, group, terms = s["n"], s["group"], s["terms"]
-    x, groups = rows_of(run, s["x"], n, t, t + 1)[0], width // group
-    spare, rest = vector(scratch, n // 16), vector(scratch + n // 4, n)
-    for term in range(terms):
-        row = t * terms + term
-        q = int8s(place(run, s["q"]) + width * row, 1, width)[0]
-        scales = vector(place(run, s["q_scales"]) + 4 * groups * row, groups)
-        sums = int32s(place(run, s["q_sums"]) + 4 * groups * row, 1, groups)[0]
-        offsets = vector(place(run, s["q_offsets"]) + 4 * groups * row, groups)
-        block_rows.quantize(x if term == 0 else rest, group, q, scales, sums, offsets, spare)
-        if term + 1 < terms:
-            for g in range(n // group):
-                for i in range(g * group, (g + 1) * group):
-                    rest[i] = x[i] - scales[g] * np.float32(q[i])
+    groups, rest = width // group, vector(scratch, n)
+    values = rows_of(run, x, n, t, t + 1)[0]
+    for row in range(t * terms, (t + 1) * terms):
+        at = 4 * groups * row
+        block_rows.quantize(
+            rest if row > t * terms else values, rest, halves, group,
+            int8s(place(run, q) + width * row, 1, width)[0], vector(place(run, scales) + at, groups),
+            int32s(place(run, sums) + at, 1, groups)[0], vector(place(run, offsets) + at, groups),
+        )  # fmt: skip
 
 
-@op(f"x {_BLOCK_INPUT}")
+@op(f"x halves {_BLOCK_INPUT}")
 def quantize_for_blocks(s, run, first, last, scratch):
     """q, q_scales, q_sums, q_offsets = x as block_rows.few reads it. A unit is a row."""
-    width = block_rows.padded(s["n"])
+    x, n, terms, halves, group = s["x"], s["n"], s["terms"], s["halves"], s["group"]
+    q, scales, sums, offsets = s["q"], s["q_scales"], s["q_sums"], s["q_offsets"]
+    width = block_rows.padded(n)
     for t in range(first, last):
-        _quantize_terms(s, run, t, width, scratch)
+        _quantize_terms(
+            run, x, n, terms, halves, group, width, q, scales, sums, offsets, t, scratch
+        )
 
 
 @op(f"x {_BLOCK_INPUT} tiles tiles_scales tiles_sums tiles_offsets")
 def quantize_block_tiles(s, run, first, last, scratch):
     """The same, packed into tiles for block_tiles.many. A unit is int8_tiles.NARROW rows of q."""
-    narrow, terms, n = int8_tiles.NARROW, s["terms"], s["n"]
-    rows, groups = row_count(s["picked"], run), n // s["group"]
+    x, n, terms, group, narrow = s["x"], s["n"], s["terms"], s["group"], int8_tiles.NARROW
+    q, scales, sums, offsets = s["q"], s["q_scales"], s["q_sums"], s["q_offsets"]
+    rows, groups = row_count(s["picked"], run), n // group
     for t in range(first * narrow // terms, min(last * narrow // terms, rows)):
-        _quantize_terms(s, run, t, n, scratch)
+        _quantize_terms(run, x, n, terms, False, group, n, q, scales, sums, offsets, t, scratch)
     for q, tiles, width in (
         (s["q"], s["tiles"], n // 4),
         (s["q_scales"], s["tiles_scales"], groups),
