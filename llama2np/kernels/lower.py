@@ -312,7 +312,6 @@ def _quantize_for_blocks(x: Value, kind: block_kinds.Kind, terms: int, many: boo
         op, each = linear.quantize_block_tiles, int8_tiles.NARROW // terms
     made = tuple(Value("", width) for width in widths)
     fields = {"x": x, "group": kind.group, "terms": terms, **dict(zip(names, made, strict=True))}
-    fields |= {} if many else {"halves": kind.halves}
     fields |= {"n": x.width, "each": each, "work": terms * _COST["quantize"] * x.width}
     return Entry(op, fields, made)
 

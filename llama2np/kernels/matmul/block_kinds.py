@@ -79,11 +79,6 @@ class Kind(NamedTuple):
         """The number of bytes in a block."""
         return FORMATS[self.name].nbytes
 
-    @property
-    def halves(self):
-        """Whether 32 values are the low halves of 16 bytes, and then the high halves."""
-        return self.parts[0].bytes[:16] == self.parts[0].bytes[16:32]
-
 
 def _nibbles(start):
     """The 32 values of a small block: first the low halves of its 16 bytes, then the high ones."""

@@ -57,11 +57,11 @@ padded = inner(padded_width)  # for kernels
 
 
 @inner
-def quantize(x, rest, halves, group, q, scales, sums, offsets):
+def quantize(x, rest, ordered, group, q, scales, sums, offsets):
     """Quantize a row x (n,) to int8 with a float32 scale for each INPUT_GROUP values.
 
     The scale maps the largest magnitude to 127; ties are rounded to even. q: (n,), or padded, int8,
-    in the order of block_unpack.order for kinds with or without halves. scales, sums, offsets:
+    in the order of x, or if it is `ordered` in that of block_unpack.order. scales, sums, offsets:
     (width of q / group,): the scale of each group of `group` values (16 or 32), the sum of their
     integers (int32), and scale * float32(sum). The padding is 0. rest: (n,), becomes x - q * scale;
     it may be x.
@@ -69,8 +69,8 @@ def quantize(x, rest, halves, group, q, scales, sums, offsets):
     per = INPUT_GROUP // group
     for g in range(q.shape[0] // INPUT_GROUP):
         start = g * INPUT_GROUP
-        first = g // 4 * 128 + g % 4 * 16 if halves else start
-        second = first + 64 if halves else first + 16
+        first = g // 4 * 128 + g % 4 * 16 if ordered and group == 32 else start
+        second = first + 64 if ordered and group == 32 else first + 16
         scale, sum_a, sum_b = np.float32(0), np.int32(0), np.int32(0)
         if start < x.shape[0]:
             scale = _quantize_group(x[start : start + 32], rest[start : start + 32], q, first, second)
@@ -110,37 +110,26 @@ def _quantize_group(x, rest, q, first, second):
     return scale
 
 
-def _group_sums(builder, totals, lanes):
-    """The sums of `lanes` (4 or 8) adjacent lanes of vectors of 16 int32: a vector, in order.
+def _group_sums(builder, totals):
+    """The sums of four adjacent lanes of 1, 2 or 4 vectors of 16 int32: a vector, in their order.
 
     Lanes are added in each quarter of the vectors, since such shuffles are cheap:
 
         a: a0 a1 a2 a3   b: b0 b1 b2 b3   ->   a0 a2 b0 b2 + a1 a3 b1 b3
     """
     count = len(totals)
-    totals = (totals * 4)[: max(count, 4)]
-
-    def added(a, b, parity):
-        return pick(
-            builder, a, b, [4 * q + k + 16 * o for q in range(4) for o in (0, 1) for k in parity]
-        )
-
     for _ in range(2):
-        pairs = zip(totals[::2], totals[1::2], strict=True)
-        totals = [builder.add(added(a, b, (0, 2)), added(a, b, (1, 3))) for a, b in pairs]
-    # Lane 4 q + k of totals[j] is the sum of quarter q of the (4 j + k)-th vector.
-    a, b = totals[0], totals[-1]
-    if lanes == 4:
-        return pick(builder, a, a, [4 * q + k for k in range(count) for q in range(4)])
-    whole = len(totals) == 2
-    quarters = [0, 2, 4, 6] if whole else [0, 2]
-    left, right = (
-        pick(builder, a, b, [4 * (q + odd) + k for q in quarters for k in range(4)])
-        for odd in (0, 1)
-    )
-    total = builder.add(left, right)  # lane 8 j + 4 h + k: half h of the (4 j + k)-th vector
-    order = [8 * (v // 4) + 4 * h + v % 4 for v in range(count) for h in (0, 1)]
-    return pick(builder, total, total, order)
+        firsts, seconds = totals[::2], totals[1::2] or totals
+        totals = [_add_adjacent(builder, *pair) for pair in zip(firsts, seconds, strict=True)]
+    (total,) = totals  # lane 4 q + k is the sum of quarter q of the k-th vector
+    return pick(builder, total, total, [4 * q + k for k in range(count) for q in range(4)])
+
+
+def _add_adjacent(builder, a, b):
+    def lanes(parity):
+        return [16 * v + 4 * q + k + parity for q in range(4) for v in (0, 1) for k in (0, 2)]
+
+    return builder.add(*(pick(builder, a, b, lanes(parity)) for parity in (0, 1)))
 
 
 def _add_blocks(builder, kind, isa, places, x, totals):
@@ -161,7 +150,7 @@ def _add_blocks(builder, kind, isa, places, x, totals):
                 )
                 at += 64
             dots.append(total)
-        dots = _group_sums(builder, dots, unpack.lanes(kind))
+        dots = _group_sums(builder, dots)
         if bias := unpack.excess(kind, isa):
             sums = load(builder, x_sums, const(0), dots.type)
             dots = builder.sub(dots, builder.mul(sums, same(dots.type, bias)))

@@ -72,7 +72,7 @@ def unpacker(kind, isa):
             value = builder.add(v, builder.mul(first, const(kind.values)))
             group = builder.add(g, builder.mul(first, const(kind.values // kind.group)))
             vectors = sum(unpack.vectors(builder, kind, isa, places), [])
-            order = unpack.order(kind, 64 * len(vectors))
+            order = unpack.order(kind.group, 64 * len(vectors))
             for vector, numbers in zip(vectors, order, strict=True):
                 _store_in_order(builder, vector, numbers, values, value)
             for found, out in zip(

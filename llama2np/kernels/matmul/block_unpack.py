@@ -6,21 +6,18 @@ the vectors of 64 bytes on CPUs with shorter ones.
 Q4_0, four blocks a, b, c, d (s is a scale, each other letter stands for 16 bytes of nibbles):
 
     memory       s a s b s c s d
-    load         a b c d                  joined from four loads
-    two vectors  a b c d                  bits 0-3 of each byte
-                 a b c d                  bits 4-7, after a shift
+    load         a b c d              joined from four loads
+    two vectors  a b c d              bits 0-3 of each byte: values 0-15 of the blocks
+                 a b c d              bits 4-7, after a shift: values 16-31
 
-Q4_K, two groups of 32 values a and b, whose nibbles are in the same 32 bytes:
-
-    memory       ab
-    load         ab ab                    twice
-    one vector   a  b                     bits 0-3 of the first half, 4-7 of the second
+Four adjacent bytes of a vector become one int32 of a dot product, so four adjacent int32 belong to
+the same group of values (a block, here), whose other values are in the next vector.
 """
 
 from llvmlite import ir
 from numba.core import cgutils
 
-from llama2np.kernels.runtime.vectors import F32, I8, I16, I32, I64, concat, load, pick, same, spread
+from llama2np.kernels.runtime.vectors import F32, I8, I16, I32, I64, concat, load, pick, same
 
 BYTES, WORDS = ir.VectorType(I8, 64), ir.VectorType(I32, 16)
 HALF = ir.HalfType()
@@ -77,36 +74,32 @@ def walk(builder, kind, blocks, body):
 def vectors(builder, kind, isa, places):
     """The values of these blocks in vectors of 64 bytes, larger than they are by `excess`.
 
-    A list of lists: the dot products of the vectors in one of them are added to the same 16 int32,
-    of which `lanes` adjacent ones belong to a group. The vectors are in the order of `order`. If the
+    The vectors are in the order of `order`, in lists of `together(kind)`: the dot products of those
+    in a list are added to the same 16 int32, of which four adjacent ones belong to a group. If the
     format is signed and the excess 0, the bytes are int8; else they are at most 255.
     """
     values = [(place, i) for place in places for i in range(kind.values)]
-    found = [
-        _vector(builder, kind, isa, [values[i] for i in chunk]) for chunk in order(kind, len(values))
-    ]
-    together = 2 if kind.halves else 1
-    return [found[k : k + together] for k in range(0, len(found), together)]
+    chunks = [[values[i] for i in chunk] for chunk in order(kind.group, len(values))]
+    found = [_vector(builder, kind, isa, chunk) for chunk in chunks]
+    size = together(kind)
+    return [found[k : k + size] for k in range(0, len(found), size)]
 
 
-def order(kind, count):
+def together(kind):
+    """The number of vectors whose products are added: each has 16 values of four groups."""
+    return kind.group // 16
+
+
+def order(group, count):
     """The numbers of `count` values in the order in which `vectors` has them, in lists of 64.
 
-    It is their own order, or for kinds with `halves` first the low halves of the bytes of four
-    groups and then the high ones. So each byte is in one vector only.
+    A list has 16 values of each of four groups. For groups of 32 the next list has the others.
     """
-    if not kind.halves:
-        return [range(start, start + 64) for start in range(0, count, 64)]
     return [
-        [start + 32 * group + half + i for group in range(4) for i in range(16)]
-        for start in range(0, count, 128)
-        for half in (0, 16)
+        [start + group * k + part + i for k in range(4) for i in range(16)]
+        for start in range(0, count, 4 * group)
+        for part in range(0, group, 16)
     ]
-
-
-def lanes(kind):
-    """The number of adjacent int32 that belong to a group: see `vectors`."""
-    return 4 if kind.halves else kind.group // 4
 
 
 def _vector(builder, kind, isa, chunk):
@@ -141,8 +134,8 @@ def _part(builder, part, chunk, position):
 def _bits(builder, part, chunk, position):
     """The same for a part of 32 bits a block, of which the chunk has 16 of each of four blocks."""
     byte = part.bytes[chunk[0][1]]
-    halves = [load(builder, place, const(byte), ir.VectorType(I16, 1)) for place, _ in chunk[::16]]
-    bits = builder.bitcast(concat(builder, halves), ir.VectorType(ir.IntType(1), 64))
+    bits = _join_words(builder, [place for place, _ in chunk[::16]], byte)
+    bits = builder.bitcast(bits, ir.VectorType(ir.IntType(1), 64))
     return builder.select(bits, same(BYTES, 1 << position), same(BYTES, 0))
 
 
@@ -185,23 +178,33 @@ def scales(builder, kind, places):
 
 def _halves(builder, places, byte):
     """The float16 at this byte of each block, as float32."""
-    found = ir.Constant(ir.VectorType(HALF, len(places)), ir.Undefined)
+    fours = [places[k : k + 4] for k in range(0, len(places), 4)]
+    words = [_join_words(builder, four, byte) for four in fours]
+    halves = concat(builder, [builder.bitcast(word, ir.VectorType(HALF, 4)) for word in words])
+    return builder.fpext(halves, ir.VectorType(F32, len(places)))
+
+
+def _join_words(builder, places, byte):
+    """The 16 bits at this byte of four blocks, in a general register.
+
+    LLVM would insert each into an undefined vector register. For that it takes a register that is
+    in use, and the loop waits for what computes it.
+    """
+    joined = const(0)
     for k, place in enumerate(places):
-        half = builder.extract_element(_half(builder, place, byte), ir.Constant(I32, 0))
-        found = builder.insert_element(found, half, ir.Constant(I32, k))
-    return builder.fpext(found, ir.VectorType(F32, len(places)))
-
-
-def _half(builder, place, byte):
-    return load(builder, place, const(byte), ir.VectorType(HALF, 1))
+        address = builder.bitcast(builder.gep(place, [const(byte)]), I16.as_pointer())
+        bits = builder.zext(builder.load(address, align=1), I64)
+        joined = builder.or_(joined, builder.shl(bits, const(16 * k)))
+    return joined
 
 
 def _times_half(builder, numbers, place, byte):
     """Integers times the float16 at this byte, in float32."""
-    vector = ir.VectorType(F32, numbers.type.count)
-    half = builder.extract_element(_half(builder, place, byte), ir.Constant(I32, 0))
-    floats = builder.sitofp(numbers, vector)
-    return builder.fmul(floats, spread(builder, builder.fpext(half, F32), vector))
+    half = builder.bitcast(_join_words(builder, [place], byte), ir.VectorType(HALF, 4))
+    half = builder.fpext(half, ir.VectorType(F32, 4))
+    count = numbers.type.count
+    floats = builder.sitofp(numbers, ir.VectorType(F32, count))
+    return builder.fmul(floats, pick(builder, half, half, [0] * count))
 
 
 def _integers(builder, kind, parts, place, signed=False):

@@ -164,7 +164,7 @@ _BLOCK_INPUT = "group terms q q_scales q_sums q_offsets"
 
 
 @inner
-def _quantize_terms(run, x, n, terms, halves, group, width, q, scales, sums, offsets, t, scratch):
+def _quantize_terms(run, x, n, terms, ordered, group, width, q, scales, sums, offsets, t, scratch):
     """Quantize row t of x, padded to `width` values, to `terms` rows of q.
 
     The first is x, rounded; the second is what the first lacks, so that the sum of both has about
@@ -175,21 +175,21 @@ def _quantize_terms(run, x, n, terms, halves, group, width, q, scales, sums, off
     for row in range(t * terms, (t + 1) * terms):
         at = 4 * groups * row
         block_rows.quantize(
-            rest if row > t * terms else values, rest, halves, group,
+            rest if row > t * terms else values, rest, ordered, group,
             int8s(place(run, q) + width * row, 1, width)[0], vector(place(run, scales) + at, groups),
             int32s(place(run, sums) + at, 1, groups)[0], vector(place(run, offsets) + at, groups),
         )  # fmt: skip
 
 
-@op(f"x halves {_BLOCK_INPUT}")
+@op(f"x {_BLOCK_INPUT}")
 def quantize_for_blocks(s, run, first, last, scratch):
     """q, q_scales, q_sums, q_offsets = x as block_rows.few reads it. A unit is a row."""
-    x, n, terms, halves, group = s["x"], s["n"], s["terms"], s["halves"], s["group"]
+    x, n, terms, group = s["x"], s["n"], s["terms"], s["group"]
     q, scales, sums, offsets = s["q"], s["q_scales"], s["q_sums"], s["q_offsets"]
     width = block_rows.padded(n)
     for t in range(first, last):
         _quantize_terms(
-            run, x, n, terms, halves, group, width, q, scales, sums, offsets, t, scratch
+            run, x, n, terms, ordered, group, width, q, scales, sums, offsets, t, scratch
         )
 
 
