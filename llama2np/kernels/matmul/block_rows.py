@@ -33,7 +33,6 @@ from llama2np.kernels.runtime.vectors import (
     pick,
     prefetch,
     same,
-    spread,
     store,
 )
 
@@ -73,7 +72,9 @@ def quantize(x, rest, ordered, group, q, scales, sums, offsets):
         second = first + 64 if ordered and group == 32 else first + 16
         scale, sum_a, sum_b = np.float32(0), np.int32(0), np.int32(0)
         if start < x.shape[0]:
-            scale = _quantize_group(x[start : start + 32], rest[start : start + 32], q, first, second)
+            scale = _quantize_group(
+                x[start : start + 32], rest[start : start + 32], q, first, second
+            )
             for i in range(16):
                 sum_a = np.int32(sum_a + np.int32(q[first + i]))
             for i in range(16):
@@ -135,7 +136,7 @@ def _add_adjacent(builder, a, b):
 def _add_blocks(builder, kind, isa, places, x, totals):
     """Add the products of some blocks of a row to the totals of each token.
 
-    x: for each token the pointers to its integers, scales, sums and offsets that belong to the
+    x: for each token the pointers to its integers, scales, sums and offsets at the first of these
     blocks. totals: pointers to vectors of four sums.
     """
     values = unpack.vectors(builder, kind, isa, places)
@@ -172,62 +173,51 @@ def _fma(builder, a, x, g, total):
     return call(builder, "llvm.fma.v4f32", _FOUR, a, load(builder, x, const(g), _FOUR), total)
 
 
-def products(kind, rows, tokens, isa):
-    """An intrinsic that multiplies `rows` rows of a matrix and `tokens` tokens.
+def products(kind, tokens, isa):
+    """An intrinsic that multiplies a row of a matrix and `tokens` tokens.
 
-    Its arguments: (w, at, row_stride, blocks, q, scales, sums, offsets, t, width, out). All arrays
-    are flat; w has bytes, and a row has `blocks` blocks. Row r begins at w[at + r * row_stride]. q,
-    scales, sums and offsets: see `quantize`; they are those of the tokens t, t + 1 ..., and `width`
-    is a token's padded number of values. It fills out[token * rows + r].
+    Its arguments: (w, at, blocks, q, scales, sums, offsets, t, width, out). All arrays are flat. The
+    row has `blocks` blocks and begins at w[at]. q, scales, sums and offsets: see `quantize`; they
+    are those of the tokens t, t + 1 ..., and `width` is a token's padded number of values. It fills
+    out[: tokens].
     """
 
     def generate(context, builder, signature, arguments):
-        w, q, scales, sums, offsets, out = data_of(
-            context, builder, signature, arguments, 0, 4, 5, 6, 7, 10
-        )
-        _, at, row_stride, blocks, _, _, _, _, t, width, _ = arguments
-        w = builder.bitcast(w, I8.as_pointer())
-        begins = [builder.add(at, builder.mul(row_stride, const(r))) for r in range(rows)]
-        begins = [builder.gep(w, [begin]) for begin in begins]
-        totals = cells(builder, same(_FOUR, 0.0), rows, tokens)
+        w, *inputs, out = data_of(context, builder, signature, arguments, 0, 3, 4, 5, 6, 9)
+        _, at, blocks, _, _, _, _, t, width, _ = arguments
+        row = builder.gep(builder.bitcast(w, I8.as_pointer()), [at])
+        totals = cells(builder, same(_FOUR, 0.0), 1, tokens)
+        totals = [totals[0, token] for token in range(tokens)]
         groups = builder.udiv(width, const(kind.group))
-        size = kind.nbytes * unpack.steps(kind)[0]
 
-        def step(places_of, first):
-            x = []
+        def begins(value):
+            """The pointers to the input from this value of the first token on, for each token."""
+            group = builder.udiv(value, const(kind.group))
             for token in range(tokens):
                 number = builder.add(t, const(token))
-                value = builder.add(builder.mul(number, width), _times(first, kind.values))
-                group = builder.add(
-                    builder.mul(number, groups), _times(first, kind.values // kind.group)
-                )
-                numbers = [builder.gep(each, [group]) for each in (scales, sums, offsets)]
-                x.append([builder.gep(q, [value]), *numbers])
-            for r, begin in enumerate(begins):
-                places = places_of(begin)
-                for byte in range(0, size, 64):
-                    prefetch(builder, places[0], const(_AHEAD + byte))
-                _add_blocks(
-                    builder, kind, isa, places, x, [totals[r, token] for token in range(tokens)]
-                )
+                at = [builder.add(builder.mul(number, width), value)]
+                at += 3 * [builder.add(builder.mul(number, groups), group)]
+                yield [builder.gep(base, [i]) for base, i in zip(inputs, at, strict=True)]
 
-        def _times(index, number):
-            return builder.mul(index, const(number))
+        def step(places_of, first):
+            places = places_of(row)
+            for byte in range(0, kind.nbytes * len(places), 64):
+                prefetch(builder, places[0], const(_AHEAD + byte))
+            x = begins(builder.mul(first, const(kind.values)))
+            _add_blocks(builder, kind, isa, places, x, totals)
 
         unpack.walk(builder, kind, blocks, step)
-        for (r, token), total in totals.items():
-            total = builder.load(total)
+        for token, total in enumerate(map(builder.load, totals)):
             for half in (2, 1):
-                total = builder.fadd(*(
-                    pick(builder, total, total, range(k, k + half)) for k in (0, half)
-                ))
-            store(builder, total, out, const(token * rows + r))
+                parts = [pick(builder, total, total, range(k, k + half)) for k in (0, half)]
+                total = builder.fadd(*parts)
+            store(builder, total, out, const(token))
         return context.get_dummy_value()
 
     @intrinsic
-    def multiply(_context, w, at, row_stride, blocks, q, scales, sums, offsets, t, width, out):
+    def multiply(_context, w, at, blocks, q, scales, sums, offsets, t, width, out):
         i = types.intp
-        return types.void(w, i, i, i, q, scales, sums, offsets, i, i, out), generate
+        return types.void(w, i, i, q, scales, sums, offsets, i, i, out), generate
 
     return multiply
 
@@ -239,32 +229,26 @@ def few(kind, isa=ISA):
     (w, n, d, q, scales, sums, offsets, tokens, terms, out, first, last, spare): w (d, bytes of a row)
     uint8 in blocks of the number format `kind`; the input of `tokens` tokens, see `quantize`: q
     (tokens * terms, padded n), scales, sums, offsets; out (tokens, d) float32. All arrays are flat.
-    With 2 terms, the input of token t is the sum of rows 2 t and 2 t + 1. spare: (4,) float32.
+    With 2 terms, the input of token t is the sum of rows 2 t and 2 t + 1. spare: (2,) float32.
     """
     form, isa = KINDS[kind], instructions(isa)
-    one, two = (products(form, 2, count, isa) for count in (1, 2))
+    one, two = (products(form, count, isa) for count in (1, 2))
     values, nbytes = form.values, form.nbytes
 
     @exact
     def multiply(w, n, d, q, scales, sums, offsets, tokens, terms, out, first, last, spare):
-        blocks, width, half = n // values, padded(n), (last - first + 1) // 2
-        size, rows = blocks * nbytes, tokens * terms
-        # Two rows share the loads of the input. They come from both halves of the range, because
-        # two sequential streams give more bandwidth than one. The last may be computed twice.
-        for i in range(first, first + half):
-            j = min(i + half, last - 1)
-            at, stride, t = i * size, (j - i) * size, np.int64(0)
-            while rows - t >= 2:
-                two(w, at, stride, blocks, q, scales, sums, offsets, t, width, spare)
+        blocks, width, rows = n // values, padded(n), tokens * terms
+        for i in range(first, last):
+            at, t = i * blocks * nbytes, np.int64(0)
+            while rows - t >= 2:  # two share the unpacked blocks
+                two(w, at, blocks, q, scales, sums, offsets, t, width, spare)
                 if terms == 2:
-                    out[t // 2 * d + i] = spare[0] + spare[2]
-                    out[t // 2 * d + j] = spare[1] + spare[3]
+                    out[t // 2 * d + i] = spare[0] + spare[1]
                 else:
-                    out[t * d + i], out[t * d + j] = spare[0], spare[1]
-                    out[t * d + d + i], out[t * d + d + j] = spare[2], spare[3]
+                    out[t * d + i], out[t * d + d + i] = spare[0], spare[1]
                 t += 2
             if t < rows:
-                one(w, at, stride, blocks, q, scales, sums, offsets, t, width, spare)
-                out[t * d + i], out[t * d + j] = spare[0], spare[1]
+                one(w, at, blocks, q, scales, sums, offsets, t, width, spare)
+                out[t * d + i] = spare[0]
 
     return multiply

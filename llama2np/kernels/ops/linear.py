@@ -188,9 +188,7 @@ def quantize_for_blocks(s, run, first, last, scratch):
     q, scales, sums, offsets = s["q"], s["q_scales"], s["q_sums"], s["q_offsets"]
     width = block_rows.padded(n)
     for t in range(first, last):
-        _quantize_terms(
-            run, x, n, terms, ordered, group, width, q, scales, sums, offsets, t, scratch
-        )
+        _quantize_terms(run, x, n, terms, True, group, width, q, scales, sums, offsets, t, scratch)
 
 
 @op(f"x {_BLOCK_INPUT} tiles tiles_scales tiles_sums tiles_offsets")
@@ -227,7 +225,7 @@ def blocks_few(kind):
         scales = vector(place(run, s["q_scales"]), count * groups)
         sums = int32s(place(run, s["q_sums"]), 1, count * groups)[0]
         offsets = vector(place(run, s["q_offsets"]), count * groups)
-        spare = vector(scratch, 4)
+        spare = vector(scratch, 2)
         product(w, n, d, q, scales, sums, offsets, rows, terms, out, first, last, spare)
 
     return _linear(f"linear_few_{kind}", _BLOCK_INPUT, multiply)
