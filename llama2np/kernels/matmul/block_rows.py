@@ -26,6 +26,7 @@ from llama2np.kernels.runtime.jit import exact, inner
 from llama2np.kernels.runtime.vectors import (
     F32,
     I8,
+    I32,
     call,
     cells,
     data_of,
@@ -33,6 +34,7 @@ from llama2np.kernels.runtime.vectors import (
     pick,
     prefetch,
     same,
+    spread,
     store,
 )
 
@@ -65,50 +67,64 @@ def quantize(x, rest, ordered, group, q, scales, sums, offsets):
     integers (int32), and scale * float32(sum). The padding is 0. rest: (n,), becomes x - q * scale;
     it may be x.
     """
-    per = INPUT_GROUP // group
+    per, spread = INPUT_GROUP // group, ordered and group == INPUT_GROUP
     for g in range(q.shape[0] // INPUT_GROUP):
         start = g * INPUT_GROUP
-        first = g // 4 * 128 + g % 4 * 16 if ordered and group == 32 else start
-        second = first + 64 if ordered and group == 32 else first + 16
-        scale, sum_a, sum_b = np.float32(0), np.int32(0), np.int32(0)
+        first = g // 4 * 128 + g % 4 * 16 if spread else start
+        second = first + 64 if spread else first + 16
+        scale, sum_low, sum_high = np.float32(0), np.int32(0), np.int32(0)
         if start < x.shape[0]:
-            scale = _quantize_group(
-                x[start : start + 32], rest[start : start + 32], q, first, second
-            )
-            for i in range(16):
-                sum_a = np.int32(sum_a + np.int32(q[first + i]))
-            for i in range(16):
-                sum_b = np.int32(sum_b + np.int32(q[second + i]))
+            scale, sum_low, sum_high = _quantize_group(x, start, rest, q, first, second)
         else:
             q[first : first + 16] = 0
             q[second : second + 16] = 0
-        if group == INPUT_GROUP:
-            sum_a = np.int32(sum_a + sum_b)
+        if per == 1:
+            sum_low = np.int32(sum_low + sum_high)
         for part in range(per):
-            at, total = g * per + part, sum_b if part else sum_a
+            at, total = g * per + part, sum_high if part else sum_low
             scales[at], sums[at], offsets[at] = scale, total, scale * np.float32(total)
 
 
-@inner
-def _quantize_group(x, rest, q, first, second):
-    """Quantize 32 values: 16 go to q[first:], 16 to q[second:]. Return the scale."""
-    # The bits of positive floats have the same order as the floats; nan is the largest.
-    bits, largest = x.view(np.int32), np.int32(0)
-    for i in range(32):
-        largest = np.int32(max(largest, np.int32(bits[i] & np.int32(0x7FFFFFFF))))
-    magnitude = np.int32(largest).view(np.float32)
-    scale, inverse = magnitude / np.float32(127), np.float32(127) / magnitude
-    if not (scale > np.float32(0) and inverse < np.float32(np.inf) and scale < np.float32(np.inf)):
-        inverse = np.float32(0)  # all are 0, or one is not finite, and so is the scale
-    for start, at in ((0, first), (16, second)):
-        for i in range(16):
-            value = x[start + i]
-            rounded = np.rint(value * inverse)
-            if inverse == np.float32(0):
-                rounded = np.float32(0)  # instead of inf * 0
-            q[at + i] = np.int8(np.int32(rounded))
-            rest[start + i] = value - rounded * scale
-    return scale
+@intrinsic
+def _quantize_group(_context, x, start, rest, q, first, second):
+    """Quantize x[start : start + 32]: 16 go to q[first:], 16 to q[second:], what is left to rest.
+
+    Return the scale and the sums of the two parts of q.
+    """
+    floats, integers = ir.VectorType(F32, 16), ir.VectorType(I32, 16)
+
+    def generate(context, builder, signature, arguments):
+        x, rest, q = data_of(context, builder, signature, arguments, 0, 2, 3)
+        _, start, _, _, first, second = arguments
+        places = [builder.add(start, const(k)) for k in (0, 16)]
+        values = [load(builder, x, place, floats) for place in places]
+        # The bits of positive floats have the same order as the floats; nan is the largest.
+        bits = [builder.bitcast(value, integers) for value in values]
+        bits = [builder.and_(each, same(integers, 0x7FFFFFFF)) for each in bits]
+        larger = builder.select(builder.icmp_signed(">", *bits), *bits)
+        largest = call(builder, "llvm.vector.reduce.umax.v16i32", I32, larger)
+        magnitude, most = builder.bitcast(largest, F32), ir.Constant(F32, 127.0)
+        scale, inverse = builder.fdiv(magnitude, most), builder.fdiv(most, magnitude)
+        # If all are 0 or one is not finite, all integers are 0: 0 * nan in the product is nan.
+        finite = [
+            builder.fcmp_ordered("<", number, ir.Constant(F32, float("inf")))
+            for number in (scale, inverse)
+        ]
+        usable = spread(builder, builder.and_(*finite), ir.VectorType(ir.IntType(1), 16))
+        inverse, scales = spread(builder, inverse, floats), spread(builder, scale, floats)
+        results, big = [scale], same(floats, 3.0 * 2**22)
+        for value, place, at in zip(values, places, (first, second), strict=True):
+            ratio = builder.select(usable, builder.fmul(value, inverse), same(floats, 0.0))
+            ratio = builder.fsub(builder.fadd(ratio, big), big)  # floats near `big` are integers
+            rounded = builder.fptosi(ratio, integers)
+            store(builder, builder.trunc(rounded, ir.VectorType(I8, 16)), q, at)
+            store(builder, builder.fsub(value, builder.fmul(ratio, scales)), rest, place)
+            results.append(call(builder, "llvm.vector.reduce.add.v16i32", I32, rounded))
+        return context.make_tuple(builder, signature.return_type, results)
+
+    i = types.intp
+    result = types.Tuple((types.float32, types.int32, types.int32))
+    return result(x, i, rest, q, i, i), generate
 
 
 def _group_sums(builder, totals):
