@@ -192,7 +192,7 @@ _FIELDS = f"q out n_heads causal window stride divisor:f4 softcap:f4 {_CACHE}"
 
 
 @cache
-def attend(chunked=False):
+def attend(chunked):
     """The op: out = attention of q, (rows, n_heads * head_dim), over the cache. A unit is a head.
 
     chunked: for dual chunk attention.
