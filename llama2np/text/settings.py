@@ -65,7 +65,7 @@ def read(folder: Path) -> Settings:
 
 
 def read_template(path: Path) -> str:
-    """A chat template in a file of its own. Raises TokenizerError if it is too large, and OSError."""
+    """A chat template in its own file. Raises TokenizerError if it is too large, and OSError."""
     with open_regular(path) as file:
         data = read_at_most(file, _LARGEST_TEMPLATE)
     if data is None:
