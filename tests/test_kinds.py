@@ -72,8 +72,6 @@ MODELS = {
     "torch": (archive(a__data_pkl=b"").replace(b"data_pkl", b"data.pkl"), "a torch file"),
     "torch-old": (LEGACY, "before torch 1.6"),
     "safetensors": (safetensors(), "a safetensors file"),
-    "gguf 1": (b"GGUF\1\0\0\0" + bytes(99), "a GGUF file"),
-    "gguf 3": (b"GGUF\3\0\0\0" + bytes(99), "a GGUF file"),
     "ggml": (b"lmgg" + bytes(99), "a GGML file"),
     "ggmf": (b"fmgg\1\0\0\0" + bytes(99), "a GGML file"),
     "ggjt": (b"tjgg\3\0\0\0" + bytes(99), "a GGML file"),

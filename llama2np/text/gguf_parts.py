@@ -98,7 +98,8 @@ class _Parts:
 
     def added(self, mark: str = "") -> list[AddedToken]:
         """The tokens that a text may name; mark: what a space is in a piece."""
-        added = [AddedToken(i, piece) for piece, i in self.ids(CONTROL).items() if piece]
+        named = self.ids(CONTROL, UNKNOWN)
+        added = [AddedToken(i, piece) for piece, i in named.items() if piece]
         for piece, i in self.ids(USER_DEFINED).items():
             text = piece.replace(mark, " ") if mark else piece
             added.append(AddedToken(i, text, special=False))

@@ -9,6 +9,8 @@ from pathlib import Path
 from llama2np import advice
 from llama2np.files import open_regular
 from llama2np.formats import kinds
+from llama2np.formats.checkpoint import CheckpointError
+from llama2np.formats.gguf import is_gguf
 from llama2np.formats.kinds.signs import is_sentencepiece, is_tokenizer_bin
 from llama2np.text import (
     added_tokens,
@@ -45,6 +47,8 @@ def load(path: str | os.PathLike[str], vocab_size: int | None) -> Tokenizer:
     path = Path(path)
     if path.is_dir():
         return _from_folder(path, vocab_size)
+    if is_gguf(path):
+        return _from_gguf(path, vocab_size)
     with kinds.named(path, "tokenizer", TokenizerError):
         if kind := _kind_of_text(path):
             return _pipeline(path, kind, vocab_size)
@@ -54,6 +58,21 @@ def load(path: str | os.PathLike[str], vocab_size: int | None) -> Tokenizer:
 def form_of(folder: Path) -> str | None:
     """The name of the tokenizer's file in a folder; None if there is none."""
     return next((name for name in FORMS if (folder / name).is_file()), None)
+
+
+def _from_gguf(path: Path, vocab_size: int | None) -> Tokenizer:
+    """The tokenizer in a GGUF file."""
+    from llama2np.formats import gguf
+    from llama2np.formats.gguf.tokenizer import tokenizer_of
+
+    try:
+        tokenizer = tokenizer_of(gguf.read(path))
+    except CheckpointError as error:
+        raise TokenizerError(str(error)) from None
+    if tokenizer is None:
+        raise TokenizerError(f"{path}: has no tokenizer: name the model's with -z FILE")
+    _check_size(path, tokenizer)
+    return _for_model(tokenizer, path, {}, vocab_size)
 
 
 def _kind_of_text(path: Path) -> str:

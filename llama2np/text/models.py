@@ -129,6 +129,8 @@ class ScoredPairs:
         return merge(self._characters(word), self._join)
 
     def _join(self, a: int, b: int) -> tuple[float, int] | None:
+        if a not in self._pieces or b not in self._pieces:  # the unknown token
+            return None
         joined = self.ids.get(self._pieces[a] + self._pieces[b])
         if joined is None or (score := self._scores.get(joined)) is None:
             return None

@@ -64,10 +64,11 @@ PLACES = {
     "checkpoint": Place("a torch file of llama2.c's training script", MODEL, _TORCH),
     "hf": Place("a Hugging Face folder", MODEL, ("hf",)),
     "meta": Place("a folder in Meta's format", MODEL, ("meta",)),
+    "gguf": Place("a GGUF file", MODEL, ("gguf",)),
     "any": Place(
         "a llama2.c checkpoint or another kind that export reads",
         MODEL,
-        (*_TORCH, "llama2c", "safetensors", "hf", "meta"),
+        (*_TORCH, "llama2c", "gguf", "safetensors", "hf", "meta"),
     ),
     "tokenizer": Place(
         "a tokenizer.json, tokenizer.bin or sentencepiece model",
@@ -117,7 +118,7 @@ KINDS = (
         "fetch the file again, after logging in if it requires that",
     ),
     # Models.
-    Kind("gguf", "a GGUF file (llama.cpp)", MODEL, rb"GGUF", _OTHER_MODEL),
+    Kind("gguf", "a GGUF file (llama.cpp)", MODEL, rb"GGUF", source="--gguf"),
     Kind("ggml", "a GGML file (llama.cpp before GGUF)", MODEL, rb"lmgg|fmgg|tjgg", _OTHER_MODEL),
     Kind(
         "trainer",
@@ -165,11 +166,11 @@ KINDS = (
         "name the folder in {folder}/snapshots that has config.json",
     ),
     Kind(
-        "gguf",
+        "gguf-folder",
         "a folder of GGUF files (llama.cpp)",
         MODEL,
         lambda f: any(name.endswith(".gguf") for name in f.names),
-        _OTHER_MODEL,
+        "name one of the files in it",
     ),
     Kind(
         "bare",
