@@ -2,13 +2,14 @@
 
 import io
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
 from conftest import random_tensors
 
-from llama2np import Llama, Tokenizer
+from llama2np import Llama, Tokenizer, export
 from llama2np.cli import chat as chat_command
 from llama2np.cli import main, run
 from llama2np.decoding.turns import turns_for
@@ -365,3 +366,38 @@ def test_run_with_a_template_is_this_chat(model, monkeypatch, capsys):
 def test_the_bundled_model_does_not_chat(capsys):
     assert main(["chat", "stories-box"]) == 1
     assert "stories-box is not a chat model, it only tells stories" in capsys.readouterr().err
+
+
+# --- a folder as it is downloaded ---
+
+
+@pytest.fixture
+def folder(network, folders, tmp_path):
+    """A tiny random Llama with Qwen2's tokenizer."""
+    checkpoint.save(
+        tmp_path / "m.bin", Header(1, CONFIG, True), random_tensors(Header(1, CONFIG, True))
+    )
+    export(tmp_path / "m.bin", tmp_path / "folder", version=-1)
+    for path in (folders / "qwen2").glob("tokenizer*.json"):
+        shutil.copyfile(path, tmp_path / "folder" / path.name)
+    (tmp_path / "folder" / "generation_config.json").write_text('{"eos_token_id": [567, 569]}')
+    return tmp_path / "folder"
+
+
+def test_a_folder(folder, model):
+    loaded = Llama.load(folder)
+    bias = {2: -np.inf, 567: -np.inf}  # the first one is in the config.json that export wrote
+    options = {"seed": 1, "temperature": 0.7, "positions": 100, "logit_bias": bias}
+    assert loaded.tokenizer.ends == {2, 567, 569}
+    assert "".join(loaded.chat(**options).send("Hi")) == "".join(model.chat(**options).send("Hi"))
+
+
+@pytest.mark.parametrize("command", (["chat"], ["run", "-m", "chat"]))
+def test_a_folder_in_the_terminal(folder, monkeypatch, capsys, command):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n/save c.json\n"))
+    monkeypatch.chdir(folder)
+    assert main([*command, str(folder), "-y", "Be brief.", "-n", "90", "-s", "1"]) == 0
+    messages = json.loads((folder / "c.json").read_text())["messages"]
+    assert [message["role"] for message in messages] == ["system", "user", "assistant"]
+    said = "".join(c for c in messages[2]["content"] if c.isprintable())
+    assert "".join(c for c in capsys.readouterr().out if c.isprintable()) == said != ""

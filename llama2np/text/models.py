@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -56,6 +56,12 @@ class BytePairs:
                 self._cache.clear()
             self._cache[word] = tokens
         return tokens
+
+    def pairs(self) -> Iterator[tuple[int, int, int, int]]:
+        """The merges as (rank, a, b, token): tokens a and b become `token`."""
+        most = (1 << _BITS) - 1
+        for pair, found in self.merges.items():
+            yield found >> _BITS, pair >> _BITS, pair & most, found & most
 
     def _join(self, a: int, b: int) -> tuple[float, int] | None:
         found = self.merges.get(a << _BITS | b)
