@@ -2,14 +2,13 @@
 
 import io
 import json
-import shutil
 import sys
 
 import numpy as np
 import pytest
-from conftest import random_tensors
+from conftest import random_tensors, write_chat_folder
 
-from llama2np import Llama, Tokenizer, export
+from llama2np import Llama, Tokenizer
 from llama2np.cli import chat as chat_command
 from llama2np.cli import main, run
 from llama2np.decoding.turns import turns_for
@@ -374,13 +373,7 @@ def test_the_bundled_model_does_not_chat(capsys):
 @pytest.fixture
 def folder(network, folders, tmp_path):
     """A tiny random Llama with Qwen2's tokenizer."""
-    checkpoint.save(
-        tmp_path / "m.bin", Header(1, CONFIG, True), random_tensors(Header(1, CONFIG, True))
-    )
-    export(tmp_path / "m.bin", tmp_path / "folder", version=-1)
-    for path in (folders / "qwen2").glob("tokenizer*.json"):
-        shutil.copyfile(path, tmp_path / "folder" / path.name)
-    (tmp_path / "folder" / "generation_config.json").write_text('{"eos_token_id": [567, 569]}')
+    write_chat_folder(tmp_path / "folder", CONFIG, folders / "qwen2", [567, 569])
     return tmp_path / "folder"
 
 
