@@ -187,7 +187,7 @@ def _of_word_piece(algorithm: Pipeline) -> Parts:
 
 def _of_byte_pairs(algorithm: Pipeline, model: BytePairs) -> Iterator[Parts]:
     spelled, types = algorithm.spelled, _types(algorithm)
-    ranked = sorted((rank, a, b, token) for (a, b), (rank, token) in model.merges.items())
+    ranked = sorted(model.pairs())
     merges = [f"{spelled[a]} {spelled[b]}" for _, a, b, _ in ranked]
     if not model.byte_fallback:
         names: dict[int, str] = {}
