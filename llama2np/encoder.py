@@ -10,8 +10,10 @@ import numpy as np
 
 from llama2np.arguments import none_means_default, path_like, text, whole, wrong
 from llama2np.formats import loading
+from llama2np.formats.checkpoint import CheckpointError
 from llama2np.model.config import Config
 from llama2np.model.encoder import Encoded, EncoderNetwork
+from llama2np.model.networks import is_encoder
 from llama2np.output import brief
 from llama2np.text.tokenizer import Tokenizer
 
@@ -58,10 +60,12 @@ class Encoder:
         for the folder of a decoder, CheckpointError, TokenizerError and OSError.
         """
         path_like("path", path)
-        found = loading.load(path)
-        network = EncoderNetwork(found.config, found.weights, engine)
-        place = path if tokenizer is None else path_like("tokenizer", tokenizer)
-        return cls(network, loading.tokenizer(place, found.config.vocab_size), found.labels)
+        loaded = loading.load(path)
+        if not is_encoder(loaded.config):
+            kind = loaded.config.architecture
+            raise CheckpointError(f"{path}: {kind}, a decoder: Llama.load opens it")
+        network = EncoderNetwork(loaded.config, loaded.weights, engine)
+        return cls(network, loaded.tokenizer(tokenizer), loaded.labels)
 
     @property
     def config(self) -> Config:

@@ -173,7 +173,9 @@ def test_bits_depend_on_nothing_else(network, expected, name):
     state = State(config)
     whole = model.forward(tokens, state, all_logits=True)
     trace = Trace()
-    nothing = [Edit(place, lambda array, _: array.copy()) for place in ("q", "attention", "mlp_out")]
+    nothing = [
+        Edit(place, lambda array, _: array.copy()) for place in ("q", "attention", "mlp_out")
+    ]
     hooks = [trace, *(nothing if not config.n_experts else nothing[:2])]
     hooked = model.with_hooks(hooks).forward(tokens, State(config), all_logits=True)
     np.testing.assert_array_equal(hooked, whole)

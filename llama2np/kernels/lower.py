@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from llama2np.kernels.matmul import float32, int8_tiles
+from llama2np.kernels.matmul import block_kinds, block_rows, block_tiles, float32, int8_tiles
 from llama2np.kernels.ops import attention, experts, linear, positions, rows
 from llama2np.kernels.runtime.jit import PLAIN
 from llama2np.kernels.runtime.op import MOST, Op
 from llama2np.model import rope
 from llama2np.model.block import NO_LIMIT
+from llama2np.model.blocks import Blocks
 from llama2np.model.program import Program, Step, Value
 from llama2np.model.weights import Int8, Matrix
 
@@ -26,7 +27,12 @@ FEW = {
     "bfloat16": float32.FEW,
     "float16": float32.FEW,
     "int8": int8_tiles.FEW,
+    **dict.fromkeys(block_kinds.KINDS, block_rows.FEW),
 }
+# Each row of the input of GGUF's blocks is rounded to int8 once, with 1 term, or as a sum of two
+# such rows, which is nearly exact. Two cost time only where memory is faster than the product. The
+# error of the last product is the largest part of the error of the logits.
+TERMS = {"linear": 1, "logits": 2}
 # Row counts between two of these bounds use the same table.
 _BOUNDS = sorted({1, *FEW.values()})
 
@@ -59,6 +65,10 @@ def make_all_ops() -> None:
     for chunked in (False, True):
         attention.attend(chunked)
     for kind in FEW:
+        if kind in block_kinds.KINDS:
+            for make in (rows.embed_blocks, linear.blocks_few, linear.blocks_many):
+                make(kind)
+            continue
         experts.product(kind)
         if kind != "int8":
             for make in (rows.embed_float, linear.float_few, linear.float_many):
@@ -175,6 +185,8 @@ def _embed(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
     if isinstance(table, Int8):
         extra = {"scales": table.scales, "group": table.group}
         return [_rows(rows.embed_int8, step, out.width, "embed", **fields, **extra)]
+    if isinstance(table, Blocks):
+        return [_rows(rows.embed_blocks(table.kind), step, out.width, "embed", **fields)]
     return [_rows(rows.embed_float(table.kind), step, out.width, "embed", **fields)]
 
 
@@ -299,7 +311,8 @@ def _linear(program: Program, step: Step, count: int, chunk: int) -> list[Entry]
     matrices, outs = program.matrices(step), list(step.outputs)
     entries = []
     for some in _of_one_kind(matrices):
-        entries += _products(x, [matrices[i] for i in some], [outs[i] for i in some], count)
+        some_outs = [outs[i] for i in some]
+        entries += _products(x, [matrices[i] for i in some], some_outs, count, TERMS[step.op])
     for name, out in zip(step.weights.get("bias", ()), outs, strict=False):
         if name:
             fields = {"x": out, "out": out, "bias": program.weights[name]}
@@ -339,8 +352,10 @@ def _of_one_kind(matrices: list[Matrix]) -> list[list[int]]:
     return groups
 
 
-def _products(x: Value, matrices: list[Matrix], outs: list[Value], count: int) -> list[Entry]:
-    """The entries for matrices of one number format with the input x."""
+def _products(
+    x: Value, matrices: list[Matrix], outs: list[Value], count: int, terms: int
+) -> list[Entry]:
+    """The entries for matrices of one number format with the input x; terms: see TERMS."""
     kind, least = matrices[0].kind, min(matrix.shape[0] for matrix in matrices)
     many = count > FEW[kind] and not PLAIN
     fields: dict[str, Any] = {
@@ -360,6 +375,15 @@ def _products(x: Value, matrices: list[Matrix], outs: list[Value], count: int) -
         before = [prepared]
         names = ("tiles", "tiles_scales", "tiles_sums") if many else ("q", "q_scales", "q_sums")
         fields |= {name: prepared.fields[name] for name in names}
+    elif isinstance(matrices[0], Blocks):
+        many = many and least >= block_tiles.ROWS and block_tiles.fits(x.width)
+        op = linear.blocks_many(kind) if many else linear.blocks_few(kind)
+        block = block_tiles.ROWS if many else 1
+        prepared = _quantize_for_blocks(x, block_kinds.KINDS[kind], terms, many)
+        before = [prepared]
+        form = "tiles" if many else "q"
+        names = [form, f"{form}_scales", f"{form}_sums", f"{form}_offsets"]
+        fields |= {name: prepared.fields[name] for name in ["group", "terms", *names]}
     else:
         many = many and least >= float32.ROWS
         op = linear.float_many(kind) if many else linear.float_few(kind)
@@ -384,6 +408,21 @@ def _quantize(x: Value, group: int, many: bool) -> Entry:
 
 def _nothing(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
     return []  # an input is put into the arena from outside
+
+
+def _quantize_for_blocks(x: Value, kind: block_kinds.Kind, terms: int, many: bool) -> Entry:
+    """The entry that quantizes x for matrices in GGUF's blocks, packed into tiles for many rows."""
+    width = x.width if many else block_rows.padded_width(x.width)
+    widths = [terms * part for part in (width // 4, *3 * [width // kind.group])]
+    names = ["q", "q_scales", "q_sums", "q_offsets"]
+    op, each = linear.quantize_for_blocks, 1
+    if many:
+        names, widths = names + ["tiles", "tiles_scales", "tiles_sums", "tiles_offsets"], 2 * widths
+        op, each = linear.quantize_block_tiles, int8_tiles.NARROW // terms
+    made = tuple(Value("", width) for width in widths)
+    fields = {"x": x, "group": kind.group, "terms": terms, **dict(zip(names, made, strict=True))}
+    fields |= {"n": x.width, "each": each, "work": terms * _COST["quantize"] * x.width}
+    return Entry(op, fields, made)
 
 
 _Lower = Callable[[Program, Step, int, int], list[Entry]]

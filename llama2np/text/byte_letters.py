@@ -19,7 +19,16 @@ def _letters() -> list[str]:
 
 
 LETTERS = _letters()
-_BYTE_OF = {letter: byte for byte, letter in enumerate(LETTERS)}
+
+
+class _Bytes(dict[int, int]):
+    """For str.translate: the byte of each letter, and U+0100 for any other character."""
+
+    def __missing__(self, _: int) -> int:
+        return 0x100
+
+
+_BYTE_OF = _Bytes({ord(letter): byte for byte, letter in enumerate(LETTERS)})
 _TO_LETTERS = {byte: letter for byte, letter in enumerate(LETTERS)}
 
 
@@ -31,6 +40,6 @@ def to_letters(text: str) -> str:
 def to_bytes(piece: str) -> bytes:
     """The bytes of a piece; its UTF-8, if it has a character that is not one of the letters."""
     try:
-        return bytes([_BYTE_OF[letter] for letter in piece])
-    except KeyError:
+        return piece.translate(_BYTE_OF).encode("latin-1")
+    except UnicodeEncodeError:
         return piece.encode()

@@ -31,7 +31,9 @@ class Shown:
     def extended(self, more: Iterable[bytes]) -> Shown:
         """This table with more tokens."""
         more = list(more)
-        return replace(self, texts=self.texts + more, first_texts=self.first_texts + more)
+        texts = self.texts + more
+        first = texts if self.first_texts is self.texts else self.first_texts + more
+        return replace(self, texts=texts, first_texts=first)
 
 
 class Decoder:

@@ -105,7 +105,7 @@ def _pipeline(path: Path, kind: str, vocab_size: int | None) -> Tokenizer:
     """A tokenizer of Hugging Face's files, with the settings beside it."""
     known = settings.read(path.parent)
     pipeline = _READERS[kind](path, known, vocab_size)
-    ids = {piece: i for i, piece in enumerate(pipeline.spelled) if piece}
+    ids = pipeline.model.ids | {token.content: token.id for token in pipeline.added}
     special = {name: ids[text] for name, text in known.names.items() if text in ids}
     if not special and len(pipeline.template.before) == 1:  # there is no tokenizer_config.json
         special["bos_token"] = pipeline.template.before[0]

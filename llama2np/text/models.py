@@ -11,6 +11,7 @@ from llama2np.text.bpe import merge
 from llama2np.text.errors import TokenizerError
 from llama2np.text.fields import Fields, checked_text, checked_whole
 
+_BITS = 21  # of a token, in the table of merges
 MAX_PIECES = 2**20  # the largest vocabularies have 256 thousand
 LONGEST_PIECE = 2048  # characters
 _CACHED_WORDS, _LONGEST_CACHED = 2**14, 64  # words whose tokens are kept, and their characters
@@ -28,13 +29,13 @@ class Model(Protocol):
 class BytePairs:
     """BPE: the characters of a word are tokens, then the pair with the lowest rank is merged.
 
-    merges: {pair of tokens: (rank, token)}. A character that is not in the vocabulary becomes its
+    merges: of `merge_table`. A character that is not in the vocabulary becomes its
     bytes ("<0x41>", with byte_fallback), else `unknown`, else nothing. fuse: whether neighbouring
     unknown characters are one token. whole: whether a word that is a piece is not split.
     """
 
     ids: dict[str, int]
-    merges: Mapping[tuple[int, int], tuple[float, int]]
+    merges: Mapping[int, int]
     unknown: int | None = None
     byte_fallback: bool = False
     fuse: bool = False
@@ -49,12 +50,16 @@ class BytePairs:
             return known
         if self.whole and word in self.ids:
             return [self.ids[word]]
-        tokens = merge(self._characters(word), lambda a, b: self.merges.get((a, b)))
+        tokens = merge(self._characters(word), self._join)
         if len(word) <= _LONGEST_CACHED:
             if len(self._cache) >= _CACHED_WORDS:
                 self._cache.clear()
             self._cache[word] = tokens
         return tokens
+
+    def _join(self, a: int, b: int) -> tuple[float, int] | None:
+        found = self.merges.get(a << _BITS | b)
+        return None if found is None else (found >> _BITS, found & (1 << _BITS) - 1)
 
     def _characters(self, word: str) -> list[int]:
         tokens: list[int] = []
@@ -151,13 +156,19 @@ def vocabulary(value: Any, where: str) -> dict[str, int]:
         raise TokenizerError(f"{where} is {brief(value)}, expected an object")
     if len(value) > MAX_PIECES:
         raise TokenizerError(f"{where} has {len(value):,} pieces, expected at most {MAX_PIECES:,}")
-    for piece, token in value.items():
-        checked_text(piece, f"{where}: a piece")
-        checked_whole(token, f"{where}: {brief(piece)}", 2 * MAX_PIECES)
-        if len(piece) > LONGEST_PIECE:
-            raise TokenizerError(
-                f"{where}: a piece has {len(piece):,} characters, expected at most {LONGEST_PIECE}"
-            )
+    longest = max(map(len, value), default=0)
+    if longest > LONGEST_PIECE:
+        raise TokenizerError(
+            f"{where}: a piece has {longest:,} characters, expected at most {LONGEST_PIECE}"
+        )
+    if not set(map(type, value.values())) <= {int} or not _is_utf8("".join(value)):
+        for piece, token in value.items():  # one of them is wrong; to look at each takes time
+            checked_text(piece, f"{where}: a piece")
+            checked_whole(token, f"{where}: {brief(piece)}")
+    for token in (min(value.values(), default=0), max(value.values(), default=0)):
+        if not 0 <= token < 2**_BITS:
+            piece = next(piece for piece, found in value.items() if found == token)
+            checked_whole(token, f"{where}: {brief(piece)}", 2**_BITS - 1)
     if len(set(value.values())) != len(value):
         raise TokenizerError(f"{where}: two pieces have the same number")
     return value
@@ -165,24 +176,39 @@ def vocabulary(value: Any, where: str) -> dict[str, int]:
 
 def merge_table(
     ids: dict[str, int], pairs: list[Any], where: str, prefix: str = ""
-) -> dict[tuple[int, int], tuple[float, int]]:
-    """{pair of tokens: (rank, token)} for pairs of pieces, "a b" or ["a", "b"], the first first.
+) -> dict[int, int]:
+    """The table of merges for pairs of pieces, "a b" or ["a", "b"]; the first pair is merged first.
 
+    {a << 21 | b: rank << 21 | token} says that tokens a and b become `token`. A tuple for each pair
+    would take three times as long: there are 500 thousand, and the garbage collector looks at them.
     prefix: of pieces that continue a word; the merged piece does not repeat it.
     """
-    table: dict[tuple[int, int], tuple[float, int]] = {}
+    table: dict[int, int] = {}
+    skipped = len(prefix)
     for rank, pair in enumerate(pairs):
-        two = pair.split(" ") if isinstance(pair, str) else pair
-        if not isinstance(two, list) or [type(piece) for piece in two] != [str, str]:
-            raise TokenizerError(f"{where}[{rank}] is {brief(pair)}, expected two pieces")
-        a, b = two
-        for piece in (a, b, a + b[len(prefix) :]):
-            if piece not in ids:
-                raise TokenizerError(
-                    f"{where}[{rank}] is {brief(pair)}, but {brief(piece)} is not in the vocabulary"
-                )
-        table[ids[a], ids[b]] = rank, ids[a + b[len(prefix) :]]
+        try:
+            a, b = pair.split(" ") if type(pair) is str else pair
+            table[ids[a] << _BITS | ids[b]] = rank << _BITS | ids[a + b[skipped:]]
+        except (KeyError, TypeError, ValueError):
+            raise _wrong_pair(ids, pair, f"{where}[{rank}]", skipped) from None
     return table
+
+
+def _wrong_pair(ids: dict[str, int], pair: Any, where: str, skipped: int) -> TokenizerError:
+    two = pair.split(" ") if isinstance(pair, str) else pair
+    if not isinstance(two, list) or [type(piece) for piece in two] != [str, str]:
+        return TokenizerError(f"{where} is {brief(pair)}, expected two pieces")
+    joined = two[0] + two[1][skipped:]
+    piece = next(piece for piece in (*two, joined) if piece not in ids)
+    return TokenizerError(f"{where} is {brief(pair)}, but {brief(piece)} is not in the vocabulary")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _byte_pairs(fields: Fields) -> BytePairs:

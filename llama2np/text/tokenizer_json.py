@@ -9,7 +9,6 @@ from pathlib import Path
 
 from llama2np.output import brief
 from llama2np.text import fields, models, shown
-from llama2np.text.byte_letters import to_bytes
 from llama2np.text.errors import TokenizerError
 from llama2np.text.fields import Fields
 from llama2np.text.normalizers import normalizer
@@ -38,11 +37,12 @@ def _pipeline(file: Fields, limit: int | None) -> Pipeline:
     added = _added(file, model.ids, limit)
     spelled = spelled_pieces(model.ids, added, file.where)
     decoder = file.inner("decoder")
+    table = shown.shown(decoder, spelled)
     return Pipeline(
         model,
         spelled,
-        _pieces(spelled, decoder, added),
-        shown.shown(decoder, spelled),
+        _pieces(spelled, decoder, added, table.texts),
+        table,
         added,
         normalizer(file.inner("normalizer")),
         pre_tokenizer(file.inner("pre_tokenizer")),
@@ -91,10 +91,12 @@ def _added(file: Fields, ids: dict[str, int], limit: int | None) -> list[AddedTo
     return added
 
 
-def _pieces(spelled: list[str], decoder: Fields | None, added: list[AddedToken]) -> list[bytes]:
-    """The bytes that each token stands for."""
+def _pieces(
+    spelled: list[str], decoder: Fields | None, added: list[AddedToken], texts: list[bytes]
+) -> list[bytes]:
+    """The bytes that each token stands for. texts: what is shown for it inside a text."""
     if decoder is not None and decoder.get("type") == "ByteLevel":
-        return [to_bytes(piece) for piece in spelled]
+        return texts
     names = {token.id for token in added}
     return [
         (piece if i in names else piece.replace("▁", " ")).encode()

@@ -11,7 +11,6 @@ from pathlib import Path
 from llama2np.files import open_regular, read_at_most
 from llama2np.output import brief
 from llama2np.text import fields, models, shown
-from llama2np.text.byte_letters import to_bytes
 from llama2np.text.errors import TokenizerError
 from llama2np.text.normalizers import bert_normalizer
 from llama2np.text.pipeline import Pipeline
@@ -36,6 +35,7 @@ def read_bpe(path: Path, settings: Settings, limit: int | None) -> Pipeline:
     merges = models.merge_table(ids, pairs, f"{merges_path}: merges")
     added = _added(settings, ids, limit)
     spelled = spelled_pieces(ids, added, str(path))
+    table = shown.byte_level(spelled)
     splitting = SPLITTINGS["qwen2" if settings.kind.startswith("Qwen2") else "gpt-2"]
     pre_tokenize = splitting.pre_tokenizer()
     if settings.fields.flag("add_prefix_space"):
@@ -43,8 +43,8 @@ def read_bpe(path: Path, settings: Settings, limit: int | None) -> Pipeline:
     return Pipeline(
         models.BytePairs(ids, merges),
         spelled,
-        [to_bytes(piece) for piece in spelled],
-        shown.byte_level(spelled),
+        table.texts,
+        table,
         added,
         splitting.normalize,
         pre_tokenize,

@@ -2,18 +2,22 @@
 
 Up to MOST matrices with the same input are computed in one step, and their units are numbered
 consecutively. Float matrices use the input directly. int8 matrices use the input quantized to int8
-by the step before (`quantize`, or `quantize_tiles` for many rows).
+by the step before (`quantize`, or `quantize_tiles` for many rows), and so do matrices in GGUF's
+blocks (`quantize_for_blocks`, or `quantize_block_tiles`).
 """
 
 from functools import cache
 
-from llama2np.kernels.matmul import float32, int8_tiles
+import numpy as np
+
+from llama2np.kernels.matmul import block_rows, block_tiles, float32, int8_tiles
+from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.int8 import call_int8_rows
 from llama2np.kernels.matmul.int8 import quantize as quantize_rows
 from llama2np.kernels.matmul.tile import FLOAT32
 from llama2np.kernels.runtime.jit import PLAIN, inner
-from llama2np.kernels.runtime.memory import floats, int8s, int16s, int32s, vector
-from llama2np.kernels.runtime.op import MOST, op, place, row_count, rows_of
+from llama2np.kernels.runtime.memory import bytes_, floats, int8s, int16s, int32s, vector
+from llama2np.kernels.runtime.op import MOST, SCRATCH, op, place, row_count, rows_of
 
 # The fields of a step: the number of matrices, their addresses, scales, rows, and outputs.
 _MATRICES = f"count w:{MOST} scales:{MOST} d:{MOST} out:{MOST}"
@@ -150,3 +154,100 @@ def _int8_many():
 
 
 int8_many = _int8_many()
+
+
+# --- GGUF's blocks --------------------------------------------------------------------------------
+
+# Fields: the values that share a scale in the matrix; the rows of the quantized input for each row
+# of x (see _quantize_terms); and where the quantized input is.
+_BLOCK_INPUT = "group terms q q_scales q_sums q_offsets"
+
+
+@inner
+def _quantize_terms(run, x, n, terms, ordered, group, width, q, scales, sums, offsets, t, scratch):
+    """Quantize row t of x, padded to `width` values, to `terms` rows of q.
+
+    The first is x, rounded; the second is what the first lacks, so that the sum of both has about
+    15 bits. x, q, scales, sums, offsets: where they are in the arena.
+    """
+    groups, rest = width // group, vector(scratch, n)
+    values = rows_of(run, x, n, t, t + 1)[0]
+    for row in range(t * terms, (t + 1) * terms):
+        at = 4 * groups * row
+        block_rows.quantize(
+            rest if row > t * terms else values, rest, ordered, group,
+            int8s(place(run, q) + width * row, 1, width)[0], vector(place(run, scales) + at, groups),
+            int32s(place(run, sums) + at, 1, groups)[0], vector(place(run, offsets) + at, groups),
+        )  # fmt: skip
+
+
+@op(f"x {_BLOCK_INPUT}")
+def quantize_for_blocks(s, run, first, last, scratch):
+    """q, q_scales, q_sums, q_offsets = x as block_rows.few reads it. A unit is a row."""
+    x, n, terms, group = s["x"], s["n"], s["terms"], s["group"]
+    q, scales, sums, offsets = s["q"], s["q_scales"], s["q_sums"], s["q_offsets"]
+    width = block_rows.padded(n)
+    for t in range(first, last):
+        _quantize_terms(run, x, n, terms, True, group, width, q, scales, sums, offsets, t, scratch)
+
+
+@op(f"x {_BLOCK_INPUT} tiles tiles_scales tiles_sums tiles_offsets")
+def quantize_block_tiles(s, run, first, last, scratch):
+    """The same, packed into tiles for block_tiles.many. A unit is int8_tiles.NARROW rows of q."""
+    x, n, terms, group, narrow = s["x"], s["n"], s["terms"], s["group"], int8_tiles.NARROW
+    q, scales, sums, offsets = s["q"], s["q_scales"], s["q_sums"], s["q_offsets"]
+    rows, groups = row_count(s["picked"], run), n // group
+    for t in range(first * narrow // terms, min(last * narrow // terms, rows)):
+        _quantize_terms(run, x, n, terms, False, group, n, q, scales, sums, offsets, t, scratch)
+    for q, tiles, width in (
+        (s["q"], s["tiles"], n // 4),
+        (s["q_scales"], s["tiles_scales"], groups),
+        (s["q_sums"], s["tiles_sums"], groups),
+        (s["q_offsets"], s["tiles_offsets"], groups),
+    ):
+        x = int32s(place(run, q), 1, rows * terms * width)[0]
+        out = int32s(place(run, tiles), 1, int8_tiles.padded(rows * terms) * width)[0]
+        int8_tiles.lay(x, rows * terms, width, first, last, out)
+
+
+@cache
+def blocks_few(kind):
+    """The op for a small batch of rows; a unit is a row of the matrix."""
+    product, values, nbytes = block_rows.few(kind), KINDS[kind].values, KINDS[kind].nbytes
+
+    @inner
+    def multiply(s, run, m, first, last, out, scratch):
+        n, d, terms, rows = s["n"], s["d"][m], s["terms"], row_count(s["picked"], run)
+        width, count = block_rows.padded(n), rows * terms
+        groups = width // s["group"]
+        w = bytes_(s["w"][m], d * (n // values) * nbytes)
+        q = int8s(place(run, s["q"]), 1, count * width)[0]
+        scales = vector(place(run, s["q_scales"]), count * groups)
+        sums = int32s(place(run, s["q_sums"]), 1, count * groups)[0]
+        offsets = vector(place(run, s["q_offsets"]), count * groups)
+        spare = vector(scratch, 2)
+        product(w, n, d, q, scales, sums, offsets, rows, terms, out, first, last, spare)
+
+    return _linear(f"linear_few_{kind}", _BLOCK_INPUT, multiply)
+
+
+@cache
+def blocks_many(kind):
+    """The op for many rows; a unit is a panel of block_tiles.ROWS rows of the matrix."""
+    product, values, nbytes = block_tiles.many(kind), KINDS[kind].values, KINDS[kind].nbytes
+
+    @inner
+    def multiply(s, run, m, first, last, out, scratch):
+        n, group, d, terms = s["n"], s["group"], s["d"][m], s["terms"]
+        rows, groups = row_count(s["picked"], run), n // group
+        end = int8_tiles.padded(rows * terms)
+        w = bytes_(s["w"][m], d * (n // values) * nbytes)
+        x = int32s(place(run, s["tiles"]), 1, end * (n // 4))[0]
+        scales = vector(place(run, s["tiles_scales"]), end * groups)
+        sums = int32s(place(run, s["tiles_sums"]), 1, end * groups)[0]
+        offsets = vector(place(run, s["tiles_offsets"]), end * groups)
+        spare = vector(scratch, SCRATCH // 4)
+        product(w, n, d, x, scales, sums, offsets, rows, terms, out, first, last, spare)
+
+    fields = "group terms tiles tiles_scales tiles_sums tiles_offsets"
+    return _linear(f"linear_many_{kind}", fields, multiply, block_tiles.ROWS)

@@ -9,13 +9,15 @@ from functools import cache
 
 import numpy as np
 
+from llama2np.kernels.matmul import block_tiles
+from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.float32 import to_float32
 from llama2np.kernels.matmul.int8 import dequantize_row
 from llama2np.kernels.matmul.tile import FLOAT32
 from llama2np.kernels.ops.exp import argmax, exp
 from llama2np.kernels.runtime.jit import inner
-from llama2np.kernels.runtime.memory import floats, int8s, int16s, int64s, vector
-from llama2np.kernels.runtime.op import op, place, rows_of, span_at
+from llama2np.kernels.runtime.memory import bytes_, floats, int8s, int16s, int64s, vector
+from llama2np.kernels.runtime.op import SCRATCH, op, place, rows_of, span_at
 
 _, POSITIONS, TYPES = range(3)  # what the rows of an embedding are chosen by: model.block.IDS
 
@@ -175,19 +177,19 @@ def _chosen(of, run, t):
 
 
 def _embed(name, fields, read):
-    """An op: out = the chosen rows of a table. read(s, row of the table, row of out) reads one."""
+    """An op: out = the chosen rows of a table. read(s, row, row of out, scratch) reads one."""
 
     def embed(s, run, first, last, scratch):
         out = rows_of(run, s["out"], s["n"], first, last)
         for t in range(last - first):
-            read(s, _chosen(s["of"], run, first + t), out[t])
+            read(s, _chosen(s["of"], run, first + t), out[t], scratch)
 
     embed.__name__ = name
     return op(f"out of {fields}")(embed)
 
 
 @inner
-def _int8_row(s, token, out):
+def _int8_row(s, token, out, scratch):
     n, groups = s["n"], s["n"] // s["group"]
     scales = vector(s["scales"] + 4 * groups * token, groups)
     dequantize_row(int8s(s["table"] + n * token, 1, n)[0], scales, out)
@@ -199,7 +201,7 @@ def embed_float(kind):
     value_of = to_float32(kind)
 
     @inner
-    def read(s, token, out):
+    def read(s, token, out, scratch):
         n = s["n"]
         if kind == FLOAT32:
             row = vector(s["table"] + 4 * n * token, n)
@@ -212,6 +214,21 @@ def embed_float(kind):
 
 
 embed_int8 = _embed("embed_int8", "table scales group", _int8_row)
+
+
+@cache
+def embed_blocks(kind):
+    """The op `embed` for a table in GGUF's blocks of this number format."""
+    values, nbytes = KINDS[kind].values, KINDS[kind].nbytes
+    dequantize = block_tiles.dequantize(kind)
+
+    @inner
+    def read(s, token, out, scratch):
+        n = s["n"]
+        row = bytes_(s["table"] + n // values * nbytes * token, n // values * nbytes)
+        dequantize(row, 0, out, vector(scratch, SCRATCH // 4))
+
+    return _embed(f"embed_{kind}", "table", read)
 
 
 @op("x out bias")

@@ -50,6 +50,12 @@ def floats(address, rows, n):
 
 
 @inner
+def bytes_(address, count):
+    """(count,) uint8."""
+    return carray(pointer(address), (count,), np.uint8)
+
+
+@inner
 def int8s(address, rows, n):
     """(rows, n) int8."""
     return carray(pointer(address), (rows, n), np.int8)

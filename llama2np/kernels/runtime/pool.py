@@ -26,12 +26,12 @@ from llama2np.aligned import aligned_zeros
 from llama2np.arguments import whole
 from llama2np.kernels.runtime.backoff import Backoff
 from llama2np.kernels.runtime.jit import PLAIN
+from llama2np.kernels.runtime.op import SCRATCH
 from llama2np.kernels.runtime.processors import processors
 from llama2np.kernels.runtime.shared import BOARD, MAX_MEMBERS, WAITED, serve
 
 __all__ = ["SCRATCH", "POOL", "max_threads", "set_threads", "threads"]
 
-SCRATCH = 2**15  # bytes of scratch memory for each thread
 _SHARED_WORK = 2**18  # multiply-adds: waking the workers costs less than it saves from here on
 # The spin limits: how often a worker checks for work before it sleeps. Between calls this takes 100
 # to 200 microseconds, during a call some milliseconds, in which it yields its processor.

@@ -71,6 +71,20 @@ def _address(builder, base, index, vector):
     return builder.bitcast(builder.gep(base, [index]), vector.as_pointer())
 
 
+def pick(builder, a, b, lanes):
+    """The lanes of a and b with these numbers; those of b follow those of a."""
+    lanes = list(lanes)
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+
+
+def concat(builder, parts):
+    """Vectors as one, in their order. Their number is a power of two."""
+    while len(parts) > 1:
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        parts = [pick(builder, a, b, range(2 * a.type.count)) for a, b in pairs]
+    return parts[0]
+
+
 def stepped(builder, index, step, count):
     """index + step * count. count is a Python integer; step may be one too."""
     step = ir.Constant(index.type, step) if isinstance(step, int) else step

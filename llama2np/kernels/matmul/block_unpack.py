@@ -1,0 +1,248 @@
+"""Vector code that unpacks blocks of GGUF's number formats, 64 values at a time.
+
+All of it is made from the tables in block_kinds.py. A `place` is a pointer to a block. LLVM splits
+the vectors of 64 bytes on CPUs with shorter ones.
+
+Q4_0, four blocks a, b, c, d (s is a scale, each other letter stands for 16 bytes of nibbles):
+
+    memory       s a s b s c s d
+    load         a b c d              joined from four loads
+    two vectors  a b c d              bits 0-3 of each byte: values 0-15 of the blocks
+                 a b c d              bits 4-7, after a shift: values 16-31
+
+Four adjacent bytes of a vector become one int32 of a dot product, so four adjacent int32 belong to
+the same group of values (a block, here), whose other values are in the next vector.
+"""
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from llama2np.kernels.runtime.vectors import F32, I8, I16, I32, I64, concat, load, pick, same
+
+BYTES, WORDS = ir.VectorType(I8, 64), ir.VectorType(I32, 16)
+HALF = ir.HalfType()
+PADDING = 128  # values: unpacked rows, and the input, are padded to a multiple
+
+
+def const(number):
+    """An int64."""
+    return ir.Constant(I64, number)
+
+
+def steps(kind):
+    """The numbers of blocks that are unpacked together: most of a row, and the rest of it."""
+    return (1, 1) if kind.values == 256 else (16, 4)
+
+
+def excess(kind, isa):
+    """By how much the bytes of `vectors` are larger than the integers of the format."""
+    return isa.bias if kind.signed else kind.bias
+
+
+def walk(builder, kind, blocks, body):
+    """Call body(places_of, first) in loops over a row of this many blocks.
+
+    places_of(row) gives the places of blocks first, first + 1 ... of the row that begins at `row`.
+    In the last step, they may repeat the last block of the row.
+    """
+    most, rest = steps(kind)
+    whole = builder.udiv(blocks, const(most))
+    with cgutils.for_range(builder, whole) as loop:
+        first = builder.mul(loop.index, const(most))
+
+        def adjacent(row):
+            here = builder.gep(row, [builder.mul(first, const(kind.nbytes))])
+            return [builder.gep(here, [const(kind.nbytes * b)]) for b in range(most)]
+
+        body(adjacent, first)
+    if rest == most:
+        return
+    done, last = builder.mul(whole, const(most)), builder.sub(blocks, const(1))
+    left = builder.add(builder.sub(blocks, done), const(rest - 1))
+    with cgutils.for_range(builder, builder.udiv(left, const(rest))) as loop:
+        first = builder.add(done, builder.mul(loop.index, const(rest)))
+
+        def limited(row):
+            numbers = [builder.add(first, const(b)) for b in range(rest)]
+            smaller = [builder.icmp_signed("<", number, last) for number in numbers]
+            numbers = [builder.select(*pair, last) for pair in zip(smaller, numbers, strict=True)]
+            return [builder.gep(row, [builder.mul(i, const(kind.nbytes))]) for i in numbers]
+
+        body(limited, first)
+
+
+def vectors(builder, kind, isa, places):
+    """The values of these blocks in vectors of 64 bytes, larger than they are by `excess`.
+
+    The vectors are in the order of `order`, in lists of `together(kind)`: the dot products of those
+    in a list are added to the same 16 int32, of which four adjacent ones belong to a group. If the
+    format is signed and the excess 0, the bytes are int8; else they are at most 255.
+    """
+    values = [(place, i) for place in places for i in range(kind.values)]
+    chunks = [[values[i] for i in chunk] for chunk in order(kind.group, len(values))]
+    found = [_vector(builder, kind, isa, chunk) for chunk in chunks]
+    size = together(kind)
+    return [found[k : k + size] for k in range(0, len(found), size)]
+
+
+def together(kind):
+    """The number of vectors whose products are added: each has 16 values of four groups."""
+    return kind.group // 16
+
+
+def order(group, count):
+    """The numbers of `count` values in the order in which `vectors` has them, in lists of 64.
+
+    A list has 16 values of each of four groups. For groups of 32 the next list has the others.
+    """
+    return [
+        [start + group * k + part + i for k in range(4) for i in range(16)]
+        for start in range(0, count, 4 * group)
+        for part in range(0, group, 16)
+    ]
+
+
+def _vector(builder, kind, isa, chunk):
+    """The 64 values (place, number) of a chunk."""
+    value, position = None, 0
+    for part in kind.parts:
+        some = _part(builder, part, chunk, position)
+        value = some if value is None else builder.or_(value, some)
+        position += part.count
+    if kind.table:
+        table = [(byte + isa.bias + 128) % 256 - 128 for byte in kind.table]  # as int8
+        return _in_pieces(isa, builder, lambda piece: isa.lookup(builder, table, piece), value)
+    if kind.signed:
+        return builder.bitcast(isa.biased(builder, builder.bitcast(value, WORDS)), BYTES)
+    return value
+
+
+def _part(builder, part, chunk, position):
+    """`part` of the 64 values (place, number) of a chunk, in bits `position` and on of each byte."""
+    if part.count == 1 and part.bytes[7] == part.bytes[0]:  # a bit for each value, in their order
+        return _bits(builder, part, chunk, position)
+    value = _gather(builder, [(place, part.bytes[i]) for place, i in chunk])
+    shifts = [part.shifts[i] - position for _, i in chunk]
+    if any(shifts):
+        value = _shifted(builder, value, shifts)
+    if part.count == 8:
+        return value
+    mask = ((1 << part.count) - 1) << position
+    return builder.and_(value, same(BYTES, mask))
+
+
+def _bits(builder, part, chunk, position):
+    """The same for a part of 32 bits a block, of which the chunk has 16 of each of four blocks."""
+    byte = part.bytes[chunk[0][1]]
+    bits = _join_words(builder, [place for place, _ in chunk[::16]], byte)
+    bits = builder.bitcast(bits, ir.VectorType(ir.IntType(1), 64))
+    return builder.select(bits, same(BYTES, 1 << position), same(BYTES, 0))
+
+
+def _gather(builder, wanted):
+    """The bytes (place, number): loads of up to 64 adjacent ones, joined."""
+    (place, first), count = wanted[0], len(wanted)
+    if wanted == [(place, first + i) for i in range(count)]:
+        return load(builder, place, const(first), ir.VectorType(I8, count))
+    half = count // 2
+    if wanted[:half] == wanted[half:]:
+        part = _gather(builder, wanted[:half])
+        return pick(builder, part, part, [*range(half), *range(half)])
+    return concat(builder, [_gather(builder, part) for part in (wanted[:half], wanted[half:])])
+
+
+def _shifted(builder, value, shifts):
+    """Bytes shifted to the right; by negative numbers to the left. Adjacent bytes are mixed up."""
+    words = builder.bitcast(value, WORDS)
+    shift = builder.lshr if max(shifts) > 0 else builder.shl
+    by = ir.Constant(WORDS, [abs(number) for number in shifts[::4]])
+    return builder.bitcast(shift(words, by), BYTES)
+
+
+def scales(builder, kind, places):
+    """(scales, offsets) of all groups of these blocks: vectors of float32. offsets may be None."""
+    if kind.values == 32:
+        offsets = None if kind.offset is None else _halves(builder, places, kind.offset)
+        return _halves(builder, places, kind.scale), offsets
+    (place,) = places
+    numbers = _integers(builder, kind, kind.scales, place, kind.scales_signed)
+    if kind.scale_bias:
+        numbers = builder.sub(numbers, same(numbers.type, kind.scale_bias))
+    scales = _times_half(builder, numbers, place, kind.scale)
+    if kind.offset is None:
+        return scales, None
+    numbers = _integers(builder, kind, kind.offsets, place)
+    offsets = _times_half(builder, numbers, place, kind.offset)
+    return scales, builder.fneg(offsets) if kind.sign < 0 else offsets
+
+
+def _halves(builder, places, byte):
+    """The float16 at this byte of each block, as float32."""
+    fours = [places[k : k + 4] for k in range(0, len(places), 4)]
+    words = [_join_words(builder, four, byte) for four in fours]
+    halves = concat(builder, [builder.bitcast(word, ir.VectorType(HALF, 4)) for word in words])
+    return builder.fpext(halves, ir.VectorType(F32, len(places)))
+
+
+def _join_words(builder, places, byte):
+    """The 16 bits at this byte of four blocks, in a general register.
+
+    LLVM would insert each into an undefined vector register. For that it takes a register that is
+    in use, and the loop waits for what computes it.
+    """
+    joined = const(0)
+    for k, place in enumerate(places):
+        address = builder.bitcast(builder.gep(place, [const(byte)]), I16.as_pointer())
+        bits = builder.zext(builder.load(address, align=1), I64)
+        joined = builder.or_(joined, builder.shl(bits, const(16 * k)))
+    return joined
+
+
+def _times_half(builder, numbers, place, byte):
+    """Integers times the float16 at this byte, in float32."""
+    half = builder.bitcast(_join_words(builder, [place], byte), ir.VectorType(HALF, 4))
+    half = builder.fpext(half, ir.VectorType(F32, 4))
+    count = numbers.type.count
+    floats = builder.sitofp(numbers, ir.VectorType(F32, count))
+    return builder.fmul(floats, pick(builder, half, half, [0] * count))
+
+
+def _integers(builder, kind, parts, place, signed=False):
+    """The integers that these parts make, as a vector of int32."""
+    found, position = None, 0
+    for part in parts:
+        start = min(*part.bytes, kind.nbytes - 16)  # 16 bytes have all of them
+        source = load(builder, place, const(start), ir.VectorType(I8, 16))
+        value = pick(builder, source, source, [byte - start for byte in part.bytes])
+        wide = ir.VectorType(I32, len(part.bytes))
+        value = builder.sext(value, wide) if signed else builder.zext(value, wide)
+        if any(part.shifts):
+            value = builder.lshr(value, ir.Constant(wide, list(part.shifts)))
+        if part.count < 8:
+            value = builder.and_(value, same(wide, (1 << part.count) - 1))
+        if position:
+            value = builder.shl(value, same(wide, position))
+        found = value if found is None else builder.or_(found, value)
+        position += part.count
+    return found
+
+
+def _in_pieces(isa, builder, function, *values):
+    """function of vectors of the instruction set's length, for vectors that are longer."""
+    count = 16 // isa.lanes
+    if count == 1:
+        return function(*values)
+    pieces = []
+    for k in range(count):
+        some = []
+        for value in values:
+            length = value.type.count // count
+            some.append(pick(builder, value, value, range(k * length, (k + 1) * length)))
+        pieces.append(function(*some))
+    return concat(builder, pieces)
+
+
+def dot(builder, kind, isa, total, values, x):
+    """total (16 int32) + the products of 64 values and 64 int8 of the input, each a sum of four."""
+    instruction = isa.instruction if kind.signed else isa.small
+    return _in_pieces(isa, builder, lambda *some: instruction(builder, *some), total, values, x)
