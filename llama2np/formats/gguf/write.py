@@ -35,18 +35,25 @@ Progress = Callable[[int], object]  # called with the number of values written s
 
 @dataclass(frozen=True, slots=True)
 class NewTensor:
-    """A tensor to be written: its name and type in the file. raw: its bytes, if they are known."""
+    """A tensor to be written: its name and type in the file. raw: its bytes, if they are known.
+
+    Stacked matrices are stored as one, (all rows, inputs); `shape` is then that of the stack.
+    """
 
     name: str
     type: str
     stored: Stored
     raw: np.ndarray | None = None
+    shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", self.shape or self.stored.shape)
 
     @property
     def nbytes(self) -> int:
         """The size in the file."""
         values, size = _SIZES[self.type]
-        return math.prod(self.stored.shape) // values * size
+        return math.prod(self.shape) // values * size
 
     def parts(self) -> Iterator[np.ndarray]:
         """Yield the bytes of the tensor in blocks. Raises ValueError."""
@@ -72,7 +79,7 @@ def write(
     head += [part for key, value in metadata.items() for part in (_string(key), value)]
     offset = 0
     for tensor in tensors:
-        axes = tensor.stored.shape[::-1]
+        axes = tensor.shape[::-1]
         form, number = f"<I{len(axes)}QIQ", _NUMBERS[tensor.type]
         head += [_string(tensor.name), struct.pack(form, len(axes), *axes, number, offset)]
         offset += _padded(tensor.nbytes)
@@ -84,7 +91,7 @@ def write(
             try:
                 for part in tensor.parts():
                     file.write(part)
-                    progress(math.prod(tensor.stored.shape) * part.nbytes // max(tensor.nbytes, 1))
+                    progress(math.prod(tensor.shape) * part.nbytes // max(tensor.nbytes, 1))
             except CheckpointError:
                 raise
             except ValueError as error:
@@ -144,7 +151,8 @@ def requantized(file: GgufFile, kind: str) -> tuple[dict[str, bytes], list[NewTe
     head = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
     made = []
     for name, tensor in file.tensors.items():
-        new = NewTensor(name, type_for(name, tensor.shape, kind, name == head), tensor.stored())
+        new_type = type_for(name, tensor.shape, kind, name == head)
+        new = NewTensor(name, new_type, tensor.flat().stored(), shape=tensor.shape)
         made.append(replace(new, raw=tensor.data) if new.type == tensor.type.name else new)
     return metadata, made
 
