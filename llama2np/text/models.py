@@ -67,6 +67,12 @@ class BytePairs:
         found = self.merges.get(a << _BITS | b)
         return None if found is None else (found >> _BITS, found & (1 << _BITS) - 1)
 
+    def ranked(self) -> list[tuple[int, int, int]]:
+        """All merges, the first one first: the tokens a and b, and what they become."""
+        token = (1 << _BITS) - 1
+        merges = sorted(self.merges.items(), key=lambda merge: merge[1])
+        return [(pair >> _BITS, pair & token, found & token) for pair, found in merges]
+
     def _characters(self, word: str) -> list[int]:
         unknown = [] if self.unknown is None else [self.unknown]
         tokens: list[int] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -64,6 +64,12 @@ class GgufTensor:
     def array(self) -> np.ndarray:
         """The values of a tensor whose kind is a NumPy type: a view."""
         return self.data.view(numpy_type(self.kind)).reshape(self.shape)
+
+    def flat(self) -> GgufTensor:
+        """Stacked matrices as one, (all rows, inputs); other tensors as they are."""
+        if len(self.shape) < 3:
+            return self
+        return replace(self, shape=(math.prod(self.shape[:-1]), self.shape[-1]))
 
     def stored(self) -> Stored:
         """The tensor for `inspect` and `export`, whose rows are dequantized when they are read."""

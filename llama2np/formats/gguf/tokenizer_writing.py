@@ -187,8 +187,8 @@ def _of_word_piece(algorithm: Pipeline) -> Parts:
 
 def _of_byte_pairs(algorithm: Pipeline, model: BytePairs) -> Iterator[Parts]:
     spelled, types = algorithm.spelled, _types(algorithm)
-    ranked = sorted(model.pairs())
-    merges = [f"{spelled[a]} {spelled[b]}" for _, a, b, _ in ranked]
+    ranked = model.ranked()
+    merges = [f"{spelled[a]} {spelled[b]}" for a, b, _ in ranked]
     if not model.byte_fallback:
         names: dict[int, str] = {}
         for name, splitting in SPLITTINGS.items():
@@ -199,8 +199,8 @@ def _of_byte_pairs(algorithm: Pipeline, model: BytePairs) -> Iterator[Parts]:
         return
     # By scores, as sentencepiece has them: a pair that merges earlier has a higher one.
     scores = [0.0] * len(spelled)
-    for rank, _, _, token in reversed(ranked):
-        scores[token] = -float(rank)
+    for rank in reversed(range(len(ranked))):
+        scores[ranked[rank][2]] = -float(rank)
     if model.unknown is not None:
         types[model.unknown] = UNKNOWN
     for i, piece in enumerate(spelled):
