@@ -242,7 +242,7 @@ def test_attention_over_a_cache_of_several_chunks(kv_heads, head_dim, window, so
         fields = {"q": Buffer(q), "out": found, "n_heads": 6, "n": c.q_dim, **numbers}
         fields |= {"causal": 1, "window": window or NO_LIMIT, "divisor": head_dim**0.5}
         fields |= {"softcap": softcap}
-        call(attention.attend(), count, states, counts, units=6, **fields)
+        call(attention.attend(False), count, states, counts, units=6, **fields)
         for i, state in enumerate(states):
             part = slice(sum(counts[:i]), sum(counts[: i + 1]))
             keys[i].append(k[part]), values[i].append(v[part])
