@@ -106,6 +106,11 @@ class Tokenizer:
         return f"Tokenizer({self.vocab_size:,} pieces)"
 
     @property
+    def algorithm(self) -> Algorithm:
+        """How it makes tokens of a text."""
+        return self._algorithm
+
+    @property
     def vocab_size(self) -> int:
         """The number of pieces."""
         return len(self.pieces)
