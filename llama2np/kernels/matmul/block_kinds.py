@@ -13,7 +13,7 @@ from llama2np.model.blocks import UNEVEN
 
 
 class Bits(NamedTuple):
-    """Small integers in a block: the i-th is block[bytes[i]] >> shifts[i], of which `count` bits."""
+    """Small integers in a block: the i-th is `count` bits of block[bytes[i]] >> shifts[i]."""
 
     count: int
     bytes: tuple

@@ -118,7 +118,7 @@ def _vector(builder, kind, isa, chunk):
 
 
 def _part(builder, part, chunk, position):
-    """`part` of the 64 values (place, number) of a chunk, in bits `position` and on of each byte."""
+    """`part` of the 64 values (place, number) of a chunk, from bit `position` on of each byte."""
     if part.count == 1 and part.bytes[7] == part.bytes[0]:  # a bit for each value, in their order
         return _bits(builder, part, chunk, position)
     value = _gather(builder, [(place, part.bytes[i]) for place, i in chunk])

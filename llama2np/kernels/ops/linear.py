@@ -8,9 +8,7 @@ blocks (`quantize_for_blocks`, or `quantize_block_tiles`).
 
 from functools import cache
 
-import numpy as np
-
-from llama2np.kernels.matmul import block_rows, block_tiles, float32, int8_tiles
+from llama2np.kernels.matmul import block_plain, block_rows, block_tiles, float32, int8_tiles
 from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.int8 import call_int8_rows
 from llama2np.kernels.matmul.int8 import quantize as quantize_rows
@@ -161,6 +159,7 @@ int8_many = _int8_many()
 # Fields: the values that share a scale in the matrix; the rows of the quantized input for each row
 # of x (see _quantize_terms); and where the quantized input is.
 _BLOCK_INPUT = "group terms q q_scales q_sums q_offsets"
+_quantize_for_blocks = block_plain.quantize if PLAIN else block_rows.quantize
 
 
 @inner
@@ -174,11 +173,16 @@ def _quantize_terms(run, x, n, terms, ordered, group, width, q, scales, sums, of
     values = rows_of(run, x, n, t, t + 1)[0]
     for row in range(t * terms, (t + 1) * terms):
         at = 4 * groups * row
-        block_rows.quantize(
-            rest if row > t * terms else values, rest, ordered, group,
-            int8s(place(run, q) + width * row, 1, width)[0], vector(place(run, scales) + at, groups),
-            int32s(place(run, sums) + at, 1, groups)[0], vector(place(run, offsets) + at, groups),
-        )  # fmt: skip
+        _quantize_for_blocks(
+            rest if row > t * terms else values,
+            rest,
+            ordered,
+            group,
+            int8s(place(run, q) + width * row, 1, width)[0],
+            vector(place(run, scales) + at, groups),
+            int32s(place(run, sums) + at, 1, groups)[0],
+            vector(place(run, offsets) + at, groups),
+        )
 
 
 @op(f"x {_BLOCK_INPUT}")
@@ -213,7 +217,8 @@ def quantize_block_tiles(s, run, first, last, scratch):
 @cache
 def blocks_few(kind):
     """The op for a small batch of rows; a unit is a row of the matrix."""
-    product, values, nbytes = block_rows.few(kind), KINDS[kind].values, KINDS[kind].nbytes
+    product = (block_plain if PLAIN else block_rows).few(kind)
+    values, nbytes = KINDS[kind].values, KINDS[kind].nbytes
 
     @inner
     def multiply(s, run, m, first, last, out, scratch):
