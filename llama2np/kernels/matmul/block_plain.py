@@ -31,7 +31,7 @@ def quantize(x, rest, ordered, group, q, scales, sums, offsets):
         total = np.int32(0)
         for i in range(g * group, (g + 1) * group):
             total = np.int32(total + np.int32(q[i]))
-            if inside and np.isfinite(scales[g]):
+            if inside:
                 rest[i] = x[i] - np.float32(q[i]) * scales[g]
         sums[g], offsets[g] = total, scales[g] * np.float32(total)
 
