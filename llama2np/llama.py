@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llama2np import advice, box
+from llama2np import advice
 from llama2np.arguments import none_means_default, path_like, text, token_list, whole
 from llama2np.decoding.chat import Chat
 from llama2np.decoding.generation import Draft, Generation
 from llama2np.decoding.logits import check_bias
 from llama2np.decoding.sampler import Sampler, SamplingOptions
-from llama2np.formats import checkpoint
+from llama2np.formats import loading
 from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer
 from llama2np.output import brief
-from llama2np.text.tokenizer import Tokenizer, TokenizerError
+from llama2np.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # it is in typing since Python 3.11
@@ -64,20 +63,21 @@ class Llama:
         tokenizer: str | os.PathLike[str] | None = None,
         engine: str = "compiled",
     ) -> Llama:
-        """Open a checkpoint and its tokenizer.
+        """Open a model and its tokenizer.
 
-        path: a .bin file, or the name of a bundled model, "stories-box" or "stories-box-q8", which
-        has its own tokenizer. tokenizer: by default the tokenizer.bin or the tokenizer.model beside
-        the checkpoint, or else in the current folder. engine: "compiled", or "numpy", which is slow
-        and needs no numba. Raises ValueError, CheckpointError, TokenizerError and OSError.
+        path: a folder of Hugging Face's or Meta's, a GGUF file, a .bin file, or the name of a
+        bundled model, "stories-box" or "stories-box-q8". tokenizer: a file or folder; by default
+        that in the model's folder or file, or the tokenizer.bin or tokenizer.model beside it, or
+        else in the current folder. For a folder without a tokenizer, tokens are shown as numbers.
+        engine: "compiled", or "numpy", which is slow and needs no numba. Raises ValueError,
+        CheckpointError, TokenizerError and OSError.
         """
         path_like("path", path)
         if tokenizer is not None:
             path_like("tokenizer", tokenizer)
-        config, weights = checkpoint.load(path)
-        found = _tokenizer_of(path, tokenizer)
-        transformer = Transformer(config, weights, engine=engine)
-        return cls(transformer, Tokenizer.load(found, config.vocab_size))
+        loaded = loading.load(path)
+        transformer = loading.transformer(path, engine, loaded)
+        return cls(transformer, loaded.tokenizer(tokenizer))
 
     @property
     def config(self) -> Config:
@@ -160,17 +160,23 @@ class Llama:
         system: str | None = "",
         *,
         positions: int | None = None,
+        messages: Sequence[Mapping[str, str]] | None = (),
+        template: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Chat:
         """Begin a conversation of at most `positions` tokens in total, by default the context.
 
+        messages: a conversation to be continued, [{"role": "user", "content": "Hi"}, ...].
+        template: a chat template, by default the model's own; llama2.c's files have Llama 2's.
         sampling: the fields of `Sampler`. None means the default of an argument. Raises ValueError
         for arguments of another type or out of range.
         """
         if positions is not None and (positions := whole("positions", positions)) < 0:
             raise ValueError(f"positions must be 0 (the context) or more, not {positions}")
         sampler = _sampler("chat", sampling, self.config.vocab_size)
-        return Chat(self.transformer, self.tokenizer, sampler, text("system", system), positions)
+        system = text("system", system)
+        parts = self.transformer, self.tokenizer, sampler
+        return Chat(*parts, system, positions, messages, template)
 
     def with_hooks(self, *hooks: Hook) -> Llama:
         """A copy of this model that passes its arrays to `hooks`: see `Trace` and `Edit`.
@@ -193,21 +199,3 @@ def _sampler(caller: str, options: SamplingOptions, vocab_size: int) -> Sampler:
     sampler = Sampler(**options)  # type: ignore[arg-type]  # None is for its defaults
     check_bias(sampler.logit_bias, vocab_size)
     return sampler
-
-
-def _tokenizer_of(
-    path: str | os.PathLike[str], named: str | os.PathLike[str] | None
-) -> str | os.PathLike[str]:
-    if box.in_box(path if named is None else named):
-        return box.TOKENIZER
-    if named is not None:
-        return named
-    beside = Path(path).parent
-    for folder in (beside, Path()):
-        for name in ("tokenizer.bin", "tokenizer.model"):
-            if (folder / name).is_file():
-                return folder / name
-    raise TokenizerError(
-        f"tokenizer.bin: not in the current folder nor in {beside}: name it with -z FILE; "
-        f"Llama 2's: {advice.fetching('tokenizer.bin')}"
-    )

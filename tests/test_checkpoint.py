@@ -195,13 +195,13 @@ def test_any_header_is_refused_or_read(tmp_path_factory, numbers, version):
 
 def test_a_bin_that_shrinks_while_it_is_opened(tmp_path, write, monkeypatch):
     path = write("x.bin", Header(1, TINY, True))
-    map_file = checkpoint._map
+    map_file = checkpoint.map_weights
 
     def shrink(file):
         with open(path, "r+b") as other:
             other.truncate(1000)
         return map_file(file)
 
-    monkeypatch.setattr(checkpoint, "_map", shrink)
+    monkeypatch.setattr(checkpoint, "map_weights", shrink)
     with pytest.raises(CheckpointError, match="x.bin: needs .* has 1,000: truncated"):
         checkpoint.load(path)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,12 +13,15 @@ from safetensors.numpy import save_file
 from llama2np.cli.export import main as export
 from llama2np.formats import huggingface, llama2c, meta
 from llama2np.formats.checkpoint import CheckpointError, CheckpointWarning
+from llama2np.formats.huggingface.writing import llama_names
 from llama2np.formats.source import Stored, concatenated, halved, interleaved
 from llama2np.formats.write import write_bin
 from llama2np.model.config import Config
+from tools.hostile import parts_of
 from tools.torch_files import Tensor, pickled, write_archive
 
 CONFIG = Config(16, 24, 2, 4, 2, 40, 64)
+HF_CONFIG = replace(CONFIG, rope_halves=1)  # the order of rows in wq and wk
 HF = {
     "model_type": "llama",
     "hidden_size": 16,
@@ -53,7 +57,7 @@ def random_tensors() -> dict:
     random = np.random.default_rng(0)
     return {
         theirs: random.standard_normal(SHAPES[theirs.split(".")[-2]], np.float32)
-        for _, theirs in huggingface.hf_names(CONFIG)
+        for _, theirs in llama_names(CONFIG)
     }
 
 
@@ -101,10 +105,11 @@ def test_keys_are_interleaved_by_their_own_number_of_heads(folder):
     source = huggingface.read(folder(tensors))
     for ours, theirs, heads in (("wq", "q_proj", 4), ("wk", "k_proj", 2)):
         w = tensors[f"model.layers.1.self_attn.{theirs}.weight"]
+        np.testing.assert_array_equal(read(source.tensors[f"layers.1.{ours}"]), w)
         expected = w.reshape(heads, 2, 2, 16).transpose(0, 2, 1, 3).reshape(w.shape)
-        np.testing.assert_array_equal(read(source.tensors[f"{ours}.1"]), expected)
+        np.testing.assert_array_equal(read(source.adjacent().tensors[f"layers.1.{ours}"]), expected)
     w = tensors["model.layers.1.self_attn.v_proj.weight"]
-    np.testing.assert_array_equal(read(source.tensors["wv.1"]), w)
+    np.testing.assert_array_equal(read(source.tensors["layers.1.wv"]), w)
 
 
 @pytest.mark.parametrize("axis", (0, 1))
@@ -125,7 +130,7 @@ def test_shards_are_joined(axis):
 
 
 def test_both_spellings_of_rope_theta(folder):
-    assert huggingface.read(folder()).config == CONFIG
+    assert huggingface.read(folder()).config == HF_CONFIG
     assert huggingface.read(folder(rope_theta=5e5)).config.rope_theta == 5e5
     new = {"rope_theta": 5e5, "rope_type": "default"}
     assert huggingface.read(folder(rope_parameters=new)).config.rope_theta == 5e5
@@ -146,35 +151,42 @@ def test_defaults_of_fields_that_are_missing(folder):
             tensors[f"model.layers.{i}.self_attn.{name}_proj.weight"] = np.zeros((16, 16), "f4")
     save_file(tensors, path / "model.safetensors")
     (path / "config.json").write_text(json.dumps(kept))
-    assert huggingface.read(path).config == Config(16, 24, 2, 4, 4, 40, 2048, norm_eps=1e-6)
+    assert huggingface.read(path).config == replace(
+        HF_CONFIG, n_kv_heads=4, seq_len=2048, norm_eps=1e-6
+    )
 
 
 @pytest.mark.parametrize(
     "fields, match",
     (
-        ({"model_type": "mixtral"}, "model_type='mixtral', expected 'llama'"),
+        ({"model_type": "t5"}, "model_type='t5', expected one of llama, mistral, qwen2"),
+        ({"model_type": "mixtral"}, "has layers.0.mlp.down_proj.weight, which is not part of"),
         ({"model_type": None}, "model_type=None"),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling 'linear'"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling 'llama3'"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters 'yarn'"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling='linear', a .bin has no"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling: has no factor"),
+        (
+            {"rope_parameters": {"rope_type": "new"}},
+            "'new': this RoPE scaling is not",
+        ),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotary_dim=2, a .bin has no field"),
         ({"rope_parameters": [1]}, r"rope_parameters=\[1\], expected an object"),
         ({"rope_parameters": {"rope_theta": "x"}}, "rope_theta='x', expected a number"),
-        ({"attention_bias": True}, "attention_bias=True, expected False"),
-        ({"mlp_bias": True}, "mlp_bias=True"),
+        ({"attention_bias": True}, "have no layers.0.self_attn.q_proj.bias"),
+        ({"mlp_bias": True}, "have no layers.0.mlp.gate_proj.bias"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu', expected 'silu'"),
-        ({"head_dim": 8}, "head_dim=8, expected hidden_size / num_attention_heads = 4"),
+        ({"head_dim": 8}, r"wq of layer 0 has shape \(16, 16\), expected \(32, 16\)"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"sliding_window": 4096}, "sliding_window=4096"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"partial_rotary_factor": 0.5}, "rotary_dim=2, a .bin has no field"),
         ({"hidden_size": "16"}, "hidden_size='16', expected a whole number above 0"),
         ({"hidden_size": True}, "hidden_size=True"),
         ({"hidden_size": 16.0}, "hidden_size=16.0"),
         ({"hidden_size": -16}, "hidden_size=-16"),
         ({"hidden_size": None}, "has no hidden_size"),
         ({"hidden_size": 10**40}, "hidden_size=1000"),
-        ({"num_hidden_layers": 3}, "no tensor for attn_norm.2"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000, found 21 tensors"),
+        ({"num_hidden_layers": 3}, "there is no attn_norm of layer 2"),
+        ({"num_hidden_layers": 10**9}, "n_layers must be at most 1,024, not 1,000,000,000"),
+        ({"num_hidden_layers": 22}, "num_hidden_layers=22, found 21 tensors"),
         ({"num_attention_heads": 3}, "n_heads=3 does not divide dim=16"),
         ({"vocab_size": 41}, r"embedding has shape \(40, 16\), expected \(41, 16\)"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan"),
@@ -205,9 +217,12 @@ def test_tied_weights(folder):
     "change, match",
     (
         ({"lm_head.weight": None}, "has no lm_head.weight"),
-        ({"model.layers.1.mlp.up_proj.weight": None}, "no tensor for w_up.1"),
+        ({"model.layers.1.mlp.up_proj.weight": None}, "there is no w_up of layer 1"),
         ({"model.norm.weight": np.zeros(15, "f4")}, r"final_norm has shape \(15,\)"),
-        ({"model.layers.0.self_attn.q_proj.weight": np.zeros(16, "f4")}, r"wq.0 has shape \(16,\)"),
+        (
+            {"model.layers.0.self_attn.q_proj.weight": np.zeros(16, "f4")},
+            r"wq of layer 0 has shape \(16,\)",
+        ),
         ({"model.layers.0.self_attn.q_proj.weight": np.zeros((15, 16), "f4")}, r"\(15, 16\)"),
         ({"model.layers.0.self_attn.q_proj.bias": np.zeros(16, "f4")}, "q_proj.bias"),
         ({"model.layers.2.mlp.up_proj.weight": np.zeros((24, 16), "f4")}, "layers.2.mlp.up_proj"),
@@ -221,7 +236,7 @@ def test_tensors_that_are_missing_or_too_many(folder, tmp_path, capsys, change, 
 
 def test_tables_of_old_versions_are_left_out(folder):
     extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(2, "f4")}
-    assert huggingface.read(folder(random_tensors() | extra)).config == CONFIG
+    assert huggingface.read(folder(random_tensors() | extra)).config == HF_CONFIG
 
 
 # Shards
@@ -339,11 +354,11 @@ def meta_folder(path, shards, embedding_axis=1, **fields):
     params = {"dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-5}
     (path / "params.json").write_text(json.dumps(params | fields))
     names = {ours: theirs for theirs, ours in meta._NAMES.items()}
-    by_hf = dict(huggingface.hf_names(CONFIG))
+    by_hf = dict(llama_names(CONFIG))
     random = random_tensors()
     pieces: list[dict] = [{} for _ in range(shards)]
     for ours, theirs in by_hf.items():
-        name, _, layer = ours.partition(".")
+        name, layer = parts_of(ours)
         meta_name = (f"layers.{layer}." if layer else "") + names[name] + ".weight"
         axis = {"wo": 1, "w_down": 1, "embedding": embedding_axis}.get(name, 0)
         values = random[theirs]
@@ -364,7 +379,7 @@ def test_shards_of_meta(tmp_path, shards, axis):
     source = meta.read(meta_folder(tmp_path / "m", shards, axis))
     assert source.config == Config(16, 24, 2, 4, 2, 40, 2048) and not source.tied
     random = random_tensors()
-    for ours, theirs in huggingface.hf_names(CONFIG):
+    for ours, theirs in llama_names(CONFIG):
         np.testing.assert_array_equal(read(source.tensors[ours]), random[theirs])
 
 
@@ -404,9 +419,9 @@ def test_a_truncated_shard_of_meta(tmp_path, capsys):
         ({"moe": {"num_experts": 8}}, "mixture of experts"),
         ({"dim": "16"}, "dim='16'"),
         ({"n_heads": 5}, "n_heads=5 does not divide"),
-        ({"n_layers": 3}, "no tensor for attn_norm.2"),
+        ({"n_layers": 3}, "there is no attn_norm of layer 2"),
         ({"n_layers": 2**40}, "n_layers must be at most 1,024"),
-        ({"n_layers": 1}, r"has attn_norm.1"),
+        ({"n_layers": 1}, r"does not use attn_norm of layer 1"),
     ),
     ids=str,
 )

@@ -6,13 +6,15 @@ from itertools import product
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from test_convert_folders import CONFIG, HF, random_tensors, read
+from test_convert_folders import CONFIG, HF, HF_CONFIG, random_tensors, read
 
 from llama2np import export
 from llama2np.cli import main
 from llama2np.formats import huggingface, llama2c, meta
 from llama2np.formats.checkpoint import CheckpointError, CheckpointWarning
+from llama2np.formats.huggingface.writing import llama_names
 from llama2np.formats.names import bare
+from tools.hostile import parts_of
 from tools.torch_files import Tensor, pickled, write_archive
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -121,8 +123,8 @@ def test_meta_s_form_says_nothing_of_ties(tmp_path, equal):
 def meta_tensors():
     """The tensors under Meta's names, which llama2.c's trainer uses, too."""
     names, tensors, random = {ours: n for n, ours in meta._NAMES.items()}, {}, random_tensors()
-    for ours, theirs in huggingface.hf_names(CONFIG):
-        name, _, layer = ours.partition(".")
+    for ours, theirs in llama_names(CONFIG):
+        name, layer = parts_of(ours)
         tensors[(f"layers.{layer}." if layer else "") + f"{names[name]}.weight"] = random[theirs]
     return tensors
 
@@ -172,7 +174,7 @@ def test_a_bare_model_whose_head_is_tied(tmp_path, form):
     (tmp_path / "config.json").write_text(json.dumps(HF | {"tie_word_embeddings": True}))
     FORMS[form]({bare(name): value for name, value in tensors.items()}, tmp_path)
     source = huggingface.read(tmp_path)
-    assert source.tied and source.config == CONFIG
+    assert source.tied and source.config == HF_CONFIG
     np.testing.assert_array_equal(read(source.tensors["embedding"]), tensors[EMBEDDING])
 
 

@@ -66,7 +66,11 @@ def test_a_group_size_that_llama2c_gets_wrong(reference, tmp_path):
     header, errors = write_bin(READERS[option](reference / source), tmp_path / "x.bin", version)
     assert header.group_size == read_header(tmp_path / "x.bin").group_size == 4
     assert 0 < max(error.largest for error in errors.values()) < 0.01
-    assert {"embedding", "wq.0", "w_down.4"} <= errors.keys() and "final_norm" not in errors
+    assert {
+        "embedding",
+        "layers.0.wq",
+        "layers.4.w_down",
+    } <= errors.keys() and "final_norm" not in errors
 
 
 def test_pickled_hugging_face_gives_the_trainers_file(reference, tmp_path):
@@ -134,7 +138,7 @@ def test_half_precision_folders(reference, tmp_path, flag, dtype):
     source = reference / "hf_llama_gqa_bf16_sharded"
     arguments = [str(tmp_path / "hf"), "--hf", str(source), "--version", "-1", "--dtype", flag]
     assert export(arguments, "export.py") == 0
-    assert json.loads((tmp_path / "hf/config.json").read_text())["torch_dtype"] == dtype
+    assert json.loads((tmp_path / "hf/config.json").read_text())["dtype"] == dtype
     again, original = huggingface.read(tmp_path / "hf"), huggingface.read(source)
     for name, tensor in original.tensors.items():
         assert again.tensors[name].dtype == dtype

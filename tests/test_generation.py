@@ -51,12 +51,25 @@ def test_its_tokens_are_all_that_were_chosen(model, monkeypatch):
 def test_it_knows_what_has_happened_so_far(model, monkeypatch):
     scripted(model, monkeypatch, [*letters("ABCD"), EOS])
     story = model.generate("X", temperature=0)
-    assert (story.text, story.tokens, story.seconds) == ("", [], [])
+    assert (repr(story), story.seconds) == (
+        "Generation(text='', tokens=0, stop_reason=None)",
+        [],
+    )
     assert [next(story), next(story)] == ["A", "B"]
     assert (story.text, story.tokens, story.stop_reason) == ("AB", letters("AB"), None)
     assert len(story.seconds) == 2 and story.tokens_per_second > 0
     assert story.read() == "CD" and story.text == "ABCD"
     assert len(story.seconds) == len(story.tokens) == 5
+
+
+def test_tokens_and_text_without_reading_it_first(model, monkeypatch):
+    """`model.generate(...).tokens` is what one expects; the pieces can still be read."""
+    scripted(model, monkeypatch, [*letters("ABCD"), EOS])
+    assert model.generate("X", temperature=0).tokens == [*letters("ABCD"), EOS]
+    scripted(model, monkeypatch, [*letters("ABCD"), EOS])
+    story = model.generate("X", temperature=0)
+    assert story.text == "ABCD" and story.stop_reason == "end"
+    assert list(story) == list("ABCD") and story.read() == ""
 
 
 def test_the_rate_of_one_token_is_not_known(model):

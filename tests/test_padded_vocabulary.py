@@ -276,7 +276,7 @@ def test_an_added_token_may_be_chosen(folder, write, monkeypatch):
     model = Llama.load(write("m.bin", Header(1, TINY, True)))
     scripted(model, monkeypatch, [280, 280, 299])  # 299 has no piece: 0 is the best of the others
     story = model.generate("a", temperature=0, max_new_tokens=3)
-    assert story.read() == "<pad><pad>" + model.tokenizer._texts[0].decode()
+    assert story.read() == "<pad><pad>" + model.tokenizer.shown.texts[0].decode()
     assert story.tokens == [280, 280, 0]
 
 

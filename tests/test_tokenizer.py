@@ -311,7 +311,7 @@ def test_a_folder_and_no_file_are_refused(tmp_path):
 def test_a_bad_sentencepiece_model_is_refused(tmp_path, data, capfd):
     (tmp_path / "bad.model").write_bytes(data)
     said = load_error(tmp_path / "bad.model")
-    assert re.search("not a (tokenizer.bin or )?sentencepiece model", said)
+    assert re.search("not a (tokenizer.json, tokenizer.bin or )?sentencepiece model", said)
     assert capfd.readouterr() == ("", "")
 
 

@@ -24,13 +24,14 @@ import numpy as np
 
 from llama2np.formats import huggingface, inspection, llama2c, meta, safetensors
 from llama2np.formats.checkpoint import CheckpointError, Header, load, save
+from llama2np.formats.huggingface.writing import llama_names
 from llama2np.formats.torch_zip import TorchFile
 from llama2np.formats.write import write_bin, write_huggingface
 from llama2np.llama import Llama
 from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer
 from llama2np.text.tokenizer import Tokenizer, TokenizerError
-from tools import faults, odd
+from tools import faults, hostile_gguf, odd
 from tools.torch_files import Tensor, pickled, write_archive
 
 Case = dict[str, bytes | str]
@@ -38,7 +39,7 @@ OURS = (CheckpointError, TokenizerError)
 _MAIN = {  # the file that every case of a kind has
     **{"bin": "model.bin", "tokenizer.bin": "tokenizer.bin", "tokenizer.model": "tokenizer.model"},
     **{"torch": "model.pt", "safetensors": "model.safetensors", "hf": "config.json"},
-    **{"meta": "params.json", "state": "state.npz"},
+    **{"meta": "params.json", "gguf": "model.gguf", "state": "state.npz"},
 }
 KINDS = (*_MAIN, "special", "kernel-cache", "write-failure")
 SMALL = Config(8, 12, 2, 2, 1, 20, 16)
@@ -69,6 +70,7 @@ def exercise(kind: str, folder: Path) -> None:
         "safetensors": lambda f: _exercise_safetensors(f / "model.safetensors"),
         "hf": lambda f: _convert(f, huggingface.read),
         "meta": lambda f: _convert(f, meta.read),
+        "gguf": lambda f: hostile_gguf.exercise(f / "model.gguf"),
         "state": _exercise_state,
         "kernel-cache": faults.exercise_cache,
         "write-failure": faults.exercise_write,
@@ -102,6 +104,8 @@ def damaged(kind: str, random: Random) -> Case:
         case[name] = _damaged_header(case[name], random)
     elif name.endswith((".pt", ".pth")) and random.random() < 0.6:
         case[name] = _damaged_pickle(case[name], random)
+    elif kind == "gguf" and random.random() < 0.6:
+        case[name] = hostile_gguf.damaged(random)
     elif kind == "bin" and random.random() < 0.3:
         case[name] = _any_shape(random)
     elif kind == "state" and random.random() < 0.7:
@@ -123,6 +127,7 @@ def valid(kind: str) -> list[Case]:
         "safetensors": lambda: [{"model.safetensors": _safetensors(_hf_tensors())}],
         "hf": _hf_folders,
         "meta": _meta_folders,
+        "gguf": lambda: [{"model.gguf": data} for data in hostile_gguf.files()[:-1]],
         "state": _states,
         "kernel-cache": lambda: [{"kernel.nbc": faults.sealed_file(_scratch())}],
         "write-failure": _write_failures,
@@ -298,20 +303,28 @@ def _named(names) -> dict[str, np.ndarray]:
     stacked = _tensors(Header(1, SMALL, False))
     found = {}
     for ours, theirs in names:
-        name, _, layer = ours.partition(".")
+        name, layer = parts_of(ours)
         found[theirs] = stacked[name][int(layer)] if layer else stacked[name]
     return found
 
 
+def parts_of(name: str) -> tuple[str, str]:
+    """("wq", "2") of "layers.2.wq"; the layer of other tensors is ""."""
+    if not name.startswith("layers."):
+        return name, ""
+    _, layer, base = name.split(".")
+    return base, layer
+
+
 def _hf_tensors() -> dict[str, np.ndarray]:
-    return _named(huggingface.hf_names(SMALL))
+    return _named(llama_names(SMALL))
 
 
 def _meta_tensors() -> dict[str, np.ndarray]:
     theirs = {ours: name for name, ours in meta._NAMES.items()}
     names = []
-    for ours, _ in huggingface.hf_names(SMALL):
-        name, _, layer = ours.partition(".")
+    for ours, _ in llama_names(SMALL):
+        name, layer = parts_of(ours)
         names.append((ours, f"{f'layers.{layer}.' if layer else ''}{theirs[name]}.weight"))
     return _named(names)
 

@@ -16,9 +16,12 @@ def bytes_to_generate(program: Program, depth: int, count: int) -> float:
     the CPU's caches is read faster than memory.
     """
     seen = depth + (count + 1) / 2
-    cache = sum(2 * 4 * step.inputs["k"].width for step in _attentions(program))
+    cache = sum(
+        2 * 4 * step.inputs["k"].width * min(seen, step.numbers["window"] or seen)
+        for step in _attentions(program)
+    )
     weights = sum(bytes_of(program, step) for step in program.steps if step.op != "embed")
-    return weights + cache * seen
+    return weights + cache
 
 
 def operations_to_read(program: Program, depth: int, count: int) -> float:
@@ -30,7 +33,10 @@ def operations_to_read(program: Program, depth: int, count: int) -> float:
     """
     matrices = sum(multiply_adds(program, step) for step in program.steps if step.op != "logits")
     seen = depth + (count + 1) / 2
-    attention = sum(2 * step.inputs["q"].width * seen for step in _attentions(program))
+    attention = sum(
+        2 * step.inputs["q"].width * min(seen, step.numbers["window"] or seen)
+        for step in _attentions(program)
+    )
     return 2 * (matrices + attention)
 
 

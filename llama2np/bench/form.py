@@ -9,24 +9,32 @@ import math
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
+from llama2np import box
 from llama2np.bench.machine import description
 from llama2np.bench.measure import MachineResult, PeerResult, Report, Result, Series
-from llama2np.formats.checkpoint import Header
+from llama2np.model.transformer import Transformer
+from llama2np.model.weights import Int8, Matrix
 
 
-def about(path: str | os.PathLike[str], header: Header) -> dict[str, object]:
+def about(path: str | os.PathLike[str], transformer: Transformer) -> dict[str, object]:
     """The description of the model and the machine, for all formats but CSV."""
-    tensors = dict(header.tensors())
-    matrices = [shape for name, shape in tensors.items() if name != "rope_tables"]
+    weights = transformer.weights
+    own = {id(tensor): tensor for tensor in weights.values()}  # a tied classifier counts once
+    file = Path(box.located(path))
     return {
         "model": os.path.basename(path),
-        "format": f"Q8_0, group size {header.group_size}" if header.version == 2 else "float32",
-        "parameters": sum(math.prod(shape) for shape in matrices),
-        "bytes": header.file_size,
-        "config": asdict(header.config),
+        "format": " and ".join(sorted({_format(m) for m in weights.matrices.values()})),
+        "parameters": sum(math.prod(tensor.shape) for tensor in own.values()),
+        "bytes": file.stat().st_size if file.is_file() else weights.nbytes,
+        "config": asdict(transformer.config),
         "machine": description(),
     }
+
+
+def _format(matrix: Matrix) -> str:
+    return f"Q8_0, group size {matrix.group}" if isinstance(matrix, Int8) else matrix.kind
 
 
 def as_json(report: Report, about: dict[str, object]) -> str:

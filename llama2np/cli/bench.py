@@ -16,8 +16,7 @@ from llama2np.bench.measure import measure, plan
 from llama2np.bench.peer import LLAMA2C, Peer
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
 from llama2np.cli.model import MODEL_HELP, plotting
-from llama2np.formats import checkpoint
-from llama2np.model.transformer import Transformer
+from llama2np.formats import loading
 
 
 def main(argv: Sequence[str], prog: str) -> int:
@@ -30,13 +29,12 @@ def _bench(options: argparse.Namespace) -> None:
     pattern = options.peer_pattern or LLAMA2C
     model = os.fspath(box.located(options.model))
     peers = [Peer(peer, model, pattern) for peer in options.peer]
-    header = checkpoint.read_header(options.model)
-    tasks = plan(header.config.seq_len, options.prompt, options.generate, options.depth)
+    transformer = loading.transformer(options.model)
+    tasks = plan(transformer.config.seq_len, options.prompt, options.generate, options.depth)
     threads = options.threads or [kernels.threads()]
     progress = _say if sys.stderr.isatty() else lambda _: None
-    transformer = Transformer(*checkpoint.load(options.model))
     report = measure(transformer, tasks, threads, peers, options.repeats, progress)
-    about = form.about(options.model, header)
+    about = form.about(options.model, transformer)
     if options.json:
         print(form.as_json(report, about))
     elif options.csv:

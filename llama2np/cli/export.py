@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from llama2np.atomic import is_stdout
 from llama2np.cli.flags import Parser, choice, flag_value, guarded, joined, number, path_value
 from llama2np.formats import huggingface, llama2c, meta, tokenizer_bin
+from llama2np.formats.gguf.from_source import write_gguf
+from llama2np.formats.gguf.source import read_source
+from llama2np.formats.gguf.write import FILE_TYPES
 from llama2np.formats.q80 import Error
 from llama2np.formats.source import Source
 from llama2np.formats.write import write_bin, write_huggingface
@@ -24,7 +27,9 @@ _SOURCES = {
         "FILE",
         "a .bin file of any version, or the name of a bundled model",
     ),
+    "gguf": (read_source, "FILE", "a GGUF file (llama.cpp)"),
 }
+GGUF = "gguf"
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -40,6 +45,8 @@ def _export(options: argparse.Namespace) -> None:
         note = spaces if model.removes_spaces else ""
         _tell(options.filepath, f"{len(model.pieces):,} pieces{note}")
         return
+    if options.type and options.version != GGUF:
+        raise ValueError(f"--type {options.type} needs --version gguf")
     dtype = options.dtype or "fp32"  # argparse would take a default for a flag's value
     if dtype != "fp32" and options.version != -1:
         raise ValueError(f"--dtype {dtype} needs --version -1: .bin files are float32 or int8")
@@ -47,7 +54,11 @@ def _export(options: argparse.Namespace) -> None:
     if options.seq_len is not None:
         source = source.with_seq_len(options.seq_len)
     with _progress(source) as progress:
-        if options.version == -1:
+        if options.version == GGUF:
+            kind = options.type or "Q8_0"
+            size = write_gguf(source, options.filepath, kind, progress)
+            summary = f"GGUF, {kind}, {size:,} bytes"
+        elif options.version == -1:
             write_huggingface(source, options.filepath, _DTYPES[dtype], progress)
             summary = f"Hugging Face, {_DTYPES[dtype]}"
         else:
@@ -95,10 +106,16 @@ def _progress(source: Source) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
+def _version(value: str) -> int | str:
+    """A parser of --version, for argparse."""
+    text = choice("-1", "0", "1", "2", GGUF)(value)
+    return text if text == GGUF else int(text)
+
+
 def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     parser = Parser(
         prog=prog,
-        description="Convert a checkpoint to llama2.c's .bin, or to a Hugging Face folder; "
+        description="Convert a checkpoint to llama2.c's .bin, GGUF, or a Hugging Face folder; "
         "or a tokenizer.model to tokenizer.bin.",
         allow_abbrev=False,
     )
@@ -106,11 +123,17 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     add("filepath", help="the file to write; with --version -1 the folder")
     add(
         "--version",
-        type=number(int, -1, 2),
+        type=_version,
         default=0,
         metavar="N",
         help="0: float32, which llama2.c's run reads (default); 1: float32 with a full header; "
-        "2: int8 (Q8_0); -1: Hugging Face",
+        "2: int8 (Q8_0); -1: Hugging Face; gguf: GGUF, which llama.cpp reads",
+    )
+    add(
+        "--type",
+        type=choice(*FILE_TYPES),
+        metavar="TYPE",
+        help=f"for --version gguf: {', '.join(FILE_TYPES)} (default Q8_0)",
     )
     add(
         "--dtype",

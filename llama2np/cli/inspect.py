@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from llama2np import box
 from llama2np.cli import engine
 from llama2np.cli.flags import Parser, flag_value, guarded, joined
-from llama2np.formats import checkpoint
+from llama2np.formats import loading
 from llama2np.formats.inspection import describe
 from llama2np.model.listing import table
-from llama2np.model.transformer import Transformer
 
 
 def main(argv: Sequence[str], prog: str) -> int:
@@ -23,8 +22,7 @@ def main(argv: Sequence[str], prog: str) -> int:
 def _inspect(options: argparse.Namespace) -> None:
     if options.steps:
         engine.set_up(options, lambda note: print(note, file=sys.stderr, flush=True))
-        config, weights = checkpoint.load(options.path)
-        transformer = Transformer(config, weights, engine=options.engine)
+        transformer = loading.transformer(options.path, options.engine)
         print(table(transformer.program, transformer.step_seconds()))
         return
     for line in describe(options.path, options.against):

@@ -16,9 +16,8 @@ from llama2np.cli.model import add_model, load_model
 from llama2np.cli.screen import Screen
 from llama2np.cli.text import plain
 from llama2np.files import open_regular
-from llama2np.formats import checkpoint, kinds
+from llama2np.formats import kinds, loading
 from llama2np.llama import Llama
-from llama2np.model.transformer import Transformer
 
 _BYTES = 1 << 16  # of one read
 
@@ -34,7 +33,7 @@ def _perplexity(options: argparse.Namespace) -> None:
         pass  # so that a wrong name is an error before anything is loaded
     model, names, against = load_model(options), _short([options.model]), None
     if options.against is not None:
-        network = Transformer(*checkpoint.load(options.against))
+        network = loading.transformer(options.against)
         against = Llama(network, model.tokenizer)
         names = _short([options.model, options.against])
     with _progress(os.path.getsize(options.file)) as progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
@@ -70,6 +71,7 @@ def continue_tokens(
     max_count = getattr(model, "max_greedy_tokens", 1) if sampler.greedy and not draft else 1
     while state.pos + len(tokens) <= end:
         known = state.pos + len(tokens)
+        tokens = _with_those_to_reread(model, state, tokens, len(drafted))
         if (count := min(max_count, known - prompt_length, end - state.pos)) > 1:
             network = cast("Transformer", model)  # a model with max_greedy_tokens has greedy, too
             read, logits = network.greedy(tokens[0], state, count)
@@ -93,6 +95,18 @@ def continue_tokens(
             drafted = drafted[: next((i for i, t in enumerate(drafted) if not 0 <= t < size), left)]
 
 
+def _with_those_to_reread(
+    model: Model, state: State, tokens: Sequence[int], drafted: int
+) -> Sequence[int]:
+    """`tokens`, after those that `state` has read if they must be read again."""
+    must_reread = getattr(model, "must_reread", None)
+    if must_reread is None or not must_reread(state, len(tokens) + drafted):
+        return tokens
+    read = state.tokens.tolist()
+    state.truncate(0)
+    return [*read, *tokens]
+
+
 _IN_USE = (
     "the Generation is being read by another thread, or by the function that made this call: "
     "read it in one place, and begin one for each thread with generate()"
@@ -103,8 +117,9 @@ class Generation(Iterator[str]):
     """A text that is being generated: an iterator over its pieces.
 
     A piece is a str for each token, "" inside a character. The attributes describe what has been
-    generated so far; `read` returns the rest. None means the default of an argument. Raises
-    ValueError for arguments of another type.
+    generated so far; `read` returns the rest. If `tokens` or `text` is asked for before the first
+    piece, all is generated. None means the default of an argument. Raises ValueError for arguments
+    of another type.
     """
 
     @none_means_default
@@ -129,8 +144,10 @@ class Generation(Iterator[str]):
         words = [word for word in texts("stop", stop) if word]
         self.prompt = token_list("prompt", prompt)
         self.state = state  # it has read the prompt and all tokens but the last
-        self.tokens: list[int] = []  # all chosen tokens, the one that ended the text included
-        self.text = ""  # all pieces so far
+        self._tokens: list[int] = []
+        self._text = ""
+        self._begun = False
+        self._ahead: deque[str] = deque()  # pieces that have been generated, but not yielded
         self.stop_reason: StopReason | None = None  # None until the text has ended
         # With the argument `logprobs`: the log-probability of each token, and those of the most
         # probable tokens at its position as {token: log-probability}.
@@ -153,13 +170,33 @@ class Generation(Iterator[str]):
         self._pieces = Owned(until(pieces, words) if words else pieces, Owner(_IN_USE))
 
     def __next__(self) -> str:
+        return self._ahead.popleft() if self._ahead else self._generated()
+
+    def _generated(self) -> str:
+        self._begun = True
         try:
             piece = next(self._pieces)
         except StopIteration:
             self.stop_reason = self.stop_reason or "stop"
             raise
-        self.text += piece
+        self._text += piece
         return piece
+
+    @property
+    def tokens(self) -> list[int]:
+        """All chosen tokens so far, the one that ended the text included."""
+        self._generate_all_unless_begun()
+        return self._tokens
+
+    @property
+    def text(self) -> str:
+        """All pieces so far."""
+        self._generate_all_unless_begun()
+        return self._text
+
+    def _generate_all_unless_begun(self) -> None:
+        if not self._begun:
+            self._ahead.extend(iter(self._generated, None))
 
     def read(self) -> str:
         """Generate to the end; return the text that was not yielded before.
@@ -177,13 +214,13 @@ class Generation(Iterator[str]):
 
     def __repr__(self) -> str:
         return (
-            f"Generation(text={brief(self.text)}, tokens={len(self.tokens)}, "
+            f"Generation(text={brief(self._text)}, tokens={len(self._tokens)}, "
             f"stop_reason={self.stop_reason!r})"
         )
 
     def _decoded(self, source: Iterator[tuple[int, np.ndarray]]) -> Iterator[str]:
         """The text of each token before the one that ends the text."""
-        decoder = Decoder(self._tokenizer, self.prompt[-1])
+        decoder = Decoder(self._tokenizer, self.prompt[-1], skip_special=True)
         reason, start = self._limit, time.perf_counter()
         for token, logits in source:
             self.seconds.append(time.perf_counter() - start)
@@ -198,7 +235,7 @@ class Generation(Iterator[str]):
         self.stop_reason = reason
 
     def _append(self, token: int, logits: np.ndarray) -> None:
-        self.tokens.append(token)
+        self._tokens.append(token)
         if self._logprobs is None:
             return
         logprobs = log_softmax(logits)

@@ -9,11 +9,9 @@ are stored in the padding at their end.
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -24,6 +22,7 @@ from llama2np.arguments import whole
 from llama2np.atomic import replacing
 from llama2np.files import open_regular
 from llama2np.formats import kinds
+from llama2np.formats.mapped import map_weights
 from llama2np.model.config import Config
 from llama2np.model.weights import LAYER_SHAPES, MATRICES, SHAPES, Dense, Int8, Weights
 from llama2np.output import printable
@@ -180,7 +179,7 @@ def open_tensors(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor
     """Map a checkpoint; return its header and its tensors by name. Raises the errors of `load`."""
     with _opened(path) as file:  # opened once, so that header and data are of the same file
         header = _read_header(path, file)
-        data, offset, tensors = _map(file), _HEADER_SIZE[header.version], {}
+        data, offset, tensors = map_weights(file), _HEADER_SIZE[header.version], {}
     _check_size(path, header, len(data))
     for name, shape in header.tensors():
         end = offset + header.size(name, shape)
@@ -304,23 +303,6 @@ def _parse_header(path: str | os.PathLike[str], head: bytes) -> Header:
             f"{path}: {error}: export it again, "
             f"`{advice.command('export')} OUT.bin --version 2 ...` chooses one that does"
         ) from None
-
-
-def _map(file: BinaryIO) -> np.ndarray:
-    """Map a file as a uint8 array. If the file shrinks later, access to it causes SIGBUS.
-
-    The map is copy-on-write: nothing is written to the file, but the array is writeable, so that
-    numba sees the same array type everywhere. If the system cannot reserve so much memory, the map
-    is read-only, and the kernels are compiled a second time for it.
-    """
-    try:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    except (OSError, MemoryError):
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux; 5 to 10 % faster on large models
-        with suppress(OSError):
-            mapped.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(mapped, np.uint8)
 
 
 def _float32_view(data: np.ndarray, shape: tuple[int, ...], _group_size: int) -> np.ndarray:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import numpy as np
 
 from llama2np import box
-from llama2np.formats import huggingface, kinds, llama2c, meta, safetensors
+from llama2np.formats import gguf, huggingface, kinds, llama2c, meta, safetensors
 from llama2np.formats.checkpoint import CheckpointError, read_header
 from llama2np.formats.dtypes import quiet
+from llama2np.formats.gguf.source import read_source
 from llama2np.formats.q80 import Error
 from llama2np.formats.source import Source, Stored
 from llama2np.formats.torch_zip import TorchFile
+from llama2np.model.config import Config
 from llama2np.output import printable
+
+_ALWAYS = "rope_theta", "norm_eps", "head_dim", "rotary_dim"  # are shown also if they are usual
 
 
 def describe(
@@ -28,11 +32,11 @@ def describe(
     its values. Raises CheckpointError, and OSError.
     """
     kind, found = open_any(path)
-    original = None if against is None else _tensors(open_any(against)[1])
-    tensors = _tensors(found)
+    original = None if against is None else _tensors(open_any(against)[1], compared=True)
+    tensors = _tensors(found, compared=against is not None)
     yield f"{path}: {kind}"
     if isinstance(found, Source):
-        yield " ".join(f"{name}={value}" for name, value in asdict(found.config).items())
+        yield " ".join(_numbers(found.config))
         tied = "tied to the embedding" if found.tied else "not tied"
         yield f"{found.size:,} parameters, classifier {tied}"
     rows = _stacked(tensors) if original is None else {name: [name] for name in tensors}
@@ -63,6 +67,8 @@ def open_any(path: str | os.PathLike[str]) -> tuple[str, Source | dict[str, Stor
             kinds.explained(path, "any")
             or f"{path}: a folder without params.json (Meta) or config.json (HF)"
         )
+    if gguf.is_gguf(path):
+        return "GGUF", read_source(path)
     # The suffix counts only if the content is not recognised, as in a damaged file.
     kind = kinds.kind_of(path)
     suffix = path.suffix if kind in ("", "empty", "pickle") else ""
@@ -81,8 +87,19 @@ def open_any(path: str | os.PathLike[str]) -> tuple[str, Source | dict[str, Stor
     return kind, llama2c.read_bin(path)
 
 
-def _tensors(found: Source | dict[str, Stored]) -> Mapping[str, Stored]:
-    return found.tensors if isinstance(found, Source) else found
+def _numbers(config: Config) -> Iterator[str]:
+    """Yield "name=value" of what describes a Llama, and of what differs from one."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.default is MISSING or field.name in _ALWAYS or value != field.default:
+            yield f"{field.name}={value}"
+
+
+def _tensors(found: Source | dict[str, Stored], compared: bool) -> Mapping[str, Stored]:
+    """The tensors; if they are `compared`, in the order of rows that all formats share."""
+    if not isinstance(found, Source):
+        return found
+    return found.adjacent().tensors if compared else found.tensors
 
 
 def _stacked(tensors: Mapping[str, Stored]) -> dict[str, list[str]]:

@@ -32,6 +32,11 @@ class JsonFile:
         with kinds.named(path, "json", CheckpointError):
             self._fields = parse_object(data, self.path)
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All fields, unchecked."""
+        return self._fields
+
     def inner(self, key: str) -> JsonFile:
         """The object in that field, as a JsonFile."""
         inner = object.__new__(JsonFile)

@@ -58,7 +58,7 @@ def read_bin(path: str | os.PathLike[str]) -> Source:
             continue
         for i in range(header.config.n_layers):
             one = tuple(t[i] for t in tensor) if isinstance(tensor, tuple) else tensor[i]
-            stored[f"{name}.{i}"] = _stored(one)
+            stored[f"layers.{i}.{name}"] = _stored(one)
     return checked(str(path), header.config, stored)
 
 

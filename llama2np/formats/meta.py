@@ -39,7 +39,7 @@ _NAMES = {
 }
 _NAME = re.compile(r"(?:layers\.(?P<layer>0|[1-9]\d{0,8})\.)?(?P<name>[a-z_.0-9]+?)\.weight")
 _IGNORED = re.compile(r"rope\.freqs|freqs_(cis|cos|sin)")  # tables that follow from the config
-_SIDE_BY_SIDE = ("embedding", "wo.", "w_down.")  # these are sliced by columns
+_SIDE_BY_SIDE = ("embedding", ".wo", ".w_down")  # these are sliced by columns
 _REFUSED = {
     "use_scaled_rope": "RoPE scaling",
     "moe": "mixture of experts",
@@ -85,7 +85,7 @@ def our_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
         match = _NAME.fullmatch(name)
         ours = _NAMES.get(match["name"], name) if match else name
         if match and match["layer"]:
-            ours += f".{match['layer']}"
+            ours = f"layers.{match['layer']}.{ours}"
         if ours in named:
             raise CheckpointError(f"{name} is a second tensor for {ours}")
         named[ours] = tensor
@@ -98,7 +98,7 @@ def config_of(path: str, tensors: Mapping[str, Stored], **numbers: float) -> Con
     Raises CheckpointError.
     """
     fields: dict[str, Any] = dict(numbers)
-    for field, name in (("hidden_dim", "w_gate.0"), ("vocab_size", "embedding")):
+    for field, name in (("hidden_dim", "layers.0.w_gate"), ("vocab_size", "embedding")):
         if name not in tensors or len(tensors[name].shape) != 2:
             raise CheckpointError(f"{path}: the files beside it have no matrix for {name}")
         fields[field] = tensors[name].shape[0]
@@ -139,4 +139,4 @@ def _axis(name: str, first: Stored, dim: int) -> int:
     (ours,) = our_names({name: first}) or (name,)
     if ours == "embedding" and first.shape[1] == dim:
         return 0  # Llama 3 slices the embedding by rows
-    return int(ours.startswith(_SIDE_BY_SIDE))
+    return int(ours.endswith(_SIDE_BY_SIDE))

@@ -15,20 +15,20 @@ _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 _NETWORK = "model"  # Hugging Face's name for all but the head; many trainers use it for everything
 
 
-def bare(name: str) -> str:
-    """A name without the prefixes of wrappers and without "model."."""
+def bare(name: str, network: str = _NETWORK) -> str:
+    """A name without the prefixes of wrappers, without "model." and without that of a network."""
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
-    while len(parts) > 1 and parts[0] == _NETWORK:
+    while len(parts) > 1 and parts[0] in (_NETWORK, network):
         del parts[0]
     return ".".join(parts)
 
 
-def unwrapped(tensors: Mapping[str, T], where: str) -> dict[str, T]:
+def unwrapped(tensors: Mapping[str, T], where: str, network: str = _NETWORK) -> dict[str, T]:
     """The tensors by their bare names. Raises CheckpointError if two have the same."""
     found: dict[str, T] = {}
     first: dict[str, str] = {}
     for name, tensor in tensors.items():
-        plain = bare(name)
+        plain = bare(name, network)
         if plain in found:
             raise CheckpointError(
                 f"{where}: {name} and {first[plain]} are the same tensor: expected one of them"

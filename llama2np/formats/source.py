@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from llama2np.formats.checkpoint import LAYER_TENSORS, CheckpointError, CheckpointWarning, Header
+from llama2np.formats.checkpoint import LAYER_TENSORS, CheckpointError, CheckpointWarning
 from llama2np.formats.dtypes import quiet
+from llama2np.formats.mapped import for_running
 from llama2np.model.config import Config
+from llama2np.model.networks import check_network
+from llama2np.model.weights import Dense, Outline, Tensor, Weights
 from llama2np.output import brief
 
 _MAX_DIMENSIONS = 32  # the limit of older NumPy; weights have one or two
@@ -50,12 +54,22 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Original:
+    """What a Hugging Face folder holds: its config.json, and its tensors by the names in its files.
+
+    A copy of the folder is written from it, so that it keeps what we do not use.
+    """
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Stored]
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """A network in files of another program.
 
-    `tensors` has "embedding", "final_norm", "classifier" unless tied, and for each layer
-    "attn_norm.0", "wq.0" ... in the names and shapes of `weights.Layer`, rows of wq and wk in
-    Meta's order.
+    `tensors` has the names and shapes of `Weights`: "embedding", "layers.0.wq" ...; "classifier"
+    only if it is not tied to the embedding.
     """
 
     path: str
@@ -63,6 +77,7 @@ class Source:
     tied: bool
     tensors: Mapping[str, Stored]
     seq_len_chosen: bool = False  # by the user, not by a file
+    original: Original | None = None
 
     @property
     def size(self) -> int:
@@ -73,11 +88,39 @@ class Source:
         """The tensors for a name in a .bin: one, or one for each layer."""
         if name not in LAYER_TENSORS:
             return [self.tensors[name]]
-        return [self.tensors[f"{name}.{i}"] for i in range(self.config.n_layers)]
+        return [self.tensors[f"layers.{i}.{name}"] for i in range(self.config.n_layers)]
 
     def with_seq_len(self, seq_len: int) -> Source:
         """The same network with another number of positions, which the user has chosen."""
         return replace(self, config=replace(self.config, seq_len=seq_len), seq_len_chosen=True)
+
+    def adjacent(self) -> Source:
+        """The same network with the two values of a rotary pair next to each other, as in Meta's
+        files and in .bin files.
+        """
+        if not self.config.rope_halves:
+            return self
+        head_dim, tensors = self.config.head_dim, dict(self.tensors)
+        for name, tensor in tensors.items():
+            if name.endswith((".wq", ".wk")):
+                tensors[name] = interleaved(tensor, head_dim)
+        return replace(self, config=replace(self.config, rope_halves=0), tensors=tensors)
+
+    def weights(self) -> Weights:
+        """The tensors as a network uses them: matrices in their own number format, mapped where the
+        file has them in one piece; norms and biases as float32.
+        """
+        found: dict[str, Tensor] = {}
+        for name, stored in self.tensors.items():
+            values = stored.read(0, stored.shape[0])
+            if len(stored.shape) == 1:
+                found[name] = np.ascontiguousarray(values, np.float32)
+            else:
+                for_running(values)
+                found[name] = Dense(np.ascontiguousarray(values))
+        if self.tied:
+            found.setdefault("classifier", found["embedding"])
+        return Weights(found)
 
 
 def check_shape(shape: tuple[int, ...], where: str) -> None:
@@ -88,49 +131,47 @@ def check_shape(shape: tuple[int, ...], where: str) -> None:
 
 
 def checked(
-    path: str, config: Config, tensors: Mapping[str, Stored], said_tied: bool = False
+    path: str,
+    config: Config,
+    tensors: Mapping[str, Stored],
+    said_tied: bool = False,
+    unknown: Sequence[str] = (),
 ) -> Source:
     """Return a Source if every tensor is there, with the shape that `config` requires.
 
     The classifier is the embedding if it is missing or has the same values. If its values differ,
     it is used even if the source says that the two are tied (`said_tied`), with a
-    CheckpointWarning. Raises CheckpointError for tensors that are missing, have another shape, or
-    are not part of a Llama: ignoring a bias would silently give another network.
+    CheckpointWarning. unknown: names of other tensors in the files. Raises CheckpointError for
+    tensors that are missing, have another shape, or are not part of the network: ignoring a bias
+    would silently give another network.
     """
     tensors = dict(tensors)
-    tied = "classifier" not in tensors
-    known = set()
-    for name, shape in _expected(config, tied):  # may be endless: the first missing tensor ends it
-        if name not in tensors:
-            raise CheckpointError(f"{path}: has no tensor for {name}: is a shard missing?")
-        if tensors[name].shape != shape:
-            raise CheckpointError(
-                f"{path}: {name} has shape {tensors[name].shape}, expected {shape}: "
-                "is a shard missing, or another model's?"
-            )
-        known.add(name)
-    if extra := sorted(tensors.keys() - known):
+    if unknown:
         raise CheckpointError(
-            f"{path}: has {extra[0]}, which is not part of a Llama ({len(extra)} such tensors)"
+            f"{path}: has {unknown[0]}, which is not part of the network "
+            f"({len(unknown)} such tensors)"
         )
-    if not tied and (tied := _equal(tensors["embedding"], tensors["classifier"])):
+    tied = "classifier" not in tensors and not config.n_labels
+    outlines: dict[str, Tensor] = {name: Outline(t.shape) for name, t in tensors.items()}
+    if tied and "embedding" in outlines:
+        outlines["classifier"] = outlines["embedding"]
+    try:
+        check_network(config, Weights(outlines))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}: is a shard missing, or another model's?") from None
+    same_shape = not tied and "classifier" in tensors and not config.n_labels
+    if same_shape and (tied := _equal(tensors["embedding"], tensors["classifier"])):
         del tensors["classifier"]
-    if said_tied and not tied:
+    if said_tied and not tied and not config.n_labels:
         text = f"{path}: says tie_word_embeddings, but holds an lm_head of other values, which is"
         warnings.warn(CheckpointWarning(f"{text} used, as in transformers 5"), stacklevel=3)
     return Source(path, config, tied, tensors)
 
 
-def _expected(config: Config, tied: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for name, shape in Header(1, config, tied).tensors():
-        if name in LAYER_TENSORS:
-            yield from ((f"{name}.{i}", shape[1:]) for i in range(config.n_layers))
-        else:
-            yield name, shape
-
-
 def _equal(a: Stored, b: Stored) -> bool:
-    return all(np.array_equal(x, y) for x, y in zip(a.blocks(), b.blocks(), strict=True))
+    return a.shape == b.shape and all(
+        np.array_equal(x, y) for x, y in zip(a.blocks(), b.blocks(), strict=True)
+    )
 
 
 def concatenated(parts: Iterable[Stored], axis: int) -> Stored:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from llama2np.atomic import replacing
 from llama2np.formats import kinds
-from llama2np.text.sentencepiece_model import SentencePieceModel
-from llama2np.text.tokenizer import TokenizerError, read_model
+from llama2np.text.sentencepiece_model import SentencePieceModel, read_model
+from llama2np.text.tokenizer import TokenizerError
 
 
 @kinds.reader("sentencepiece", TokenizerError)

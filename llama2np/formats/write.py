@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,21 @@ from llama2np.atomic import replacing_all, sync_folder
 from llama2np.formats import safetensors
 from llama2np.formats.checkpoint import LAYER_TENSORS, CheckpointError, Header, save
 from llama2np.formats.dtypes import dtype_of, quiet
-from llama2np.formats.huggingface import hf_config, hf_names, hf_tensor
+from llama2np.formats.huggingface.writing import as_folder, tokenizer_files
 from llama2np.formats.q80 import Error, group_size_for, quantize
 from llama2np.formats.rope_tables import rope_tables
 from llama2np.formats.source import Source
+from llama2np.model.config import Config, RopeScaling
+from llama2np.model.weights import SHAPES, described
+from llama2np.output import brief
 
 # In bytes: the tables of Llama 3.1's 131,072 positions. No model needs more than its weights take.
 _LARGEST_TABLES = 2**26
+
+_HELD = (  # the fields that a .bin has, in the order of Config
+    *("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len"),
+    *("rope_theta", "norm_eps"),
+)
 
 Progress = Callable[[int], object]  # called with the number of values written since its last call
 
@@ -31,9 +40,12 @@ def write_bin(
 ) -> tuple[Header, dict[str, Error]]:
     """Write a .bin of version 0, 1 or 2; return its header, and for version 2 the errors.
 
-    The errors have a key for each quantized tensor: "embedding", "wq.0" ... Raises CheckpointError
-    if the version cannot represent the network, and OSError; `path` is then unchanged.
+    The errors have a key for each quantized tensor: "embedding", "layers.0.wq" ... Raises
+    CheckpointError if the version cannot represent the network, and OSError; `path` is then
+    unchanged.
     """
+    source = source.adjacent()
+    _check_plain(source)
     group_size = group_size_for(source.config) if version == 2 else 0
     try:
         header = Header(version, source.config, source.tied, group_size)
@@ -50,6 +62,27 @@ def write_bin(
     }
     save(path, header, tensors)
     return header, errors
+
+
+def _check_plain(source: Source) -> None:
+    """Raise CheckpointError unless the network is a plain Llama, as all .bin files are."""
+    c, where = source.config, source.path
+    if c.architecture != "llama":
+        raise CheckpointError(f"{where}: a .bin holds Llamas only, this is {c.architecture}")
+    plain = Config(*(getattr(c, name) for name in _HELD))
+    for field in fields(Config):
+        if (value := getattr(c, field.name)) != getattr(plain, field.name):
+            found = value.kind if isinstance(value, RopeScaling) else value
+            raise CheckpointError(
+                f"{where}: {field.name}={brief(found)}, a .bin has no field for it: "
+                "run the folder itself, or write one with --version -1"
+            )
+    known = {*SHAPES, *(f"layers.{i}.{n}" for i in range(c.n_layers) for n in LAYER_TENSORS)}
+    if extra := sorted(source.tensors.keys() - known):
+        raise CheckpointError(
+            f"{where}: has {described(extra[0])}, which a .bin cannot hold: "
+            "run the folder itself, or write one with --version -1"
+        )
 
 
 def _check_tables(header: Header, source: Source) -> None:
@@ -81,7 +114,7 @@ def _quantized(
     """Yield the int8 values, then the scales, of a matrix or of each matrix in a stack."""
     parts = source.parts(name)
     for i, part in enumerate(parts):
-        key = f"{name}.{i}" if name in LAYER_TENSORS else name
+        key = f"layers.{i}.{name}" if name in LAYER_TENSORS else name
         error, all_scales = errors.setdefault(key, Error()), []
         for block in part.blocks():
             try:
@@ -100,27 +133,31 @@ def write_huggingface(
 ) -> None:
     """Write model.safetensors and config.json of a network, for transformers.
 
-    dtype: "float32", "float16" or "bfloat16". Raises CheckpointError for values that dtype cannot
-    represent, and OSError; `folder` is then unchanged. The files get their names when both are
-    complete.
+    dtype: "float32", "float16" or "bfloat16". The files of a Hugging Face folder's tokenizer are
+    copied, too. Raises CheckpointError for values that dtype cannot represent, and OSError;
+    `folder` is then unchanged. The files get their names when all are complete.
     """
     folder, kind = Path(folder), dtype_of(dtype, "dtype")
-    names = {theirs: ours for ours, theirs in hf_names(source.config) if ours in source.tensors}
-    shapes = {theirs: source.tensors[ours].shape for theirs, ours in names.items()}
+    described_as, tensors = as_folder(source, dtype)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     start = safetensors.header_for(shapes, kind)
     size = len(start) + kind.itemsize * sum(map(math.prod, shapes.values()))
-    config = json.dumps(hf_config(source, dtype), indent=2) + "\n"
+    config = json.dumps(described_as, indent=2) + "\n"
+    sizes: dict[str | os.PathLike[str], int]
+    sizes = {folder / "model.safetensors": size, folder / "config.json": len(config.encode())}
+    copies = {} if source.original is None else tokenizer_files(Path(source.path))
+    sizes |= {folder / name: len(data) for name, data in copies.items()}
     made = not folder.exists()
     try:
         folder.mkdir(exist_ok=True)
-        with replacing_all(
-            {folder / "model.safetensors": size, folder / "config.json": len(config)}
-        ) as (weights, described):
-            described.write(config.encode())
+        with replacing_all(sizes) as (weights, described_in, *others):
+            described_in.write(config.encode())
+            for file, data in zip(others, copies.values(), strict=True):
+                file.write(data)
             weights.write(start)
-            for theirs, ours in names.items():
-                for block in hf_tensor(source, ours).blocks():
-                    weights.write(_as(kind, block, f"{source.path}: {theirs}"))
+            for name, tensor in tensors.items():
+                for block in tensor.blocks():
+                    weights.write(_as(kind, block, f"{source.path}: {name}"))
                     progress(block.size)
         if made:
             sync_folder(folder.absolute().parent)

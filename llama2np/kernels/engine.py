@@ -12,15 +12,19 @@ import numpy as np
 
 from llama2np.aligned import aligned_zeros
 from llama2np.kernels.interpreter import go
-from llama2np.kernels.lower import Entry, lower, places, row_class
+from llama2np.kernels.lower import Addresses, Entry, lower, places, row_class
 from llama2np.kernels.matmul.int8_tiles import NARROW
 from llama2np.kernels.ops import bandwidth
 from llama2np.kernels.ops.attention import TOGETHER
 from llama2np.kernels.runtime import compiler
 from llama2np.kernels.runtime.op import RUN, SPAN, STEP_BYTES
 from llama2np.kernels.runtime.pool import POOL
+from llama2np.model import rope
+from llama2np.model.block import IDS
 from llama2np.model.program import Program, Value
 from llama2np.model.state import State
+
+TYPES = IDS.index("types")
 
 
 class Table:
@@ -29,7 +33,7 @@ class Table:
     def __init__(self, program: Program, count: int, wanted: int, chunk: int):
         lowered = lower(program, count, wanted, chunk)
         self.starts = lowered.starts
-        if count == 1:  # the only row gets the logits, so nothing must be copied
+        if count == 1 and program.has_logits:  # the only row gets them, so nothing must be copied
             _skip_pick(lowered.entries, self.starts)
         self.places, self.width = places(lowered.entries)
         self.rows = aligned_zeros((len(lowered.entries), STEP_BYTES), np.uint8)
@@ -53,6 +57,9 @@ class Table:
         if isinstance(part, np.ndarray):
             self.alive.append(part)
             return part.ctypes.data
+        if isinstance(part, Addresses):
+            self.alive += part.arrays
+            return self._number(np.array([array.ctypes.data for array in part.arrays], np.int64))
         return part
 
 
@@ -85,6 +92,7 @@ class CompiledEngine:
     def __init__(self, program: Program):
         self.program = program
         self._tables: dict[tuple[int, int, int], Table] = {}
+        self.takes_types = any(step.numbers.get("of") == TYPES for step in program.steps)
         entries = lower(program, 1, 1, 64).entries
         compiler.expect([go, *dict.fromkeys(entry.op.function for entry in entries)])
 
@@ -103,6 +111,8 @@ class CompiledEngine:
         logits: np.ndarray,
         picked: np.ndarray | None = None,
         laps: int = 1,
+        types: np.ndarray | None = None,
+        positions: np.ndarray | None = None,
     ) -> CompiledRun:
         """Prepare a pass: see Engine.run. For a single row, the State keeps the run for reuse."""
         rows, wanted = len(tokens) // laps, len(logits) // laps
@@ -112,6 +122,8 @@ class CompiledEngine:
             if rows == 1:
                 states[0].run = run
         run.start(tokens, logits, laps, wanted)
+        if types is not None or positions is not None:
+            run.set_ids(types, positions)
         return run
 
 
@@ -129,7 +141,8 @@ class CompiledRun:
     ):
         self.engine, self.states, self.counts = engine, states, counts
         self.table = engine.table(rows, wanted or 1, states[0].chunk)
-        c = engine.program.config
+        program = engine.program
+        c = program.config
         row_capacity = 1 if rows == 1 else -(-rows // NARROW) * NARROW
         capacity = max(state.capacity for state in states)
         self.arena = aligned_zeros((row_capacity * self.table.width,))
@@ -145,10 +158,13 @@ class CompiledRun:
         f["rows"], f["row_capacity"], f["arena"] = rows, row_capacity, self.arena.ctypes.data
         f["scores"], f["capacity"] = self.scores.ctypes.data, capacity
         f["spans"], f["n_spans"] = self.spans.ctypes.data, len(states)
-        f["picked"], f["choices"] = self.picked.ctypes.data, c.vocab_size
+        f["picked"], f["choices"] = self.picked.ctypes.data, c.n_outputs
         self._address = self._record.ctypes.data
         self._positions = self.spans["pos"]  # a view
-        self._work = engine.program.work * rows
+        self._work = program.work * rows
+        self._by_length = rope.depends_on_length(c)
+        if engine.takes_types:
+            self.set_ids(np.zeros(rows, np.int64), None)
 
     def start(self, tokens: np.ndarray, logits: np.ndarray, laps: int, wanted: int) -> None:
         """Set the fields that differ between passes."""
@@ -156,9 +172,30 @@ class CompiledRun:
         for i, (state, count) in enumerate(zip(self.states, self.counts, strict=True)):
             self._positions[i] = state.pos
             seen += count * (state.pos + count)
+        if self._by_length:
+            self._set_turns()
         self.logits, self._arguments = logits, (self._address, tokens, logits, wanted, laps, seen)
-        # Without logits, the last step is skipped.
-        self._end = self.table.starts[-1 if wanted else -2]
+        # Without wanted logits, the last step is skipped.
+        skipped = not wanted and self.engine.program.has_logits
+        self._end = self.table.starts[-2 if skipped else -1]
+
+    def _set_turns(self) -> None:
+        """Set what the rotation of positions takes from the length of each sequence."""
+        c = self.engine.program.config
+        turns = [rope.frequencies(c, state.end) for state in self.states]
+        self.spans["frequencies"] = [each.ctypes.data for each in turns]
+        if c.dual_chunk:
+            self.spans["scores_factor"] = [
+                rope.scores_factor(c.dual_chunk, state.end) for state in self.states
+            ]
+        self._turns = turns  # the addresses are in use
+
+    def set_ids(self, types: np.ndarray | None, positions: np.ndarray | None) -> None:
+        """Set the token types and the learned positions, each (rows,) int64."""
+        self._ids = types, positions  # the addresses are in use
+        for name, ids in (("types", types), ("positions", positions)):
+            if ids is not None:
+                self.fields[name] = ids.ctypes.data
 
     def go(self, start: int = 0, stop: int | None = None) -> None:
         """Compute the steps start ... stop - 1 of the program; None means to the end."""

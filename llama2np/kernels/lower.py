@@ -9,12 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from llama2np.kernels.matmul import block_kinds, block_rows, block_tiles, float32, int8_tiles
-from llama2np.kernels.ops import attention, linear, positions, rows
+from llama2np.kernels.ops import attention, experts, linear, positions, rows
 from llama2np.kernels.runtime.jit import PLAIN
 from llama2np.kernels.runtime.op import MOST, Op
+from llama2np.model import rope
+from llama2np.model.block import NO_LIMIT
 from llama2np.model.blocks import Blocks
-from llama2np.model.program import Program, Step, Value, rope_frequencies
+from llama2np.model.program import Program, Step, Value
 from llama2np.model.weights import Int8, Matrix
 
 # The small batch: up to this number of rows the kernels for few rows are faster, by number format.
@@ -38,6 +42,10 @@ _COST = {
     "add_bias": 1,
     "embed": 1,
     "pick": 1,
+    "scale": 1,
+    "choose": 8,
+    "gather": 1,
+    "combine": 2,
     "rmsnorm": 4,
     "layernorm": 6,
     "rope": 4,
@@ -45,17 +53,24 @@ _COST = {
     "quantize": 8,
     "swiglu": 16,
     "gelu": 16,
+    "geglu": 16,
+    "tanh": 32,
+    "softcap": 32,
     "angles": 32,
 }
 
 
 def make_all_ops() -> None:
-    """Make also the ops that are otherwise made for the first matrix of their number format."""
+    """Make also the ops that are otherwise made when a network first needs them."""
+    for chunked in (False, True):
+        attention.attend(chunked)
     for kind in FEW:
         if kind in block_kinds.KINDS:
             for make in (rows.embed_blocks, linear.blocks_few, linear.blocks_many):
                 make(kind)
-        elif kind != "int8":
+            continue
+        experts.product(kind)
+        if kind != "int8":
             for make in (rows.embed_float, linear.float_few, linear.float_many):
                 make(kind)
 
@@ -63,6 +78,13 @@ def make_all_ops() -> None:
 def row_class(count: int) -> int:
     """The class of a row count. Counts of the same class use the same table."""
     return sum(count > bound for bound in _BOUNDS)
+
+
+@dataclass(slots=True, eq=False)
+class Addresses:
+    """A field of a table: the address of an array of the addresses of these arrays."""
+
+    arrays: list[np.ndarray]
 
 
 @dataclass(slots=True, eq=False)
@@ -113,14 +135,21 @@ def places(entries: list[Entry]) -> tuple[dict[Value, int], int]:
     size = 0
     for i, entry in enumerate(entries):
         inputs = [v for v in _values(entry) if v not in entry.outputs]
-        for k, value in enumerate(entry.outputs):
+        given = [v for v in inputs if v not in found]  # a value that is put there from outside
+        for k, value in enumerate((*entry.outputs, *given)):
             if value in found:
                 continue
             if value.name == "logits":
                 found[value] = -value.width
                 continue
-            same = inputs[k] if entry.in_place and inputs[k:] else None
-            if same and last[same] == i and same.width == value.width and inputs.count(same) == 1:
+            same = inputs[k] if entry.in_place and inputs[k:] and value not in given else None
+            if (
+                same
+                and same in found
+                and last[same] == i
+                and same.width == value.width
+                and inputs.count(same) == 1
+            ):
                 found[value] = found[same]
                 taken = [(s, e, value if v is same else v) for s, e, v in taken]
                 continue
@@ -152,7 +181,7 @@ def _rows(op: Op, step: Step, n: int, cost: str, **fields: Any) -> Entry:
 def _embed(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
     (name,), (out,) = step.weights["table"], step.outputs
     table: Matrix = program.weights[name]  # type: ignore[assignment]
-    fields = {"out": out, "vocab_size": table.shape[0], "table": table.arrays[0]}
+    fields = {"out": out, "table": table.arrays[0], **step.numbers}
     if isinstance(table, Int8):
         extra = {"scales": table.scales, "group": table.group}
         return [_rows(rows.embed_int8, step, out.width, "embed", **fields, **extra)]
@@ -180,30 +209,101 @@ def _elementwise(program: Program, step: Step, count: int, chunk: int) -> list[E
 
 def _angles(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
     cos, sin = step.outputs
-    fields = {"cos": cos, "sin": sin, "frequencies": rope_frequencies(program.config)}
+    c, numbers = program.config, dict(step.numbers)
+    local = bool(numbers.pop("local"))
+    fields: dict[str, Any] = {"cos": cos, "sin": sin, **numbers}
+    fields["magnitude"] = rope.magnitude(c, local)
+    fixed = local or not rope.depends_on_length(c)
+    fields["frequencies"] = rope.frequencies(c, local=local) if fixed else 0
     return [_rows(positions.angles, step, cos.width, "angles", **fields)]
 
 
 def _rope(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
-    (q, k), widths = (
-        step.outputs,
-        {"q_width": step.outputs[0].width, "k_width": step.outputs[1].width},
-    )
-    fields = {**step.inputs, "q_out": q, "k_out": k, **widths, **step.numbers}
-    entry = _rows(positions.rope, step, q.width + k.width, "rope", **fields)
+    *values, cos, sin = step.inputs.values()
+    fields: dict[str, Any] = {"cos": cos, "sin": sin, **step.numbers}
+    for name, value, out in zip("qk", values, step.outputs, strict=False):
+        fields |= {name: value, f"{name}_out": out, f"{name}_width": out.width}
+    width = sum(out.width for out in step.outputs)
+    entry = _rows(positions.rope, step, width, "rope", **fields)
     entry.in_place = True
     return [entry]
 
 
 def _attention(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
-    (out,), q, k, v = step.outputs, *step.inputs.values()
-    heads = {name: step.numbers[name] for name in ("n_kv_heads", "head_dim")}
+    (out,), inputs, n = step.outputs, dict(step.inputs), step.numbers
+    k, v = inputs.pop("k"), inputs.pop("v")
+    heads = {name: n[name] for name in ("n_kv_heads", "head_dim")}
     cache = {**heads, "layer": step.layer or 0, "chunk": chunk}
     append = _rows(attention.append, step, 2 * k.width, "append", k=k, v=v, **cache)
     append.outputs = ()
-    n_heads = step.numbers["n_heads"]
-    fields = {"q": q, "out": out, "n_heads": n_heads, "units": n_heads, "n": q.width, **cache}
-    return [append, Entry(attention.attend, fields | {"seen_work": 2 * q.width}, step.outputs)]
+    fields = {**inputs, **n, **cache, "out": out, "units": n["n_heads"], "n": out.width}
+    fields |= {"window": n["window"] or NO_LIMIT, "seen_work": 2 * out.width}
+    return [append, Entry(attention.attend(chunked=bool(n["stride"])), fields, step.outputs)]
+
+
+def _experts(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+    """Choose the experts of each row, put the rows of each expert next to each other, multiply
+    them by its matrices, and add up what belongs to each row. `used` rows of a value with the width
+    of all of them stand next to each other, too, so ops for rows serve both.
+    """
+    x, router = step.inputs.values()
+    (out,), used = step.outputs, int(step.numbers["used"])
+    gates, ups, downs = (
+        [program.matrix(name) for name in step.weights[kind]]
+        for kind in ("w_gate", "w_up", "w_down")
+    )
+    hidden, n_experts = gates[0].shape[0], len(gates)
+    shares, places_, chosen = Value("", used), Value("", used), Value("", used)
+    group, active = Value("", n_experts + 1), Value("", used + 1)
+    grouped, gate, up, mlp, y = (
+        Value("", used * width) for width in (x.width, hidden, hidden, hidden, out.width)
+    )
+    fields = {"router": router, "shares": shares, "chosen": chosen, **step.numbers}
+    choose = _rows(experts.choose, step, n_experts, "choose", **fields)
+    choose.outputs = (shares, chosen)
+    fields = {"chosen": chosen, "places": places_, "starts": group, "active": active}
+    fields |= {"used": used, "n_experts": n_experts, "units": 1, "work": used, "n": used}
+    sort = Entry(experts.sort, fields, (places_, group, active))
+    fields = {"x": x, "places": places_, "out": grouped, "used": used}
+    gather = _rows(experts.gather, step, x.width, "gather", **fields)
+    gather.outputs = (grouped,)
+    lists = {"starts": group, "active": active}
+    first = _expert_products(grouped, x.width, [gates, ups], [gate, up], lists, used, count)
+    swiglu = _rows(rows.swiglu, step, mlp.width, "swiglu", gate=gate, up=up, out=mlp)
+    swiglu.outputs, swiglu.in_place = (mlp,), True
+    second = _expert_products(mlp, hidden, [downs], [y], lists, used, count)
+    fields = {"y": y, "shares": shares, "places": places_, "out": out, "used": used}
+    combine = _rows(experts.combine, step, out.width, "combine", **fields)
+    return [choose, sort, gather, *first, swiglu, *second, combine]
+
+
+def _expert_products(
+    x: Value,
+    n: int,
+    matrices: list[list[Matrix]],
+    outs: list[Value],
+    lists: dict[str, Value],
+    used: int,
+    count: int,
+) -> list[Entry]:
+    """The entries for one or two matrices of each expert. x: `used` rows of n values per row."""
+    kind, d, n_experts = matrices[0][0].kind, matrices[0][0].shape[0], len(matrices[0])
+    fields: dict[str, Any] = {"n": n, "used": used, "d": d, "count": len(matrices), **lists}
+    fields |= {"w": [Addresses([m.arrays[0] for m in some]) for some in matrices], "out": outs}
+    before: list[Entry] = []
+    if kind == "int8":
+        group = matrices[0][0].group  # type: ignore[union-attr]
+        before = [_quantize(x, group, False)]
+        names = ("q", "q_scales", "q_sums")
+        fields |= {"group": group} | {name: before[0].fields[name] for name in names}
+        fields["scales"] = [Addresses([m.arrays[1] for m in some]) for some in matrices]
+    else:
+        fields["x"] = x
+    block = experts.ROWS
+    # One row uses exactly `used` experts; several rows may use all of them.
+    fields["units"] = (used if count == 1 else n_experts) * len(matrices) * -(-d // block)
+    fields["work"] = used * len(matrices) * d * n
+    return [*before, Entry(experts.product(kind), fields, tuple(outs))]
 
 
 def _linear(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
@@ -229,6 +329,11 @@ def _logits(program: Program, step: Step, count: int, chunk: int) -> list[Entry]
     first.outputs = (picked,)
     inner = Step(step.op, {"x": picked}, step.weights, step.outputs, step.layer, step.numbers)
     entries = [first, *_linear(program, inner, count, chunk)]
+    if cap := step.numbers["softcap"]:
+        (out,) = step.outputs
+        fields = {"x": out, "out": out, "softcap": cap}
+        entries.append(_rows(rows.softcap, step, out.width, "softcap", **fields))
+        entries[-1].outputs = ()
     for entry in entries:
         entry.picked = True
     return entries
@@ -277,8 +382,8 @@ def _products(
         prepared = _quantize_for_blocks(x, block_kinds.KINDS[kind], terms, many)
         before = [prepared]
         form = "tiles" if many else "q"
-        names = [form, f"{form}_scales", f"{form}_sums", f"{form}_offsets"]
-        fields |= {name: prepared.fields[name] for name in ["group", "terms", *names]}
+        for name in ("group", "terms", *(form + part for part in _BLOCK_INPUT)):
+            fields[name] = prepared.fields[name]
     else:
         many = many and least >= float32.ROWS
         op = linear.float_many(kind) if many else linear.float_few(kind)
@@ -301,14 +406,21 @@ def _quantize(x: Value, group: int, many: bool) -> Entry:
     return Entry(op, fields, made)
 
 
+def _nothing(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+    return []  # an input is put into the arena from outside
+
+
+_BLOCK_INPUT = ("", "_scales", "_sums", "_offsets")  # the names of its arrays, after "q", "tiles"
+
+
 def _quantize_for_blocks(x: Value, kind: block_kinds.Kind, terms: int, many: bool) -> Entry:
     """The entry that quantizes x for matrices in GGUF's blocks, packed into tiles for many rows."""
     width = x.width if many else block_rows.padded_width(x.width)
     widths = [terms * part for part in (width // 4, *3 * [width // kind.group])]
-    names = ["q", "q_scales", "q_sums", "q_offsets"]
+    names = ["q" + part for part in _BLOCK_INPUT]
     op, each = linear.quantize_for_blocks, 1
     if many:
-        names, widths = names + ["tiles", "tiles_scales", "tiles_sums", "tiles_offsets"], 2 * widths
+        names, widths = names + ["tiles" + part for part in _BLOCK_INPUT], 2 * widths
         op, each = linear.quantize_block_tiles, int8_tiles.NARROW // terms
     made = tuple(Value("", width) for width in widths)
     fields = {"x": x, "group": kind.group, "terms": terms, **dict(zip(names, made, strict=True))}
@@ -318,6 +430,7 @@ def _quantize_for_blocks(x: Value, kind: block_kinds.Kind, terms: int, many: boo
 
 _Lower = Callable[[Program, Step, int, int], list[Entry]]
 _LOWER: dict[str, _Lower] = {
+    "input": _nothing,
     "embed": _embed,
     "rmsnorm": _norm,
     "layernorm": _norm,
@@ -326,7 +439,11 @@ _LOWER: dict[str, _Lower] = {
     "rope": _rope,
     "attention": _attention,
     "swiglu": _elementwise,
+    "geglu": _elementwise,
     "gelu": _elementwise,
+    "tanh": _elementwise,
+    "scale": _elementwise,
+    "experts": _experts,
     "add": _elementwise,
     "logits": _logits,
 }

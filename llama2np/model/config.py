@@ -1,6 +1,7 @@
 """The shape of a network. This module has no file formats and no arithmetic."""
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any
 
 from llama2np.arguments import number, whole
 
@@ -11,6 +12,74 @@ MAX_LAYERS = 1024
 
 class _Derived(int):
     """A number that follows from others, and is derived again in a copy by dataclasses.replace."""
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How the rotary frequencies are changed for long texts. rope.py has the formulas.
+
+    `original_len` is the context of the training before. Raises ValueError for numbers that are
+    not valid.
+    """
+
+    kind: str  # "linear", "llama3", "dynamic", "yarn" or "longrope"
+    factor: float = 1.0
+    original_len: int = 0
+    low_freq_factor: float = 1.0  # these two: llama3
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0  # these three: yarn
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0  # cos and sin are multiplied by it
+    short_factors: tuple[float, ...] = ()  # longrope: divisors of the frequencies, up to
+    long_factors: tuple[float, ...] = ()  # original_len positions, and beyond
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "llama3", "dynamic", "yarn", "longrope"):
+            raise ValueError(f"RoPE scaling {self.kind!r} is not known")
+        if not 0 < self.factor < float("inf"):
+            raise ValueError(f"the factor of RoPE scaling must be positive, not {self.factor}")
+        if not 0 < self.attention_factor < float("inf"):
+            raise ValueError(f"attention_factor must be positive, not {self.attention_factor}")
+        if self.kind != "linear" and self.original_len < 1:
+            raise ValueError(f"{self.kind} scaling needs the original number of positions")
+        if self.kind == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor={self.low_freq_factor} must be positive and less than "
+                f"high_freq_factor={self.high_freq_factor}"
+            )
+        for values in (self.short_factors, self.long_factors):
+            if not all(0 < value < float("inf") for value in values):
+                raise ValueError("the factors of longrope must be positive")
+
+
+@dataclass(frozen=True, slots=True)
+class DualChunk:
+    """Dual chunk attention (An et al. 2024): no distance that RoPE sees exceeds chunk_size.
+
+    Beyond `original_len` positions (0: never) attention scores are multiplied by YaRN's
+    m = 0.1 ln(n / original_len) + 1 for n positions: `scaling` "keys" multiplies the keys (as vLLM
+    does), "both" the queries, too (as YaRN does), and "none" neither.
+    """
+
+    chunk_size: int
+    local_size: int
+    original_len: int = 0
+    scaling: str = "keys"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.local_size < self.chunk_size:
+            raise ValueError(
+                f"dual chunk attention: local_size={self.local_size} must be less than "
+                f"chunk_size={self.chunk_size}"
+            )
+        if self.scaling not in ("keys", "both", "none"):
+            raise ValueError(f"scaling must be 'keys', 'both' or 'none', not {self.scaling!r}")
+
+    @property
+    def stride(self) -> int:
+        """The number of positions after which the rotary positions begin again."""
+        return self.chunk_size - self.local_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,25 +98,62 @@ class Config:
     vocab_size: int
     seq_len: int  # the maximum number of positions of a sequence
     rope_theta: float = 10000.0  # base of the rotary frequencies
-    norm_eps: float = 1e-5  # added to the mean square in RMSNorm
+    norm_eps: float = 1e-5  # added to the mean square in RMSNorm, to the variance in LayerNorm
     head_dim: int = 0  # width of one attention head; 0 means dim / n_heads
     rotary_dim: int = 0  # how many values of a head RoPE rotates; 0 means all
     # 0: the two values of a rotary pair are adjacent (Meta's layout); 1: they are rotary_dim / 2
     # apart (Hugging Face's layout).
     rope_halves: int = 0
+    architecture: str = "llama"  # a name in architectures.ARCHITECTURES
+    rope_scaling: RopeScaling | None = None
+    # The base for layers with a window, whose frequencies are not scaled; 0 means that they are as
+    # in the others.
+    local_rope_theta: float = 0.0
+    # For each layer the number of positions that a token attends to, itself included; 0 means all.
+    # () means that no layer has a window.
+    windows: tuple[int, ...] = ()
+    dual_chunk: DualChunk | None = None
+    n_experts: int = 0  # feed-forward networks of a block, of which a router chooses; 0: just one
+    n_experts_used: int = 0  # how many it chooses for a token
+    # 0: the shares of the chosen experts sum to 1 (Mixtral); 1: they are their probabilities among
+    # all experts (Switch Transformers).
+    expert_probabilities: int = 0
+    attention_scale: float = 0.0  # factor of the attention scores; 0 means head_dim ** -0.5
+    attention_scale_by_layer: int = 0  # 1: the scores of layer i are divided by i + 1, too
+    attention_softcap: float = 0.0  # c: scores become c tanh(score / c); 0 means that they do not
+    logit_softcap: float = 0.0  # the same for the logits
+    embedding_scale: float = 0.0  # factor of the embedding; 0 means 1
+    gelu_exact: int = 0  # 1: GELU with erf; 0: its approximation with tanh
+    parallel_residual: int = 0  # 1: attention and feed-forward both read the block's input
+    n_types: int = 0  # token types (segments) of an encoder
+    n_labels: int = 0  # of a network that classifies texts; 0 for one that predicts tokens
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, _Derived) or (value is None and field.default is not MISSING):
-                value = field.default
-            value = (whole if field.type is int else number)(field.name, value)
-            object.__setattr__(self, field.name, value)
-            absent = field.default == 0 and value == 0
-            if not (absent or 0 < value < float("inf")):  # false for nan, too
-                raise ValueError(f"{field.name} must be a positive number, not {value}")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, _Derived) or (value is None and each.default is not MISSING):
+                value = each.default
+            if each.type in (int, float):
+                value = _positive(each, value)
+            object.__setattr__(self, each.name, value)
         if self.n_layers > MAX_LAYERS:
             raise ValueError(f"n_layers must be at most {MAX_LAYERS:,}, not {self.n_layers:,}")
+        self._check_heads()
+        object.__setattr__(self, "windows", tuple(self.windows))
+        if self.windows and len(self.windows) != self.n_layers:
+            raise ValueError(f"there are {len(self.windows)} windows for {self.n_layers} layers")
+        if not all(isinstance(window, int) and window >= 0 for window in self.windows):
+            raise ValueError(f"windows must be 0 or positive integers, not {self.windows}")
+        if not any(self.windows):
+            object.__setattr__(self, "windows", ())
+        if not (
+            self.n_experts_used <= self.n_experts and (self.n_experts_used or not self.n_experts)
+        ):
+            raise ValueError(
+                f"n_experts_used={self.n_experts_used} must be 1 to n_experts={self.n_experts}"
+            )
+
+    def _check_heads(self) -> None:
         if not self.head_dim:
             if self.dim % self.n_heads:
                 raise ValueError(f"n_heads={self.n_heads} does not divide dim={self.dim}")
@@ -73,3 +179,25 @@ class Config:
     def kv_dim(self) -> int:
         """Width of all keys, or all values, of one position."""
         return self.n_kv_heads * self.head_dim
+
+    @property
+    def n_outputs(self) -> int:
+        """Width of the output of the network: a logit for each token, or for each label."""
+        return self.n_labels or self.vocab_size
+
+    @property
+    def window(self) -> int:
+        """The positions that a token attends to if all layers have a window, else 0.
+
+        Older positions are then needed no more.
+        """
+        return max(self.windows) if self.windows and all(self.windows) else 0
+
+
+def _positive(each: Field[Any], value: Any) -> Any:
+    """A number of a Config, checked."""
+    value = (whole if each.type is int else number)(each.name, value)
+    absent = each.default == 0 and value == 0
+    if not (absent or 0 < value < float("inf")):  # false for nan, too
+        raise ValueError(f"{each.name} must be a positive number, not {value}")
+    return value

@@ -36,6 +36,8 @@ class Engine(Protocol):
         logits: np.ndarray,
         picked: np.ndarray | None = None,
         laps: int = 1,
+        types: np.ndarray | None = None,
+        positions: np.ndarray | None = None,
     ) -> Run:
         """Prepare a pass of rows of one or more sequences; nothing is computed yet.
 
@@ -43,5 +45,7 @@ class Engine(Protocol):
         State has reserved memory, and its position is that of its first row. logits: (laps *
         wanted, vocab_size) float32, the output; picked: (wanted,) int64, the rows for which logits
         are computed; None means the last ones. laps: the number of passes. Each further pass reads
-        the most probable token after the previous one, and writes it into `tokens`.
+        the most probable token after the previous one, and writes it into `tokens`. types: (rows,)
+        int64, the token types of an encoder; None means 0. positions: (rows,) int64, the learned
+        positions of an encoder's tokens; None means that they follow from the States.
         """

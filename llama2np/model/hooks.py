@@ -20,7 +20,14 @@ last exist in each block. T is the number of tokens that are read in one pass.
     resid_post   (T, dim)                      the stream after the block
     logits       (T or 1, vocab_size)          of all tokens, or of the last one
 
-All are float32.
+These are a Llama's. Some architectures lack some of them (Phi-2 has no ffn_norm and no gate), and
+some have others:
+
+    token_embedding, position_embedding  (T, dim)   GPT-2: their sum is the embedding
+    post_attn_norm, post_ffn_norm        (T, dim)   Gemma 2 and 3: what a branch adds, normalised
+    router                         (T, n_experts)   Mixtral: the logits of the experts
+
+All are float32. With dual chunk attention, q has the rotation for keys of the token's own chunk.
 """
 
 from __future__ import annotations
@@ -32,6 +39,7 @@ from typing import Protocol
 import numpy as np
 
 from llama2np.arguments import function, whole
+from llama2np.model.attention import Rule, attention_weights, weighted_values
 from llama2np.model.config import Config
 from llama2np.model.engine import Run
 from llama2np.model.program import Program, Step, Value
@@ -42,6 +50,9 @@ POINTS = (
     *("embedding", "attn_norm", "q", "k", "v", "attention", "mixed", "attn_out", "resid_mid"),
     *("ffn_norm", "gate", "up", "mlp", "mlp_out", "resid_post", "logits"),
 )
+_EMBEDDINGS = "token_embedding", "position_embedding"
+OTHER_POINTS = (*_EMBEDDINGS, "post_attn_norm", "post_ffn_norm", "router")
+_ALL = POINTS + OTHER_POINTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +135,7 @@ class Trace:
         layers: int | Iterable[int] | None = None,
         positions: int | Iterable[int] | None = None,
     ):
-        self.names, self.every = _checked(names or POINTS), not names
+        self.names, self.every = _checked(names or _ALL), not names
         self.layers = _integers("layers", layers)
         self._wanted = _integers("positions", positions)
         if min(self._wanted or (0,)) < 0:
@@ -150,7 +161,7 @@ class Trace:
         Raises KeyError for an array that was not recorded.
         """
         name, layer = (key, None) if isinstance(key, str) else key
-        if layer is not None or name in ENDS:
+        if layer is not None or name in ENDS + _EMBEDDINGS:
             return _joined(name, [array for _, array in self._rows(name, layer)])
         layers = sorted(i for found, i in self._seen if found == name and i is not None)
         if not layers:
@@ -161,8 +172,8 @@ class Trace:
         return name in list(self)
 
     def __iter__(self) -> Iterator[str]:
-        """The names of the recorded arrays, in the order of POINTS."""
-        return iter(sorted({name for name, _ in self._seen}, key=POINTS.index))
+        """The names of the recorded arrays, in the order of the list above."""
+        return iter(sorted({name for name, _ in self._seen}, key=_ALL.index))
 
     def __repr__(self) -> str:
         """The names and layers that were recorded."""
@@ -198,8 +209,8 @@ def _joined(name: str, arrays: list[np.ndarray]) -> np.ndarray:
 def _checked(names: Iterable[str]) -> tuple[str, ...]:
     names = tuple(names)
     for name in names:
-        if name not in POINTS:
-            raise ValueError(f"no array is called {name!r}; there are {', '.join(POINTS)}")
+        if name not in _ALL:
+            raise ValueError(f"no array is called {name!r}; there are {', '.join(_ALL)}")
     return tuple(dict.fromkeys(names))
 
 
@@ -214,7 +225,6 @@ def _integers(name: str, values: int | Iterable[int] | None) -> tuple[int, ...] 
     ):
         return tuple(whole(name, value) for value in values)
     return (whole(name, values),)
-    return tuple(values) if isinstance(values, Iterable) else (values,)
 
 
 # --- computing a program with hooks ---------------------------------------------------------------
@@ -303,8 +313,7 @@ def go(
         for value in stop.values:
             array = run.array(value)
             if stop.step.op == "attention" and ("attention", layer) in visits.hooks:
-                q = run.array(stop.step.inputs["q"])
-                _show_attention(q, state, stop.step, visits, positions, array)
+                _show_attention(run, state, stop.step, visits, positions, array)
             if value.name in _BY_HEAD:
                 array = array.reshape(count, -1, program.config.head_dim)
             show(visits, value.name, layer, array, positions)
@@ -314,7 +323,7 @@ def go(
 
 
 def _show_attention(
-    q: np.ndarray, state: State, step: Step, visits: Visits, positions: np.ndarray, out: np.ndarray
+    run: Run, state: State, step: Step, visits: Visits, positions: np.ndarray, out: np.ndarray
 ) -> None:
     """Pass the attention weights (n_heads, T, positions) to the hooks; if a hook changes them,
     compute `out` from them.
@@ -322,26 +331,13 @@ def _show_attention(
     assert step.layer is not None
     n_heads, head_dim = int(step.numbers["n_heads"]), int(step.numbers["head_dim"])
     keys, values = state.layer(step.layer, int(positions[-1]) + 1)
-    weights = attention_weights(q.reshape(len(q), n_heads, head_dim), keys, int(positions[0]))
+    queries = [
+        run.array(value).reshape(-1, n_heads, head_dim)
+        for name, value in step.inputs.items()
+        if name.startswith("q")
+    ]
+    weights = attention_weights(queries, keys, positions, Rule.of(step))
     shown = weights.copy()
     show(visits, "attention", step.layer, shown, positions)
     if not np.array_equal(weights, shown):
-        grouped = shown.reshape(len(values), -1, shown.shape[2])  # a row for each (head, token)
-        mixed = (grouped @ values).reshape(*shown.shape[:2], -1)
-        out[:] = mixed.swapaxes(0, 1).reshape(out.shape)
-
-
-def attention_weights(q: np.ndarray, keys: np.ndarray, pos: int) -> np.ndarray:
-    """Return softmax(q k / sqrt(head_dim)), causal: (n_heads, T, pos + T); each row sums to 1.
-
-    q: (T, n_heads, head_dim) from pos on, after RoPE; keys: (n_kv_heads, pos + T, head_dim).
-    """
-    count, n_heads, head_dim = q.shape
-    n_kv_heads, end = len(keys), pos + count
-    grouped = q.swapaxes(0, 1).reshape(n_kv_heads, -1, head_dim)  # heads that share their keys
-    scores = (grouped @ keys.swapaxes(1, 2)).reshape(n_heads, count, end)
-    scores /= np.sqrt(np.float32(head_dim))
-    scores[:, np.arange(end) > np.arange(pos, end)[:, None]] = -np.inf
-    shares: np.ndarray = np.exp(scores - scores.max(-1, keepdims=True))
-    shares /= shares.sum(-1, keepdims=True)
-    return shares
+        out[:] = weighted_values(shown, values).reshape(out.shape)

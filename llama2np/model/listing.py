@@ -21,7 +21,7 @@ def rows(program: Program, seconds: Sequence[float] | None = None) -> Iterator[t
     names = _names(program)
     for i, step in enumerate(program.steps):
         reads = " ".join(filter(None, (names[value] for value in step.inputs.values())))
-        weights = " ".join(w.split(".", 2)[-1] for some in step.weights.values() for w in some if w)
+        weights = _weights(step)
         makes = " ".join(names[value] for value in step.outputs)
         width = " ".join(str(value.width) for value in step.outputs)
         layer = "" if step.layer is None else str(step.layer)
@@ -48,7 +48,10 @@ def table(program: Program, seconds: Sequence[float] | None = None) -> str:
 
 
 def bytes_of(program: Program, step: Step) -> int:
-    """The bytes of weights that a step reads for one token; for the embedding, one row."""
+    """The bytes of weights that a step reads for one token.
+
+    For an embedding this is one row; of the experts, only those that are used.
+    """
     total = 0
     for kind, names in step.weights.items():
         for name in names:
@@ -57,7 +60,20 @@ def bytes_of(program: Program, step: Step) -> int:
                 arrays = (tensor,) if isinstance(tensor, np.ndarray) else tensor.arrays
                 size = sum(array.nbytes for array in arrays)
                 total += size // tensor.shape[0] if kind == "table" else size
+    if step.op == "experts":
+        total = total * int(step.numbers["used"]) // len(step.weights["w_gate"])
     return total
+
+
+def _weights(step: Step) -> str:
+    """The names of a step's weights without their block; of the experts, the first and the last."""
+    short = [
+        (w.split(".", 2)[-1] if w.startswith("layers.") else w)
+        for some in step.weights.values()
+        for w in ((some[0], "...", some[-1]) if step.op == "experts" else some)
+        if w
+    ]
+    return " ".join(short)
 
 
 def _names(program: Program) -> dict[Value, str]:

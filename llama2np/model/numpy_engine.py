@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from llama2np.model import rope as rotary
+from llama2np.model.attention import Rule, attention_weights, weighted_values
+from llama2np.model.block import IDS
 from llama2np.model.blocks import Blocks
-from llama2np.model.hooks import attention_weights
-from llama2np.model.program import Program, Step, Value, rope_frequencies
+from llama2np.model.program import Program, Step, Value
 from llama2np.model.state import State
 from llama2np.model.weights import Int8, Matrix
 
@@ -35,9 +37,14 @@ class NumpyEngine:
         logits: np.ndarray,
         picked: np.ndarray | None = None,
         laps: int = 1,
+        types: np.ndarray | None = None,
+        positions: np.ndarray | None = None,
     ) -> NumpyRun:
         """Prepare a pass: see Engine.run."""
-        return NumpyRun(self.program, tokens, states, counts, logits, picked, laps)
+        run = NumpyRun(self.program, tokens, states, counts, logits, picked, laps)
+        run.types = np.zeros(len(tokens), np.int64) if types is None else types
+        run.learned_positions = positions
+        return run
 
 
 class NumpyRun:
@@ -55,6 +62,8 @@ class NumpyRun:
     ):
         self.program, self.states, self.counts = program, states, counts
         self._tokens, self._logits, self._laps = tokens, logits, laps
+        self.types = tokens  # these two are set by the engine
+        self.learned_positions: np.ndarray | None = None
         rows, wanted = len(tokens) // laps, len(logits) // laps
         self.picked = np.arange(rows - wanted, rows) if picked is None else picked
         self._start(0)
@@ -79,8 +88,9 @@ class NumpyRun:
                 self._start(lap)
                 self.tokens[:] = chosen
             for step in self.program.steps[start:stop]:
-                made = OPS[step.op](step, self)
-                self.values.update(zip(step.outputs, made, strict=True))
+                if step.op != "input":  # its value was put
+                    made = OPS[step.op](step, self)
+                    self.values.update(zip(step.outputs, made, strict=True))
 
     def array(self, value: Value) -> np.ndarray:
         """The output of a step: (rows, width)."""
@@ -100,14 +110,19 @@ class NumpyRun:
 
 
 def embed(step: Step, run: NumpyRun) -> Arrays:
-    (table,) = run.weights(step, "table")
-    return (table.rows(run.tokens),)
+    (table,), of = run.weights(step, "table"), IDS[int(step.numbers["of"])]
+    ids: np.ndarray = getattr(run, of)
+    if of == "positions" and run.learned_positions is not None:
+        ids = run.learned_positions
+    return (table.rows(ids),)
 
 
 def rmsnorm(step: Step, run: NumpyRun) -> Arrays:
     (x,), (weight,) = run.inputs(step), run.weights(step, "weight")
-    mean = (x * x).mean(-1, keepdims=True)
-    return (weight * (x / np.sqrt(mean + np.float32(step.numbers["eps"]))),)
+    heads = x.reshape(len(x), -1, len(weight))
+    mean = (heads * heads).mean(-1, keepdims=True)
+    out = weight * (heads / np.sqrt(mean + np.float32(step.numbers["eps"])))
+    return (out.reshape(x.shape),)
 
 
 def layernorm(step: Step, run: NumpyRun) -> Arrays:
@@ -126,21 +141,31 @@ def linear(step: Step, run: NumpyRun) -> Arrays:
 def logits(step: Step, run: NumpyRun) -> Arrays:
     (x,) = run.inputs(step)
     (matrix,) = run.program.matrices(step)
-    out = multiply(matrix, x[run.picked])
-    run.logits[:] = _with_bias(out, run.weights(step, "bias"), 0)
+    out = _with_bias(multiply(matrix, x[run.picked]), run.weights(step, "bias"), 0)
+    cap = np.float32(step.numbers["softcap"])
+    run.logits[:] = cap * np.tanh(out / cap) if cap else out
     return (run.logits,)
 
 
 def angles(step: Step, run: NumpyRun) -> Arrays:
-    turn = run.positions[:, None].astype(np.float32) * rope_frequencies(run.program.config)
-    return np.cos(turn.astype(float)).astype(np.float32), np.sin(turn.astype(float)).astype(
-        np.float32
-    )
+    config, n, local = run.program.config, step.numbers, bool(step.numbers["local"])
+    at = np.minimum(run.positions % int(n["modulus"]) + int(n["add"]), int(n["most"]))
+    turns: list[np.ndarray] = []
+    sizes: list[float] = []
+    for state, count in zip(run.states, run.counts, strict=True):
+        frequencies = rotary.frequencies(config, state.end, local)
+        turns.append(at[len(sizes) : len(sizes) + count, None].astype(np.float32) * frequencies)
+        size = rotary.magnitude(config, local)
+        if n["scaled"] and config.dual_chunk:
+            size *= rotary.scores_factor(config.dual_chunk, state.end)
+        sizes += [size] * count
+    turn, factor = np.concatenate(turns).astype(float), np.array(sizes)[:, None]
+    return (np.cos(turn) * factor).astype(np.float32), (np.sin(turn) * factor).astype(np.float32)
 
 
 def rope(step: Step, run: NumpyRun) -> Arrays:
-    q, k, cos, sin = run.inputs(step)
-    return rotate(q, cos, sin, step), rotate(k, cos, sin, step)
+    *values, cos, sin = run.inputs(step)
+    return tuple(rotate(x, cos, sin, step) for x in values)
 
 
 def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, step: Step) -> np.ndarray:
@@ -155,34 +180,61 @@ def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, step: Step) -> np.nd
 
 
 def attention(step: Step, run: NumpyRun) -> Arrays:
-    q, k, v = (x.reshape(len(x), -1, int(step.numbers["head_dim"])) for x in run.inputs(step))
-    out, start = np.empty_like(q), 0
+    inputs = dict(zip(step.inputs, run.inputs(step), strict=True))
+    heads = {n: x.reshape(len(x), -1, int(step.numbers["head_dim"])) for n, x in inputs.items()}
+    k, v = heads.pop("k"), heads.pop("v")
+    out, start, rule, layer = np.empty_like(heads["q"]), 0, Rule.of(step), step.layer or 0
     for state, count in zip(run.states, run.counts, strict=True):
         rows = slice(start, start + count)
         positions = run.positions[rows]
-        state.write(step.layer or 0, positions, k[rows], v[rows])
-        keys, values = state.layer(step.layer or 0, int(positions[-1]) + 1)
-        weights = attention_weights(q[rows], keys, int(positions[0]))
-        grouped = weights.reshape(len(values), -1, weights.shape[2]) @ values
-        out[rows] = grouped.reshape(*weights.shape[:2], -1).swapaxes(0, 1)
+        state.write(layer, positions, k[rows], v[rows])
+        keys, values = state.layer(layer, int(positions[-1]) + 1)
+        queries = [q[rows] for q in heads.values()]
+        out[rows] = weighted_values(attention_weights(queries, keys, positions, rule), values)
         start += count
     return (out.reshape(len(out), -1),)
 
 
+def experts(step: Step, run: NumpyRun) -> Arrays:
+    (x, router), used = run.inputs(step), int(step.numbers["used"])
+    chosen = np.argsort(-router, axis=-1, kind="stable")[:, :used]
+    shares = np.exp(router - router.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
+    shares = np.take_along_axis(shares, chosen, -1)
+    if not step.numbers["probabilities"]:
+        shares /= shares.sum(-1, keepdims=True)
+    out = np.zeros_like(x)
+    gates, ups, downs = (run.weights(step, kind) for kind in ("w_gate", "w_up", "w_down"))
+    for expert in np.unique(chosen):
+        rows, slots = np.nonzero(chosen == expert)
+        gate, up = multiply(gates[expert], x[rows]), multiply(ups[expert], x[rows])
+        out[rows] += shares[rows, slots, None] * multiply(downs[expert], _silu(gate) * up)
+    return (out,)
+
+
 def swiglu(step: Step, run: NumpyRun) -> Arrays:
     gate, up = run.inputs(step)
-    with np.errstate(over="ignore"):
-        return (gate / (1 + np.exp(-gate)) * up,)
+    return (_silu(gate) * up,)
+
+
+def geglu(step: Step, run: NumpyRun) -> Arrays:
+    gate, up = run.inputs(step)
+    return (_gelu(gate, step) * up,)
 
 
 def gelu(step: Step, run: NumpyRun) -> Arrays:
     (x,) = run.inputs(step)
-    if step.numbers["exact"]:
-        erf = np.vectorize(math.erf, otypes=[np.float32])
-        return (x * (1 + erf(x * np.float32(0.5**0.5))) / 2,)
-    return (
-        x / 2 * (1 + np.tanh(np.float32((2 / np.pi) ** 0.5) * (x + np.float32(0.044715) * x**3))),
-    )
+    return (_gelu(x, step),)
+
+
+def tanh(step: Step, run: NumpyRun) -> Arrays:
+    (x,) = run.inputs(step)
+    return (np.tanh(x),)
+
+
+def scale(step: Step, run: NumpyRun) -> Arrays:
+    (x,) = run.inputs(step)
+    return (x * np.float32(step.numbers["factor"]),)
 
 
 def add(step: Step, run: NumpyRun) -> Arrays:
@@ -193,9 +245,26 @@ def add(step: Step, run: NumpyRun) -> Arrays:
 OPS: dict[str, Callable[[Step, NumpyRun], Arrays]] = {
     op.__name__: op
     for op in (
-        *(embed, rmsnorm, layernorm, linear, angles, rope, attention, swiglu, gelu, add, logits),
+        *(embed, rmsnorm, layernorm, linear, angles, rope, attention, experts, swiglu, geglu),
+        *(gelu, tanh, scale, add, logits),
     )
 }
+
+
+def _silu(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        out: np.ndarray = x / (1 + np.exp(-x))
+    return out
+
+
+def _gelu(x: np.ndarray, step: Step) -> np.ndarray:
+    if step.numbers["exact"]:
+        erf = np.vectorize(math.erf, otypes=[np.float32])
+        exact: np.ndarray = x * (1 + erf(x * np.float32(0.5**0.5))) / 2
+        return exact
+    inner = np.float32((2 / np.pi) ** 0.5) * (x + np.float32(0.044715) * x**3)
+    out: np.ndarray = x / 2 * (1 + np.tanh(inner))
+    return out
 
 
 def multiply(matrix: Matrix, x: np.ndarray) -> np.ndarray:

@@ -10,7 +10,8 @@ import json
 import math
 import os
 import zipfile
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def read(path: str | os.PathLike[str], config: Config) -> tuple[np.ndarray, np.n
             with zip_file(file) as archive:
                 arrays = {name: _array(archive, name) for name in _NAMES}
             saved = json.loads(str(arrays["config"]))
-            if saved == asdict(config):
+            if _complete(saved) == _plain(config):
                 found = arrays["tokens"], arrays["keys"], arrays["values"]
                 _check(config, *found)
                 return found
@@ -60,8 +61,22 @@ def read(path: str | os.PathLike[str], config: Config) -> tuple[np.ndarray, np.n
             text = kinds.explained(path, "state")
             text = text or f"{path}: not a saved state, or damaged: {reason}"
             raise ValueError(printable(text)) from None
-    difference = _difference(saved, asdict(config))
+    difference = _difference(saved, _plain(config))
     raise ValueError(printable(f"{path}: saved for another model: {difference}"))
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """The fields of a config as JSON has them: lists in place of tuples."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return plain
+
+
+def _complete(saved: Any) -> Any:
+    """The fields of a saved config; those that it lacks, since it is older, have no effect."""
+    if not isinstance(saved, dict):
+        return saved
+    defaults = {f.name: f.default for f in fields(Config) if f.default is not MISSING}
+    return json.loads(json.dumps(defaults)) | saved
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -95,9 +110,10 @@ def _check(config: Config, tokens: np.ndarray, keys: np.ndarray, values: np.ndar
             raise ValueError(f"{name} are {array.dtype} {array.shape}, expected float32 {shape}")
 
 
-def _difference(saved: object, expected: dict[str, float]) -> str:
-    if not isinstance(saved, dict):
+def _difference(config: object, expected: dict[str, Any]) -> str:
+    if not isinstance(config, dict):
         return "its config is unreadable"
+    saved: dict[str, Any] = _complete(config)
     names = [name for name, value in expected.items() if saved.get(name) != value]
     if not names:
         return f"its config has fields unknown here: {', '.join(saved.keys() - expected.keys())}"

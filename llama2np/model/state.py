@@ -50,6 +50,8 @@ class State:
         self._shared: list[bool] = []  # whether a fork may share the chunk
         self.addresses = np.zeros(0, np.int64)  # addresses of the chunks, for the kernels
         self._tokens = np.zeros(0, np.int64)
+        self.end = 0  # the position after the tokens that the current call reads
+        self._forgotten = 0  # positions whose keys and values are gone: older than all windows
         self.run: Any = None  # an engine's memory for reading one token after the other
 
     def __repr__(self) -> str:
@@ -68,7 +70,10 @@ class State:
     @pos.setter
     def pos(self, pos: int) -> None:
         with self.owner:
-            self._pos = whole("pos", pos)
+            pos = whole("pos", pos)
+            if pos < self._pos:
+                self._check_kept(pos)
+            self._pos = pos
 
     @property
     def tokens(self) -> np.ndarray:
@@ -77,7 +82,7 @@ class State:
 
     @property
     def capacity(self) -> int:
-        """The number of positions for which memory is reserved."""
+        """The number of positions for which memory is reserved, or was before a window moved on."""
         return len(self._chunks) * self.chunk
 
     @property
@@ -104,14 +109,33 @@ class State:
                 view[layer, :, block, lane] = rows[t]
 
     def truncate(self, pos: int) -> None:
-        """Forget all but the first `pos` tokens. Raises ValueError if there are fewer."""
+        """Forget all but the first `pos` tokens.
+
+        Raises ValueError if there are fewer, and for a network whose layers all have a sliding
+        window if the keys and values before `pos` are gone.
+        """
         with self.owner:
-            self._truncate(whole("pos", pos))
+            pos = whole("pos", pos)
+            self._check_kept(pos)
+            self._truncate(pos)
+
+    def _kept(self, pos: int) -> bool:
+        """Whether the keys and values that the token at `pos` attends to are still there."""
+        return not self._forgotten or not pos or pos - self._config.window + 1 >= self._forgotten
+
+    def _check_kept(self, pos: int) -> None:
+        if not self._kept(pos):
+            raise ValueError(
+                f"the keys and values of the {self._config.window} positions before {pos} are "
+                "gone, since the window has moved on: truncate to 0, or fork() before"
+            )
 
     def _truncate(self, pos: int) -> None:
         if not 0 <= pos <= self._pos:
             raise ValueError(f"pos must be 0 to {self._pos}, the tokens read, not {pos}")
         self._pos = pos
+        if not pos:
+            self._forgotten = 0  # the memory is reserved again when it is needed
 
     def reuse(self, tokens: Sequence[int]) -> list[int]:
         """Keep only the longest common prefix with `tokens`; return the tokens that must be read.
@@ -121,7 +145,8 @@ class State:
         with self.owner:
             most = max(min(self._pos, len(tokens) - 1), 0)
             differ = np.flatnonzero(self._tokens[:most] != np.asarray(tokens[:most]))
-            self._truncate(int(differ[0]) if differ.size else most)
+            same = int(differ[0]) if differ.size else most
+            self._truncate(same if self._kept(same) else 0)
             return list(tokens[self._pos :])
 
     # The caller of the next three methods must own the State.
@@ -134,14 +159,32 @@ class State:
                 f"{count} tokens at position {pos} do not fit into the context of {seq_len}"
             )
         self._reserve(pos + count)
+        self.end = pos + count
 
     def append(self, tokens: np.ndarray) -> None:
         """Record `tokens` (T,) from pos on; memory must be reserved, and pos does not change."""
         self._tokens[self._pos : self._pos + len(tokens)] = tokens
 
     def advance(self, count: int) -> None:
-        """Increase pos by `count` tokens, which have been read."""
+        """Increase pos by `count` tokens, which have been read.
+
+        Memory that no window reaches any more is given back.
+        """
         self._pos += count
+        if self._config.window:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Give back the chunks that no window reaches, but for one, so that a draft can be
+        rejected.
+        """
+        first, last = self._forgotten, self._pos - self._config.window - self.chunk
+        if last < first + self.chunk:
+            return
+        for i in range(first // self.chunk, last // self.chunk):
+            self._chunks[i], self._shared[i] = _NOTHING, False
+        self._forgotten = last // self.chunk * self.chunk
+        self._note_addresses()
 
     def fork(self) -> State:
         """A copy that continues independently: one prompt, read once, with many continuations."""
@@ -155,7 +198,7 @@ class State:
             twin._note_addresses()
             twin._tokens = np.zeros(twin.capacity, np.int64)
             twin._tokens[: self._pos] = self.tokens
-            twin._pos = self._pos
+            twin._pos, twin._forgotten = self._pos, self._forgotten
             return twin
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -192,21 +235,27 @@ class State:
     def _reserve(self, count: int) -> None:
         first = self._pos // self.chunk  # the first chunk that may be written to
         needed = -(-count // self.chunk)
-        if needed <= len(self._chunks) and not any(self._shared[first:needed]):
+        gone = not all(chunk.size for chunk in self._chunks[first:needed])
+        if needed <= len(self._chunks) and not any(self._shared[first:needed]) and not gone:
             return
-        c = self._config
         chunks, shared = self._chunks.copy(), self._shared.copy()
         for i in range(first, min(needed, len(chunks))):
+            if not chunks[i].size:
+                chunks[i] = self._new_chunk()
             if shared[i]:
                 chunks[i], shared[i] = _copy(chunks[i]), False
         while len(chunks) < needed:
-            chunks.append(aligned_zeros((c.n_layers, 2, c.n_kv_heads, self.chunk * c.head_dim)))
+            chunks.append(self._new_chunk())
             shared.append(False)
         tokens = np.zeros(len(chunks) * self.chunk, np.int64)
         tokens[: len(self._tokens)] = self._tokens
         # In one statement, so that Ctrl-C leaves the State as it was before.
         self._chunks, self._shared, self._tokens = chunks, shared, tokens
         self._note_addresses()
+
+    def _new_chunk(self) -> np.ndarray:
+        c = self._config
+        return aligned_zeros((c.n_layers, 2, c.n_kv_heads, self.chunk * c.head_dim))
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the lock, the addresses and an engine's memory, which belong to this process."""
@@ -234,10 +283,15 @@ class State:
         n_layers = len(range(c.n_layers)[layers])
         out = np.zeros((n_layers, c.n_kv_heads, count, c.head_dim), np.float32)
         for i, start in enumerate(range(0, count, self.chunk)):
+            if not self._chunks[i].size:  # older than the window
+                continue
             rows = self._views(self._chunks[i])[kind][layers]
             rows = rows.reshape(n_layers, c.n_kv_heads, self.chunk, c.head_dim)
             out[:, :, start : start + self.chunk] = rows[:, :, : count - start]
         return out
+
+
+_NOTHING = np.zeros(0, np.float32)  # in place of a chunk whose memory has been given back
 
 
 def _copy(chunk: np.ndarray) -> np.ndarray:

@@ -10,10 +10,11 @@ import numpy as np
 
 from llama2np.arguments import whole, wrong
 from llama2np.model import hooks as hooking
-from llama2np.model.architectures import llama
+from llama2np.model import rope
 from llama2np.model.config import Config
 from llama2np.model.engine import Engine
 from llama2np.model.hooks import Hook
+from llama2np.model.networks import description
 from llama2np.model.program import Describe, Program, Step
 from llama2np.model.state import State
 from llama2np.model.weights import Weights
@@ -31,24 +32,26 @@ _GREEDY_WORK, _GREEDY_TOKENS = 2**27, 16
 class Transformer:
     """A network: the description of its steps, its weights, and an engine that computes them.
 
-    It is read-only: any number of States can run through it. describe: the architecture, such as
-    `architectures.llama`; engine: "compiled" (numba) or "numpy" (slow, without numba). Raises
-    ValueError for weights whose shapes differ from those of `config`.
+    It is read-only: any number of States can run through it. describe: a description such as
+    `architectures.llama`, by default that of config.architecture; engine: "compiled" (numba) or
+    "numpy" (slow, without numba). Raises ValueError for weights whose shapes differ from those of
+    `config`.
     """
 
     def __init__(
         self,
         config: Config,
         weights: Weights,
-        describe: Describe = llama,
+        describe: Describe | None = None,
         engine: str = "compiled",
     ):
         for name, value, kind in (("config", config, Config), ("weights", weights, Weights)):
             if not isinstance(value, kind):
                 raise wrong(name, f"of type {kind.__name__}", value)
         self._weights = weights
+        describe = description(config) if describe is None else describe
         self._program = Program(config, weights.own(), describe)
-        self._engine = _engine(engine, self._program)
+        self._engine = make_engine(engine, self._program)
         self._engine_name = engine
         self._hooks: tuple[Hook, ...] = ()
         self._visits = hooking.Visits()
@@ -78,7 +81,7 @@ class Transformer:
         """How many tokens one call of `greedy` should read; 1 if it cannot be used."""
         # A subclass, or an assignment, may override it.
         own = getattr(self.forward, "__func__", None)
-        if self._hooks or own is not Transformer.forward:
+        if self._hooks or own is not Transformer.forward or rope.depends_on_length(self.config):
             return 1
         return max(min(_GREEDY_WORK // max(self._program.work, 1), _GREEDY_TOKENS), 1)
 
@@ -115,13 +118,14 @@ class Transformer:
         """Read `tokens` (T,) from state.pos on; return the logits after the last of them.
 
         Returns a new float32 array (vocab_size,), or with `all_logits` (T, vocab_size) for every
-        token. Raises ValueError for a token outside the vocabulary, for no tokens, for more than
-        fit into the context, and for a State that is being read already.
+        token; a network that classifies texts has n_labels in place of vocab_size. Raises
+        ValueError for a token outside the vocabulary, for no tokens, for more than fit into the
+        context, and for a State that is being read already.
         """
         with _owner_of(state):
             tokens = self._checked(tokens, state)
-            count, vocab_size = len(tokens), self.config.vocab_size
-            logits = np.empty((count if all_logits else 1, vocab_size), np.float32)
+            count, width = len(tokens), self.config.n_outputs
+            logits = np.empty((count if all_logits else 1, width), np.float32)
             state.make_room(count)
             for start in range(0, count, BLOCK):
                 block = tokens[start : start + BLOCK]
@@ -135,6 +139,17 @@ class Transformer:
                     run.go()
                 state.advance(len(block))
         return logits if all_logits else logits[0]
+
+    def must_reread(self, state: State, count: int) -> bool:
+        """Whether `count` more tokens change the rotation of those that `state` has read.
+
+        This is so where longrope begins to use its long factors. `forward` keeps the old keys, as
+        transformers' does; generation reads the whole text again, as transformers' generate does.
+        """
+        scaling = self.config.rope_scaling
+        if scaling is None or scaling.kind != "longrope":
+            return False
+        return 0 < state.pos <= scaling.original_len < state.pos + count
 
     def forward_rows(
         self, pieces: Sequence[Sequence[int] | np.ndarray], states: Sequence[State]
@@ -161,7 +176,7 @@ class Transformer:
     def _rows(self, rows: list[np.ndarray], states: list[State]) -> np.ndarray:
         """`forward_rows` for arguments that have been checked."""
         counts = [len(some) for some in rows]
-        logits = np.empty((len(states), self.config.vocab_size), np.float32)
+        logits = np.empty((len(states), self.config.n_outputs), np.float32)
         for state, some in zip(states, rows, strict=True):
             state.append(some)
         picked = np.cumsum(counts) - 1
@@ -184,7 +199,7 @@ class Transformer:
                 raise ValueError("greedy: a network with hooks must use forward, token by token")
             count = whole("count", count, 0)
             tokens = self._checked(np.full(count, whole("token", token)), state)
-            logits = np.empty((count, self.config.vocab_size), np.float32)
+            logits = np.empty((count, self.config.n_outputs), np.float32)
             state.make_room(count)
             self._engine.run(tokens, [state], [1], logits, laps=count).go()
             state.append(tokens)
@@ -198,7 +213,7 @@ class Transformer:
         """
         state, found = State(self.config), []
         state.make_room(1)
-        tokens, logits = np.zeros(1, np.int64), np.empty((1, self.config.vocab_size), np.float32)
+        tokens, logits = np.zeros(1, np.int64), np.empty((1, self.config.n_outputs), np.float32)
         for _ in range(repeats + 1):
             run, moments = self._engine.run(tokens, [state], [1], logits), [time.perf_counter()]
             for i in range(len(self._program.steps)):
@@ -220,7 +235,7 @@ class Transformer:
             tokens = self._checked(tokens, state)
             if len(tokens) > BLOCK:
                 raise ValueError(f"walk: {len(tokens)} tokens, expected at most {BLOCK}")
-            logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
+            logits = np.empty((len(tokens), self.config.n_outputs), np.float32)
             state.make_room(len(tokens))
             state.append(tokens)
             run = self._engine.run(tokens, [state], [len(tokens)], logits)
@@ -237,7 +252,7 @@ class Transformer:
         steps, state = self._program.steps, State(self.config)
         first = max(i for i, step in enumerate(steps) if step.layer is not None) + 1
         (stream,) = steps[first].inputs.values()
-        logits = np.empty((len(x), self.config.vocab_size), np.float32)
+        logits = np.empty((len(x), self.config.n_outputs), np.float32)
         for start in range(0, len(x), BLOCK):
             rows = logits[start : start + BLOCK]
             run = self._engine.run(np.zeros(len(rows), np.int64), [state], [len(rows)], rows)
@@ -267,8 +282,8 @@ def _owner_of(state: State) -> Owner:
     return state.owner
 
 
-def _engine(name: str, program: Program) -> Engine:
-    """Make an engine. Only the compiled one imports numba, so the package works without it."""
+def make_engine(name: str, program: Program) -> Engine:
+    """Make an engine by its name. Only "compiled" imports numba: the package works without it."""
     if name == "compiled":
         try:
             from llama2np.kernels.engine import CompiledEngine

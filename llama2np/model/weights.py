@@ -97,8 +97,21 @@ class Int8:
             raise ValueError(f"{name}: the scales of {(d, n)} values have shape {scales}")
 
 
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A tensor of which only the shape is known: for checking a network before it is read."""
+
+    shape: tuple[int, ...]
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """Nothing is read yet."""
+        return ()
+
+
 Matrix = Dense | Int8 | Blocks
-Tensor = Matrix | np.ndarray  # an array is a norm or a bias, (n,) float32
+# An array is a norm or a bias, (n,) float32. An Outline can be checked, but not computed with.
+Tensor = Matrix | np.ndarray | Outline
 
 # The shape of each tensor in terms of Config: two names for a matrix, one for a norm. First the
 # tensors of a block, then those that occur once in a network.
@@ -116,7 +129,15 @@ LAYER_SHAPES: dict[str, tuple[str, ...]] = {
 SHAPES = LAYER_SHAPES | {
     "embedding": ("vocab_size", "dim"),
     "final_norm": ("dim",),
-    "classifier": ("vocab_size", "dim"),
+    "classifier": ("n_outputs", "dim"),
+}
+# The tensors that only some architectures have.
+OTHER_SHAPES: dict[str, tuple[str, ...]] = {
+    "position_embedding": ("seq_len", "dim"),
+    "type_embedding": ("n_types", "dim"),
+    "router": ("n_experts", "dim"),
+    "q_norm": ("head_dim",),
+    "k_norm": ("head_dim",),
 }
 MATRICES = tuple(name for name, shape in SHAPES.items() if len(shape) == 2)  # may be quantized
 
@@ -124,9 +145,10 @@ MATRICES = tuple(name for name, shape in SHAPES.items() if len(shape) == 2)  # m
 def shape_of(name: str, config: Config) -> tuple[int, ...] | None:
     """The shape of the tensor `name` ("wq", "layers.2.wq", "wq.bias"); None if it is unknown."""
     base = name.split(".")[2] if name.startswith("layers.") else name.split(".")[0]
-    if base not in SHAPES:
+    numbers = SHAPES.get(base) or OTHER_SHAPES.get(base)
+    if numbers is None:
         return None
-    shape = tuple(int(getattr(config, number)) for number in SHAPES[base])
+    shape = tuple(int(getattr(config, number)) for number in numbers)
     return shape[:1] if name.endswith(".bias") else shape
 
 
@@ -188,7 +210,7 @@ class Weights(Mapping[str, Tensor]):
     @property
     def matrices(self) -> dict[str, Matrix]:
         """All tensors but norms and biases."""
-        return {n: t for n, t in self._tensors.items() if not isinstance(t, np.ndarray)}
+        return {n: t for n, t in self._tensors.items() if isinstance(t, Dense | Int8)}
 
     @property
     def nbytes(self) -> int:
@@ -219,6 +241,10 @@ def _own(tensor: Tensor) -> Tensor:
 
 def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless the tensor is a matrix of shape (d, n), or a float32 vector (n,)."""
+    if isinstance(tensor, Outline):
+        if tensor.shape != shape:
+            raise ValueError(f"{described(name)} has shape {tensor.shape}, expected {shape}")
+        return
     matrix = isinstance(tensor, Matrix)
     if matrix != (len(shape) == 2) or not (matrix or isinstance(tensor, np.ndarray)):
         expected = "Dense or Int8 or Blocks" if len(shape) == 2 else "a float32 array"

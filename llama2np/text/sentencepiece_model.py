@@ -6,14 +6,24 @@ become text, and whether llama2.c can use the pieces.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from llama2np.files import open_regular, read_at_most
+from llama2np.text.decoder import Shown
+from llama2np.text.errors import TokenizerError
+from llama2np.text.models import MAX_PIECES
+from llama2np.text.post_processors import Template
+from llama2np.text.special_tokens import AddedToken, Finder
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
-MAX_PIECES = 2**20  # the largest vocabularies have 256 thousand
+LARGEST = 2**26  # bytes in a file; a file of 256 thousand pieces has a tenth of it
 _SPACE = "▁"  # U+2581, which represents a space in a piece
 _KINDS = {1: "Unigram", 2: "BPE", 3: "Word", 4: "Char"}  # TrainerSpec.ModelType
 _BPE = 2
@@ -67,14 +77,50 @@ class SentencePieceModel:
     eos_id: int | None
     settings: dict[tuple[int, int], int | bytes]
     processor: SentencePieceProcessor
+    added: Sequence[AddedToken]  # the control pieces, and the unknown one
+    template: Template
+
+    @cached_property
+    def shown(self) -> Shown:
+        """What is printed for each token."""
+        texts, first = list(self.texts), list(self.first_texts)
+        for special in {self.bos_id, self.eos_id} - {None}:
+            texts[special or 0] = b""
+        until = "shown" if self.removes_spaces else "text"
+        return Shown(texts, first, begins=False, until=until, again=True)
+
+    @cached_property
+    def like_llama2c(self) -> bool:
+        """Whether llama2.c's encoder gives the same tokens with these pieces."""
+        return not self.unlike_llama2c()
+
+    def with_settings(self, added: Sequence[AddedToken], template: Template) -> SentencePieceModel:
+        """This model with tokens that were added later, and with what surrounds a text."""
+        return replace(self, added=[*self.added, *added], template=template)
+
+    @cached_property
+    def _finder(self) -> Finder:
+        return Finder(self.added)
 
     @property
     def removes_spaces(self) -> bool:
         """Whether it removes spaces before and after a text, and repeated spaces in it."""
         return bool(self.settings[_REMOVE_EXTRA_WHITESPACES])
 
-    def encode(self, text: str) -> list[int]:
-        """The tokens of a text, without BOS. Raises ValueError if sentencepiece fails."""
+    def encode(self, text: str, special: bool | None = None) -> list[int]:
+        """The tokens of a text, without BOS. Raises ValueError if sentencepiece fails.
+
+        special: the names of control pieces and added tokens in the text are those tokens. What is
+        between them is encoded as a text of its own.
+        """
+        if not special:
+            return self._encode(text)
+        tokens: list[int] = []
+        for part, token in self._finder.split(text):
+            tokens += self._encode(part) if token is None else [token]
+        return tokens
+
+    def _encode(self, text: str) -> list[int]:
         try:
             return list(self.processor.encode(text))
         except _ERRORS as error:
@@ -133,8 +179,48 @@ def read(data: bytes) -> SentencePieceModel:
         for i, name in enumerate(names):
             if name.startswith(_SPACE):
                 first_texts[i] = texts[i].removeprefix(b" ")
-    scores = model.get_score(list(range(len(names))))
-    return SentencePieceModel(pieces, scores, texts, first_texts, bos_id, eos_id, settings, model)
+    ids = list(range(len(names)))
+    kinds = zip(ids, model.is_control(ids), model.is_unknown(ids), strict=True)
+    return SentencePieceModel(
+        pieces,
+        model.get_score(ids),
+        texts,
+        first_texts,
+        bos_id,
+        eos_id,
+        settings,
+        model,
+        [
+            AddedToken(i, names[i], special=control)
+            for i, control, unknown in kinds
+            if control or unknown
+        ],
+        Template.around([] if bos_id is None else [bos_id]),
+    )
+
+
+def read_model(path: Path, data: bytes | None = None) -> SentencePieceModel:
+    """Read a tokenizer.model alone; data: its content. Raises TokenizerError, and OSError."""
+    try:
+        return read(contents(path) if data is None else data)
+    except TokenizerError:
+        raise
+    except ValueError as error:
+        raise TokenizerError(
+            f"{path}: not a sentencepiece model that can be used here: {error}"
+        ) from None
+
+
+def contents(path: Path) -> bytes:
+    """The bytes of a tokenizer's file. Raises TokenizerError if they are too many, and OSError."""
+    with open_regular(path) as file:
+        data = read_at_most(file, LARGEST)
+        if data is None:  # a model in place of a tokenizer would fill the memory
+            size = max(os.fstat(file.fileno()).st_size, LARGEST + 1)
+            raise TokenizerError(
+                f"{path}: not a tokenizer: it has {size:,} bytes, expected at most {LARGEST:,}"
+            )
+    return data
 
 
 def _texts(model: SentencePieceProcessor, names: list[str]) -> list[bytes]:

@@ -112,7 +112,7 @@ def _way(kind: Kind, place: Place, head: Head) -> str:
     """What to do with a file that is in the wrong place."""
     beside = _tokenizer_beside(head)
     if kind.role == MODEL and place.role == TOKENIZER:
-        return f"name its tokenizer: {beside or 'tokenizer.bin or tokenizer.model'}"
+        return f"name its tokenizer: {beside or 'tokenizer.json, tokenizer.model or tokenizer.bin'}"
     if kind.role != OTHER and (place.is_part or place.role in (STATE, OTHER)):
         return ""
     if kind.source:
@@ -153,7 +153,7 @@ def _missing(path: StrPath, place: Place) -> str:
 
 def _tokenizer_beside(head: Head) -> str:
     """A tokenizer in the same folder that can be used; "" if there is none."""
-    for name in ("tokenizer.model", "tokenizer.bin"):
+    for name in ("tokenizer.json", "tokenizer.model", "tokenizer.bin"):
         path = head.folder / name
         if path != head.path and kind_of(path) in PLACES["tokenizer"].reads:
             return _quoted(path)

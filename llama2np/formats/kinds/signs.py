@@ -107,7 +107,7 @@ def is_version0(head: Head) -> bool:
     numbers: list[int] = list(struct.unpack_from("<7i", head.data))
     numbers[5] = abs(numbers[5])
     try:
-        Config(*numbers)
+        Config(*numbers)  # type: ignore[arg-type]
     except ValueError:
         return False
     return max(numbers) < 2**27

@@ -55,6 +55,8 @@ class Place:
     version: int | None = None  # the version of .bin that is required, if only one is accepted
 
 
+_JSON_TOKENIZERS = ("tokenizer.json", "vocab.json")
+_TOKENIZERS = ("tokenizer.bin", "merges", "vocab.txt", *_JSON_TOKENIZERS)
 _TORCH = ("trainer", "torch", "torch-old", "pickle")
 PLACES = {
     "model": Place("a llama2.c checkpoint", MODEL, ("llama2c",)),
@@ -62,20 +64,23 @@ PLACES = {
     "checkpoint": Place("a torch file of llama2.c's training script", MODEL, _TORCH),
     "hf": Place("a Hugging Face folder", MODEL, ("hf",)),
     "meta": Place("a folder in Meta's format", MODEL, ("meta",)),
+    "gguf": Place("a GGUF file", MODEL, ("gguf",)),
     "any": Place(
         "a llama2.c checkpoint or another kind that export reads",
         MODEL,
-        (*_TORCH, "llama2c", "safetensors", "hf", "meta"),
+        (*_TORCH, "llama2c", "gguf", "safetensors", "hf", "meta"),
     ),
     "tokenizer": Place(
-        "a tokenizer.bin or sentencepiece model", TOKENIZER, ("tokenizer.bin", "sentencepiece")
+        "a tokenizer.json, tokenizer.bin or sentencepiece model",
+        TOKENIZER,
+        ("sentencepiece", *_TOKENIZERS),
     ),
     "sentencepiece": Place("a sentencepiece model", TOKENIZER, ("sentencepiece",)),
     "state": Place("a saved state", STATE, ("state",)),
     "text": Place("a text", OTHER, ("text",)),
     "torch": Place("a torch file", MODEL, _TORCH, is_part=True),
     "safetensors": Place("a safetensors file", MODEL, ("safetensors",), is_part=True),
-    "json": Place("a JSON file", MODEL, ("json",), is_part=True),
+    "json": Place("a JSON file", MODEL, ("json", *_JSON_TOKENIZERS), is_part=True),
 }
 
 _OTHER_MODEL = (
@@ -83,7 +88,7 @@ _OTHER_MODEL = (
     "`{export} out.bin --hf FOLDER --version 1`"
 )
 _A_TOKENIZER = "use it with a model, after -z: MODEL -z {path}"
-_OTHER_TOKENIZER = f"{NOT_YET}; use a tokenizer.bin (llama2.c) or tokenizer.model (sentencepiece)"
+_OTHER_TOKENIZER = f"{NOT_YET}; use a tokenizer.json, tokenizer.model or tokenizer.bin"
 
 # The first row that matches counts.
 KINDS = (
@@ -113,7 +118,7 @@ KINDS = (
         "fetch the file again, after logging in if it requires that",
     ),
     # Models.
-    Kind("gguf", "a GGUF file (llama.cpp)", MODEL, rb"GGUF", _OTHER_MODEL),
+    Kind("gguf", "a GGUF file (llama.cpp)", MODEL, rb"GGUF", source="--gguf"),
     Kind("ggml", "a GGML file (llama.cpp before GGUF)", MODEL, rb"lmgg|fmgg|tjgg", _OTHER_MODEL),
     Kind(
         "trainer",
@@ -161,11 +166,11 @@ KINDS = (
         "name the folder in {folder}/snapshots that has config.json",
     ),
     Kind(
-        "gguf",
+        "gguf-folder",
         "a folder of GGUF files (llama.cpp)",
         MODEL,
         lambda f: any(name.endswith(".gguf") for name in f.names),
-        _OTHER_MODEL,
+        "name one of the files in it",
     ),
     Kind(
         "bare",
@@ -201,9 +206,9 @@ KINDS = (
         "the merges.txt of a byte-level BPE tokenizer",
         TOKENIZER,
         rb"#version: |\xc4\xa0 ",
-        _OTHER_TOKENIZER,
+        _A_TOKENIZER,
     ),
-    Kind("vocab.txt", "the vocab.txt of a BERT", TOKENIZER, rb"\[PAD\]\r?\n", _OTHER_TOKENIZER),
+    Kind("vocab.txt", "the vocab.txt of a BERT", TOKENIZER, rb"\[PAD\]\r?\n", _A_TOKENIZER),
     # JSON.
     Kind("json", "the index of a sharded model", MODEL, has_key("weight_map"), source=FOLDER),
     Kind(
@@ -221,11 +226,11 @@ KINDS = (
         source=FOLDER,
     ),
     Kind(
-        "json",
+        "tokenizer.json",
         "a tokenizer.json (Hugging Face tokenizers)",
         TOKENIZER,
         has_key("model", "added_tokens", "pre_tokenizer", "normalizer"),
-        _OTHER_TOKENIZER,
+        _A_TOKENIZER,
     ),
     Kind(
         "json",
@@ -236,11 +241,11 @@ KINDS = (
     ),
     Kind("answer", "a server's error message (JSON)", OTHER, has_key("error"), "fetch it again"),
     Kind(
-        "json",
+        "vocab.json",
         "the vocab.json of a byte-level BPE tokenizer",
         TOKENIZER,
         rb'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\d+\s*[,}]',
-        _OTHER_TOKENIZER,
+        _A_TOKENIZER,
     ),
     Kind("json", "a JSON file", OTHER, rb'[{\[]\s*["{\[\]}]'),
     # Arrays and other files.

@@ -5,7 +5,13 @@ and values of all layers: (n_layers, 2, n_kv_heads, chunk * head_dim). The value
 (chunk, head_dim), with a row for each position. Its keys are in blocks of BLOCK positions,
 (chunk / BLOCK, head_dim, BLOCK), so that the scores of a block are computed in parallel lanes, each
 summed in run.c's order.
+
+A row at position p attends to the positions low ... high - 1: high is p + 1, or in an encoder the
+length of the sequence; low is 0, or p + 1 - window in a layer with a sliding window.
 """
+
+import math
+from functools import cache
 
 import numpy as np
 from numba import float32, int64
@@ -80,74 +86,146 @@ def _divide_by_sum(row, total, summed, n):
 
 
 @inner
-def _attend(
-    first, end, count, n, q, out, chunks, at, kv_stride, chunk, n_heads, n_kv_heads, scores
-):
-    """Softmax-weighted means of the values, for heads first ... end - 1 and `count` rows.
+def _to_weights(row, n, divisor, softcap):
+    """row[:n] = softmax(row / divisor); with softcap = c, of c tanh(row / divisor / c)."""
+    if softcap > 0:
+        for i in range(n):
+            row[i] = softcap * np.float32(math.tanh(row[i] / divisor / softcap))
+        divisor = np.float32(1)
+    exps(row, n, divisor)
+    _divide_by_sum(row, np.float32(0), np.int64(0), n)
 
-    q, out: (count, n_heads * head_dim), count <= TOGETHER. The first row attends to n positions,
-    each further row to one more. chunks: the addresses of the cache's chunks; in each, the keys of
-    the layer begin at offset `at` in float32 values, the values at `at` + kv_stride. scores:
-    (n_heads * TOGETHER, capacity), scratch.
+
+def _attention(chunked):
+    """The kernel that computes it; `chunked`: for dual chunk attention, with three queries."""
+
+    def attend(
+        first, end, count, high, more, window, stride, q, before, far, out, chunks, at, kv_stride,
+        chunk, n_heads, n_kv_heads, divisor, softcap, scores,
+    ):  # fmt: skip
+        """Softmax-weighted means of the values, for heads first ... end - 1 and `count` rows.
+
+        q, out: (count, n_heads * head_dim), count <= TOGETHER. Row i attends to the positions below
+        high + i * more, and to `window` of them at most. stride: of dual chunk attention; then
+        `before` and `far` are the queries for keys of the chunk before and of all others. chunks:
+        the addresses of the cache's chunks; in each, the keys of the layer begin at offset `at` in
+        float32 values, the values at `at` + kv_stride. scores: (n_heads * TOGETHER, capacity),
+        scratch.
+        """
+        head_dim = q.shape[1] // n_heads
+        shared = n_heads // n_kv_heads  # query heads per kv head
+        # Typed, since numba compiles a function again for a literal.
+        none, one, width, rows = np.int64(0), np.int64(1), np.int64(BLOCK), np.int64(TOGETHER)
+        no = none > 0  # a False with a type
+        dim, q, out, size = q.shape[1], q.reshape(-1), out.reshape(-1), chunk * head_dim
+        last = high + (count - 1) * more
+        begin = max(high - window, none) // BLOCK * BLOCK  # of the first block that is attended to
+        plain = last <= window and softcap <= 0 and more == 1
+        for head in range(first, end):
+            for c in range(begin // chunk, chunks.shape[0]):
+                keys = vector(chunks[c] + 4 * (at + head // shared * size), size)
+                for block in range(max(c * chunk, begin), min(last, (c + 1) * chunk), BLOCK):
+                    here = (block - c * chunk) * head_dim
+                    for i in range(count):
+                        mine, row = i * dim + head * head_dim, scores[head * rows + i]
+                        if chunked:
+                            # The boundaries between the three parts of the keys.
+                            own = (high + i * more - 1) // stride * stride
+                            a = min(max(own - stride, block), block + width)
+                            b = min(max(own, block), block + width)
+                            weighted_sum(
+                                far.reshape(-1), mine, head_dim, keys, here, width, row, block,
+                                a - block, no,
+                            )  # fmt: skip
+                            weighted_sum(
+                                before.reshape(-1), mine, head_dim, keys, here + a - block, width,
+                                row, a, b - a, no,
+                            )  # fmt: skip
+                            weighted_sum(
+                                q, mine, head_dim, keys, here + b - block, width, row, b,
+                                block + width - b, no,
+                            )  # fmt: skip
+                        else:
+                            weighted_sum(
+                                q, mine, head_dim, keys, here, width, row, block, width, no
+                            )
+            for i in range(count):
+                if plain:
+                    exps(scores[head * rows + i], high + i, divisor)
+                else:
+                    n = high + i * more
+                    start = max(n - window, none)
+                    _to_weights(scores[head * rows + i][start:], n - start, divisor, softcap)
+            if plain and count > 1:
+                _divide_by_sums(scores, head * rows, one, count, high, one)
+        if plain and count == 1:
+            _divide_by_sums(scores, first * rows, rows, end - first, high, none)
+        part = chunk if count == 1 else width  # positions that all rows add before the next ones
+        for head in range(first, end):
+            for c in range(begin // chunk, chunks.shape[0]):
+                values = vector(chunks[c] + 4 * (at + kv_stride + head // shared * size), size)
+                for block in range(max(c * chunk, begin), min(last, (c + 1) * chunk), part):
+                    stop = min(block + part, (c + 1) * chunk)
+                    for i in range(count):
+                        mine, row = i * dim + head * head_dim, scores[head * rows + i]
+                        n = high + i * more
+                        least = max(n - window, none)
+                        start = max(block, least)
+                        # 0 or less if this row does not attend to the block
+                        some, here = min(n, stop) - start, (start - c * chunk) * head_dim
+                        if some > 0 or start == least:
+                            weighted_sum(
+                                row, start, some, values, here, head_dim, out, mine, head_dim,
+                                start > least,
+                            )  # fmt: skip
+
+    attend.__qualname__ = attend.__name__ = "_attend_chunked" if chunked else "_attend"
+    return inner(attend)
+
+
+_ROWS, _NUMBERS = float32[:, ::1], (int64,) * 7
+_KINDS = (
+    *(*_NUMBERS, _ROWS, _ROWS, _ROWS, _ROWS, int64[::1]),
+    *(*(int64,) * 5, float32, float32, _ROWS),
+)
+_FIELDS = f"q out n_heads causal window stride divisor:f4 softcap:f4 {_CACHE}"
+
+
+@cache
+def attend(chunked=False):
+    """The op: out = attention of q, (rows, n_heads * head_dim), over the cache. A unit is a head.
+
+    chunked: for dual chunk attention.
     """
-    head_dim = q.shape[1] // n_heads
-    root, shared = np.sqrt(np.float32(head_dim)), n_heads // n_kv_heads  # query heads per kv head
-    # Typed, since numba compiles a function again for a literal.
-    none, one, width, rows = np.int64(0), np.int64(1), np.int64(BLOCK), np.int64(TOGETHER)
-    no = none > 0  # a False with a type
-    dim, q, out, size = q.shape[1], q.reshape(-1), out.reshape(-1), chunk * head_dim
-    for head in range(first, end):
-        for c in range(chunks.shape[0]):
-            keys = vector(chunks[c] + 4 * (at + head // shared * size), size)
-            for block in range(c * chunk, min(n + count - 1, (c + 1) * chunk), BLOCK):
-                here = (block - c * chunk) * head_dim
-                for i in range(count):
-                    mine, row = i * dim + head * head_dim, scores[head * rows + i]
-                    weighted_sum(q, mine, head_dim, keys, here, width, row, block, width, no)
-        for i in range(count):
-            exps(scores[head * rows + i], n + i, root)
-        if count > 1:
-            _divide_by_sums(scores, head * rows, one, count, n, one)
-    if count == 1:
-        _divide_by_sums(scores, first * rows, rows, end - first, n, none)
-    part = chunk if count == 1 else width  # positions that all rows add before the next ones
-    for head in range(first, end):
-        for c in range(chunks.shape[0]):
-            values = vector(chunks[c] + 4 * (at + kv_stride + head // shared * size), size)
-            for block in range(c * chunk, min(n + count - 1, (c + 1) * chunk), part):
-                here = (block - c * chunk) * head_dim
-                for i in range(count):
-                    mine, row = i * dim + head * head_dim, scores[head * rows + i]
-                    # 0 or less if this row does not attend to the block
-                    some = min(n + i - block, part)
-                    weighted_sum(
-                        row, block, some, values, here, head_dim, out, mine, head_dim, block > 0
-                    )
+    call = linked(_attention(chunked), *_KINDS)
 
+    def attend(s, run, first, last, scratch):
+        n_heads, n_kv_heads = s["n_heads"], s["n_kv_heads"]
+        head_dim, chunk, causal = s["head_dim"], s["chunk"], s["causal"]
+        width, kv_stride = n_heads * head_dim, n_kv_heads * chunk * head_dim
+        at, window = 2 * s["layer"] * kv_stride, s["window"]
+        scores = floats(run["scores"], n_heads * TOGETHER, run["capacity"])
+        for j in range(run["n_spans"]):
+            start, stop, pos, addresses = span_at(run, j, 0, run["rows"])
+            # One row is faster with all heads in one call. With many rows, one head at a time keeps
+            # its keys in the CPU's cache.
+            together = last - first if stop - start == 1 else 1
+            for head in range(first, last, together):
+                for t in range(start, stop, TOGETHER):
+                    count = min(TOGETHER, stop - t)
+                    high = pos + t + 1 if causal else pos + stop
+                    q = rows_of(run, s["q"], width, t, t + count)
+                    before = far = q
+                    if chunked:
+                        before = rows_of(run, s["q_before"], width, t, t + count)
+                        far = rows_of(run, s["q_far"], width, t, t + count)
+                    out = rows_of(run, s["out"], width, t, t + count)
+                    chunks = int64s(addresses, (high + (count - 1) * causal - 1) // chunk + 1)
+                    call(
+                        head, head + together, count, high, causal, window, s["stride"], q, before,
+                        far, out, chunks, at, kv_stride, chunk, n_heads, n_kv_heads, s["divisor"],
+                        s["softcap"], scores,
+                    )  # fmt: skip
 
-_ROWS, _NUMBERS = float32[:, ::1], (int64,) * 4
-_call_attend = linked(_attend, *_NUMBERS, _ROWS, _ROWS, int64[::1], *(int64,) * 5, _ROWS)
-
-
-@op(f"q out n_heads {_CACHE}")
-def attend(s, run, first, last, scratch):
-    """out = attention of q, (rows, n_heads * head_dim), over the cache. A unit is a head."""
-    n_heads, n_kv_heads, head_dim, chunk = s["n_heads"], s["n_kv_heads"], s["head_dim"], s["chunk"]
-    width, kv_stride = n_heads * head_dim, n_kv_heads * chunk * head_dim
-    at = 2 * s["layer"] * kv_stride
-    scores = floats(run["scores"], n_heads * TOGETHER, run["capacity"])
-    for j in range(run["n_spans"]):
-        start, stop, pos, addresses = span_at(run, j, 0, run["rows"])
-        # One row is faster with all heads in one call. With many rows, one head at a time keeps its
-        # keys in the CPU's cache.
-        together = last - first if stop - start == 1 else 1
-        for head in range(first, last, together):
-            for t in range(start, stop, TOGETHER):
-                count, n = min(TOGETHER, stop - t), pos + t + 1
-                q = rows_of(run, s["q"], width, t, t + count)
-                out = rows_of(run, s["out"], width, t, t + count)
-                chunks = int64s(addresses, (n + count - 2) // chunk + 1)
-                _call_attend(
-                    head, head + together, count, n, q, out, chunks, at, kv_stride, chunk,
-                    n_heads, n_kv_heads, scores,
-                )  # fmt: skip
+    attend.__name__ = "attend_chunked" if chunked else "attend"
+    return op(f"q_before q_far {_FIELDS}" if chunked else _FIELDS)(attend)

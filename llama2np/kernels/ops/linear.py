@@ -47,7 +47,7 @@ def _linear(name, fields, multiply, block=1):
 @cache
 def float_few(kind):
     """The op for a small batch of rows; a unit is a row of the matrix."""
-    product, read = (float32.plain if PLAIN else float32.few)(kind), _reader(kind)
+    product, read = (float32.plain if PLAIN else float32.few)(kind), reader(kind)
 
     @inner
     def multiply(s, run, m, first, last, out, scratch):
@@ -61,7 +61,7 @@ def float_few(kind):
 @cache
 def float_many(kind):
     """The op for many rows; a unit is a tile of float32.ROWS rows of the matrix."""
-    product, read = float32.many(kind), _reader(kind)
+    product, read = float32.many(kind), reader(kind)
 
     @inner
     def multiply(s, run, m, first, last, out, scratch):
@@ -72,7 +72,7 @@ def float_many(kind):
     return _linear(f"linear_many_{kind}", "x", multiply, float32.ROWS)
 
 
-def _reader(kind):
+def reader(kind):
     """A function (address, count) that returns the values of a matrix as a flat array."""
     if kind == FLOAT32:
         return vector

@@ -10,37 +10,52 @@ import numpy as np
 
 from llama2np.kernels.runtime.jit import inner
 from llama2np.kernels.runtime.memory import vector
-from llama2np.kernels.runtime.op import op, rows_of, span_at
+from llama2np.kernels.runtime.op import op, rows_of, span_at, turns_at
 
 
-@op("cos sin frequencies")
+@op("cos sin frequencies modulus add most magnitude:f4 scaled")
 def angles(s, run, first, last, scratch):
-    """cos, sin of position * frequency. n: the number of pairs; frequencies: (n,)."""
-    frequencies = vector(s["frequencies"], s["n"])
+    """cos, sin of position * frequency, times the magnitude. n: the number of pairs.
+
+    frequencies: (n,), or 0 if they depend on the length of the sequence. The position is
+    min(pos % modulus + add, most): see Block._turns. scaled: whether the magnitude is multiplied by
+    the factor of the scores.
+    """
     for k in range(run["n_spans"]):
         start, stop, pos, _ = span_at(run, k, first, last)
         if start < stop:
+            own, factor = turns_at(run, k)
+            at = s["frequencies"] if s["frequencies"] else own
+            size = s["magnitude"]
+            if s["scaled"]:
+                size = np.float32(size * factor)
+            frequencies = vector(at, s["n"])
             cos = rows_of(run, s["cos"], s["n"], start, stop)
             sin = rows_of(run, s["sin"], s["n"], start, stop)
             for t in range(stop - start):
+                turn = np.float32(min((pos + start + t) % s["modulus"] + s["add"], s["most"]))
                 for i in range(s["n"]):
-                    angle = np.float32(pos + start + t) * frequencies[i]
-                    cos[t, i] = math.cos(angle)
-                    sin[t, i] = math.sin(angle)
+                    angle = turn * frequencies[i]
+                    cos[t, i] = size * np.float32(math.cos(angle))
+                    sin[t, i] = size * np.float32(math.sin(angle))
 
 
 @op("q k cos sin q_out k_out q_width k_width head_dim rotary_dim halves")
 def rope(s, run, first, last, scratch):
-    """q_out, k_out = q, k with the first rotary_dim values of each head rotated."""
+    """q_out, k_out = q, k with the first rotary_dim values of each head rotated.
+
+    With k_width = 0 there is no k.
+    """
     pairs = s["rotary_dim"] // 2
     cos = rows_of(run, s["cos"], pairs, first, last)
     sin = rows_of(run, s["sin"], pairs, first, last)
     q = rows_of(run, s["q"], s["q_width"], first, last)
     q_out = rows_of(run, s["q_out"], s["q_width"], first, last)
-    k = rows_of(run, s["k"], s["k_width"], first, last)
-    k_out = rows_of(run, s["k_out"], s["k_width"], first, last)
     _rotate(q, cos, sin, s["head_dim"], s["halves"], q_out)
-    _rotate(k, cos, sin, s["head_dim"], s["halves"], k_out)
+    if s["k_width"]:
+        k = rows_of(run, s["k"], s["k_width"], first, last)
+        k_out = rows_of(run, s["k_out"], s["k_width"], first, last)
+        _rotate(k, cos, sin, s["head_dim"], s["halves"], k_out)
 
 
 @inner

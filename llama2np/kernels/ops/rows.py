@@ -17,7 +17,9 @@ from llama2np.kernels.matmul.tile import FLOAT32
 from llama2np.kernels.ops.exp import argmax, exp
 from llama2np.kernels.runtime.jit import PLAIN, inner
 from llama2np.kernels.runtime.memory import bytes_, floats, int8s, int16s, int64s, vector
-from llama2np.kernels.runtime.op import SCRATCH, op, place, rows_of
+from llama2np.kernels.runtime.op import SCRATCH, op, place, rows_of, span_at
+
+_, POSITIONS, TYPES = range(3)  # what the rows of an embedding are chosen by: model.block.IDS
 
 
 @inner
@@ -42,11 +44,13 @@ def add(s, run, first, last, scratch):
             out[t, i] += y[t, i]
 
 
-@op("x out weight eps:f4")
+@op("x out weight eps:f4 groups")
 def rmsnorm(s, run, first, last, scratch):
-    """out = weight * x / sqrt(mean(x**2) + eps)."""
-    x, out = rows_of(run, s["x"], s["n"], first, last), rows_of(run, s["out"], s["n"], first, last)
-    weight, n, eps = vector(s["weight"], s["n"]), np.float32(s["n"]), np.float32(s["eps"])
+    """out = weight * x / sqrt(mean(x**2) + eps), for each of the groups (heads) of a row."""
+    groups, width = s["groups"], s["n"] // s["groups"]
+    x = floats(place(run, s["x"]) + 4 * s["n"] * first, (last - first) * groups, width)
+    out = floats(place(run, s["out"]) + 4 * s["n"] * first, (last - first) * groups, width)
+    weight, n, eps = vector(s["weight"], width), np.float32(width), np.float32(s["eps"])
     for t in range(x.shape[0]):
         squares = np.float32(0)
         for i in range(x.shape[1]):
@@ -93,40 +97,95 @@ def swiglu(s, run, first, last, scratch):
             out[t, i] = value * (np.float32(1) / (np.float32(1) + exp(-value))) * up[t, i]
 
 
+@inner
+def _gelu(value, exact):
+    """value * P(N(0, 1) <= value) (Hendrycks and Gimpel 2016), with erf if `exact`, else tanh."""
+    if exact:
+        return value * np.float32(0.5 + 0.5 * math.erf(value * math.sqrt(0.5)))
+    cube = np.float32(0.044715) * value * value * value
+    y = np.float32(math.sqrt(2 / math.pi)) * (value + cube)
+    return value * (np.float32(1) / (np.float32(1) + exp(-(y + y))))  # (1 + tanh(y)) / 2
+
+
 @op("x out exact")
 def gelu(s, run, first, last, scratch):
-    """out = x * P(N(0, 1) <= x) (Hendrycks and Gimpel 2016), with erf if `exact`, else tanh."""
-    out, one = _start_with(run, s["x"], s["out"], s["n"], first, last), np.float32(1)
+    """out = gelu(x)."""
+    out = _start_with(run, s["x"], s["out"], s["n"], first, last)
     for t in range(out.shape[0]):
         for i in range(out.shape[1]):
-            value = out[t, i]
-            if s["exact"]:
-                share = np.float32(0.5 + 0.5 * math.erf(value * math.sqrt(0.5)))
-            else:
-                cube = np.float32(0.044715) * value * value * value
-                y = np.float32(math.sqrt(2 / math.pi)) * (value + cube)
-                share = one / (one + exp(-(y + y)))  # (1 + tanh(y)) / 2
-            out[t, i] = value * share
+            out[t, i] = _gelu(out[t, i], s["exact"])
+
+
+@op("gate up out exact")
+def geglu(s, run, first, last, scratch):
+    """out = gelu(gate) * up (Shazeer 2020)."""
+    out = _start_with(run, s["gate"], s["out"], s["n"], first, last)
+    up = rows_of(run, s["up"], s["n"], first, last)
+    for t in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            out[t, i] = _gelu(out[t, i], s["exact"]) * up[t, i]
+
+
+@op("x out")
+def tanh(s, run, first, last, scratch):
+    """out = tanh(x)."""
+    out = _start_with(run, s["x"], s["out"], s["n"], first, last)
+    for t in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            out[t, i] = math.tanh(out[t, i])
+
+
+@op("x out factor:f4")
+def scale(s, run, first, last, scratch):
+    """out = x * factor."""
+    out = _start_with(run, s["x"], s["out"], s["n"], first, last)
+    for t in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            out[t, i] *= s["factor"]
+
+
+@op("x out softcap:f4")
+def softcap(s, run, first, last, scratch):
+    """out = c tanh(x / c) for c = softcap."""
+    out, cap = _start_with(run, s["x"], s["out"], s["n"], first, last), s["softcap"]
+    for t in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            out[t, i] = cap * np.float32(math.tanh(out[t, i] / cap))
 
 
 # --- from tokens, and to the rows that get logits -------------------------------------------------
 
 
+@inner
+def _chosen(of, run, t):
+    """The row of the table for row t: its token, its position, or its token type."""
+    rows = run["rows"]
+    if of == POSITIONS and run["positions"]:
+        return int64s(run["positions"], rows)[t]
+    if of == POSITIONS:
+        for k in range(run["n_spans"]):
+            start, stop, pos, _ = span_at(run, k, t, t + 1)
+            if start < stop:
+                return pos + t
+    if of == TYPES:
+        return int64s(run["types"], rows)[t]
+    tokens = int64s(run["tokens"] + 8 * rows * run["lap"], rows)
+    if run["lap"]:  # the most probable token after the previous lap
+        at = run["logits"] + 4 * ((run["lap"] - 1) * rows + t) * run["choices"]
+        tokens[t] = argmax(vector(at, run["choices"]))
+    return tokens[t]
+
+
 def _embed(name, fields, read):
-    """An op: out = the rows of a table for the tokens. read(s, token, row, scratch) reads one."""
+    """An op: out = the chosen rows of a table. read(s, row, row of out, scratch) reads one."""
 
     def embed(s, run, first, last, scratch):
-        out, rows = rows_of(run, s["out"], s["n"], first, last), run["rows"]
-        tokens = int64s(run["tokens"] + 8 * (rows * run["lap"] + first), last - first)
+        out = rows_of(run, s["out"], s["n"], first, last)
         for t in range(last - first):
-            if run["lap"]:  # the most probable tokens after the previous lap
-                row = (run["lap"] - 1) * rows + first + t
-                at = run["logits"] + 4 * row * s["vocab_size"]
-                tokens[t] = argmax(vector(at, run["choices"]))
-            read(s, tokens[t], out[t], scratch)
+            read(s, _chosen(s["of"], run, first + t), out[t], scratch)
 
     embed.__name__ = name
-    return op(f"out vocab_size {fields}")(embed)
+    return op(f"out of {fields}")(embed)
 
 
 @inner

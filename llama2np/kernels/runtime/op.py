@@ -34,8 +34,10 @@ RUN = np.dtype(
         ("rows", "i8"),  # rows of activations
         ("wanted", "i8"),  # rows that get logits
         ("row_capacity", "i8"),  # rows of each buffer in the arena
-        ("arena", "i8"),  # an address, like the next five
+        ("arena", "i8"),  # an address, like the next seven
         ("tokens", "i8"),  # int64, lap after lap
+        ("types", "i8"),  # (rows,) int64: the token types of an encoder
+        ("positions", "i8"),  # (rows,) int64: for learned positions; 0 means those of the spans
         ("logits", "i8"),  # float32, lap after lap
         ("picked", "i8"),  # (wanted,) int64: the rows that get logits
         ("spans", "i8"),  # SPANs
@@ -55,6 +57,8 @@ SPAN = np.dtype(
         ("rows", "i8"),
         ("pos", "i8"),  # position of the first row
         ("chunks", "i8"),  # the address of an array (int64) of the addresses of the cache's chunks
+        ("frequencies", "i8"),  # the address of rotary frequencies that depend on its length
+        ("scores_factor", "f8"),  # of dual chunk attention
     ],
     align=True,
 )
@@ -76,6 +80,13 @@ def span_at(run, k, first, last):
     span = carray(pointer(run["spans"]), (run["n_spans"],), SPAN)[k]
     start, stop = max(first, span["first"]), min(last, span["first"] + span["rows"])
     return start, stop, span["pos"] + run["lap"] - span["first"], span["chunks"]
+
+
+@inner
+def turns_at(run, k):
+    """(the address of the frequencies, the factor of the scores) of the k-th SPAN."""
+    span = carray(pointer(run["spans"]), (run["n_spans"],), SPAN)[k]
+    return span["frequencies"], span["scores_factor"]
 
 
 @inner

@@ -1,0 +1,27 @@
+"""GGUF, the file format of llama.cpp.
+
+header.py         the bytes before the data
+file.py           a mapped file: metadata and tensors
+architectures.py  metadata to Config
+tensors.py        tensors by our names
+write.py          writing, with quantize.py
+"""
+
+from __future__ import annotations
+
+import os
+
+from llama2np.formats.gguf.architectures import network
+from llama2np.formats.gguf.file import GgufFile, GgufTensor, is_gguf, read
+from llama2np.model.config import Config
+from llama2np.model.weights import Weights
+
+__all__ = ["GgufFile", "GgufTensor", "is_gguf", "load", "network", "read"]
+
+
+def load(path: str | os.PathLike[str]) -> tuple[Config, Weights]:
+    """The network in a GGUF file; its matrices are views of the file.
+
+    Raises CheckpointError, and OSError.
+    """
+    return network(read(path))

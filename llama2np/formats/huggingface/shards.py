@@ -1,0 +1,58 @@
+"""The tensors of a folder, by the names in its files: safetensors or pytorch_model.bin, sharded or
+whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from llama2np.formats import safetensors
+from llama2np.formats.checkpoint import CheckpointError
+from llama2np.formats.json_file import LARGEST_INDEX, JsonFile
+from llama2np.formats.source import Stored
+from llama2np.formats.torch_zip import TorchFile
+from llama2np.output import brief
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_LONGEST_NAME = 200  # of a shard
+
+
+def tensors_of(folder: Path) -> dict[str, Stored]:
+    """All tensors of the folder, from the first kind of file there is. Raises CheckpointError."""
+    for name in _WEIGHTS:
+        read_one: Callable[[Path], dict[str, Stored]] = (
+            safetensors.read if name.endswith(".safetensors") else _read_pytorch
+        )
+        if (folder / name).exists():
+            return read_one(folder / name)
+        if (folder / f"{name}.index.json").exists():
+            return _read_shards(folder / f"{name}.index.json", read_one)
+    raise CheckpointError(f"{folder}: has no {' nor '.join(_WEIGHTS)}, whole or with index.json")
+
+
+def _read_pytorch(path: Path) -> dict[str, Stored]:
+    return TorchFile(path).tensors()
+
+
+def _read_shards(index: Path, read_one: Callable[[Path], dict[str, Stored]]) -> dict[str, Stored]:
+    """The tensors that an index.json finds in several files beside it."""
+    places = JsonFile(index, LARGEST_INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise CheckpointError(f"{index}: has no weight_map of tensor and file names")
+    shards: dict[str, dict[str, Stored]] = {}
+    tensors: dict[str, Stored] = {}
+    for name, file in places.items():
+        if file not in shards:
+            no_name = file in ("", ".", "..") or len(file) > _LONGEST_NAME
+            if no_name or any(sign in file for sign in "/\\:\0"):
+                raise CheckpointError(f"{index}: names {brief(file)}, expected a file beside it")
+            if not (index.parent / file).exists():
+                raise CheckpointError(f"{index.parent / file}: missing, {index.name} names it")
+            shards[file] = read_one(index.parent / file)
+        if name not in shards[file]:
+            raise CheckpointError(f"{index.parent / file}: has no {name}, {index.name} says it has")
+        tensors[name] = shards[file][name]
+    for shard in shards.values():  # what the index does not list is part of the network, too
+        tensors = shard | tensors
+    return tensors

@@ -1,0 +1,95 @@
+"""A network as a folder of transformers: config.json, and the tensors by their names in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llama2np.files import open_regular, read_at_most
+from llama2np.formats.checkpoint import CheckpointError
+from llama2np.formats.huggingface.families import FAMILIES, Family
+from llama2np.formats.huggingface.parts import Part
+from llama2np.formats.source import Source, Stored, halved
+from llama2np.model.config import Config
+
+# The files of a tokenizer, which belong to a folder that can be run.
+_TOKENIZER = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja"),
+    "generation_config.json",
+)
+_LARGEST = 2**27  # bytes of such a file
+
+
+def as_folder(source: Source, dtype: str) -> tuple[dict[str, Any], dict[str, Stored]]:
+    """config.json, and {name in the file: tensor}. Raises CheckpointError."""
+    original = source.original
+    if original is None:
+        return _llama_config(source, dtype), dict(_llama_tensors(source))
+    config = dict(original.config)
+    config["dtype" if "dtype" in config else "torch_dtype"] = dtype
+    if source.seq_len_chosen:
+        name = "n_positions" if "n_positions" in config else "max_position_embeddings"
+        config[name] = source.config.seq_len
+    return config, dict(original.tensors)
+
+
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """The files of a folder's tokenizer: {name: content}. Raises CheckpointError, and OSError."""
+    found = {}
+    for name in _TOKENIZER:
+        if (folder / name).is_file():
+            with open_regular(folder / name) as file:
+                data = read_at_most(file, _LARGEST)
+            if data is None:
+                raise CheckpointError(f"{folder / name}: is larger than {_LARGEST:,} bytes")
+            found[name] = data
+    return found
+
+
+def llama_names(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield (our name, Hugging Face's) of each tensor of a plain Llama."""
+    family: Family = FAMILIES["llama"]
+    for ours, theirs in family.modules(config):
+        assert not isinstance(theirs, Part)
+        prefix = "" if ours == "classifier" else f"{family.prefix}."
+        yield ours, f"{prefix}{theirs}.weight"
+
+
+def _llama_tensors(source: Source) -> Iterator[tuple[str, Stored]]:
+    """Yield the tensors of a Llama, with the rows of wq and wk in Hugging Face's order."""
+    for ours, theirs in llama_names(source.config):
+        if ours in source.tensors:
+            tensor = source.tensors[ours]
+            rotary = ours.endswith((".wq", ".wk")) and not source.config.rope_halves
+            yield theirs, halved(tensor, source.config.head_dim) if rotary else tensor
+
+
+def _llama_config(source: Source, dtype: str) -> dict[str, Any]:
+    """config.json of a Llama, for old and new versions of transformers."""
+    c = source.config
+    if c.architecture != "llama":
+        raise CheckpointError(f"{source.path}: {c.architecture} cannot be written as a folder yet")
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": c.dim,
+        "intermediate_size": c.hidden_dim,
+        "num_hidden_layers": c.n_layers,
+        "num_attention_heads": c.n_heads,
+        "num_key_value_heads": c.n_kv_heads,
+        "head_dim": c.head_dim,
+        "vocab_size": c.vocab_size,
+        "max_position_embeddings": c.seq_len,
+        "rms_norm_eps": c.norm_eps,
+        "rope_theta": c.rope_theta,
+        "rope_parameters": {"rope_theta": c.rope_theta, "rope_type": "default"},
+        "tie_word_embeddings": source.tied,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": dtype,
+    }

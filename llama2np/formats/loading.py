@@ -1,0 +1,83 @@
+"""A network of any format that can be run, and the tokenizer beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama2np import box
+from llama2np.formats import checkpoint, gguf
+from llama2np.formats.checkpoint import CheckpointError
+from llama2np.formats.gguf.tokenizer import tokenizer_of
+from llama2np.formats.inspection import open_any
+from llama2np.formats.source import Source
+from llama2np.model.config import Config
+from llama2np.model.networks import is_encoder
+from llama2np.model.transformer import Transformer
+from llama2np.model.weights import Weights
+from llama2np.text.finding import find
+from llama2np.text.numbers import numbers
+from llama2np.text.tokenizer import Tokenizer
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a model's files hold; its tokenizer is read when it is needed."""
+
+    config: Config
+    weights: Weights
+    path: StrPath
+    labels: tuple[str, ...] = ()  # of a network that classifies texts
+    gguf_file: gguf.GgufFile | None = None
+
+    def tokenizer(self, named: StrPath | None = None) -> Tokenizer:
+        """The model's tokenizer, or the one that the user has named.
+
+        Raises TokenizerError, and OSError.
+        """
+        count = self.config.vocab_size
+        if named is None and self.gguf_file is not None:
+            return tokenizer_of(self.gguf_file) or numbers(count, os.fspath(self.path))
+        return find(self.path, count, named)
+
+
+def load(path: StrPath) -> Loaded:
+    """Map a .bin file, a GGUF file or a folder. Raises CheckpointError, and OSError."""
+    if gguf.is_gguf(path):
+        file = gguf.read(path)
+        return Loaded(*gguf.network(file), path, gguf_file=file)
+    if not Path(box.located(path)).is_dir():
+        return Loaded(*checkpoint.load(path), path)
+    _, source = open_any(path)
+    assert isinstance(source, Source)  # a folder always has a config
+    original = {} if source.original is None else source.original.config
+    labels = _labels(original, source.config.n_labels)
+    return Loaded(source.config, source.weights(), path, labels)
+
+
+def transformer(
+    path: StrPath, engine: str = "compiled", loaded: Loaded | None = None
+) -> Transformer:
+    """The network of a model alone. loaded: what has been read already.
+
+    Raises ValueError, CheckpointError, and OSError.
+    """
+    loaded = load(path) if loaded is None else loaded
+    if is_encoder(loaded.config):
+        raise CheckpointError(
+            f"{path}: {loaded.config.architecture}, an encoder, which does not continue texts: "
+            "Encoder.load opens it"
+        )
+    return Transformer(loaded.config, loaded.weights, engine=engine)
+
+
+def _labels(config_json: Mapping[str, object], count: int) -> tuple[str, ...]:
+    """The names of the labels, from id2label."""
+    names = config_json.get("id2label")
+    if not isinstance(names, dict):
+        return ()
+    return tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(count))
