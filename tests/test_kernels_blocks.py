@@ -46,7 +46,10 @@ def quantized(x, group, terms=1, tiles=False, members=1):
         each, op = block_tiles.NARROW // terms, linear.quantize_block_tiles
         padded = -(-count * terms // block_tiles.NARROW) * block_tiles.NARROW
         made |= {f"tiles{k}": Buffer(np.full((padded, w), 99, t)) for k, (t, w) in shapes.items()}
-    fields = {"n": n, "group": group, "terms": terms, "x": Buffer(x)}
+        fields = {}
+    else:
+        fields = {"parts": 1}
+    fields |= {"n": n, "group": group, "terms": terms, "x": Buffer(x)}
     call(op, count, each=each, work=2**20, members=members, **fields, **made)
     start = "tiles" if tiles else "q"
     return {name: buffer for name, buffer in made.items() if name.startswith(start)}
@@ -184,7 +187,7 @@ def test_embed(kind):
     """The values are those of Blocks.rows, to the last bit."""
     w, tokens = matrix(kind, 9, 512), np.array([8, 0, 3, 3])
     found = out(4, 512)
-    fields = {"n": 512, "vocab_size": 9, "table": w.data}
+    fields = {"n": 512, "of": 0, "table": w.data}
     call(rows.embed_blocks(kind), 4, tokens=tokens, out=found, **fields)
     np.testing.assert_array_equal(found.rows, w.rows(tokens))
 
@@ -199,6 +202,10 @@ def test_the_tables_are_those_of_the_formats(kind):
         number, position = 0, 0
         for part in parts:
             bits = data[:, list(part.bytes)].astype(int) >> part.shifts & (1 << part.count) - 1
+            if part.powers:
+                bits = (data[:, list(part.bytes)] * np.array(part.powers, np.uint8)).astype(
+                    int
+                ) * 3 >> 8
             number, position = number | bits << position, position + part.count
         if table:
             return np.array(table)[number]
@@ -209,7 +216,7 @@ def test_the_tables_are_those_of_the_formats(kind):
         numbers = integers(form.scales, form.scales_signed) - form.scale_bias
         scales = scales * numbers.astype(np.float32)
     numbers = integers(form.parts, form.signed, form.table) - form.bias
-    values = numbers * np.repeat(scales, form.group, axis=1)
+    values = numbers * np.repeat(scales, form.values // scales.shape[1], axis=1)
     if form.offset is not None:
         offsets = blocks.half(data, form.offset) * np.float32(form.sign)
         if form.offsets:

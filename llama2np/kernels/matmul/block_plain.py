@@ -46,11 +46,14 @@ def _reader(parts, signed=False, table=()):
     masks = np.array([(1 << part.count) - 1 for part in parts])
     positions = np.cumsum([0, *(part.count for part in parts)])
     integers = np.array(table or (0,))
-    has_table, count = bool(table), len(parts)
+    powers = np.array(parts[0].powers or (0,))
+    has_table, has_powers, count = bool(table), bool(parts[0].powers), len(parts)
 
     @inner
     def read(w, at, i):
         number = 0
+        if has_powers:
+            return np.int32((np.int64(w[at + places[0, i]]) * powers[i] & 255) * 3 >> 8)
         for p in range(count):
             bits = np.int64(w[at + places[p, i]]) >> shifts[p, i] & masks[p]
             number |= bits << positions[p]
