@@ -54,9 +54,7 @@ MODELS = (
     Model("Phi-3-mini-4k", "phi3", decoder(3072, 8192, 32, 32, 32, 32064, 4096)),
     Model("GPT-2", "gpt2", decoder(768, 3072, 12, 12, 12, 50257, 1024), True, "float32"),
     Model("Pythia-160m", "gpt_neox", decoder(768, 3072, 12, 12, 12, 50304, 2048), stored="float16"),
-    Model(
-        "Gemma-2-2B", "gemma2", decoder(2304, 9216, 26, 8, 4, 256000, 8192, head_dim=256), True
-    ),
+    Model("Gemma-2-2B", "gemma2", decoder(2304, 9216, 26, 8, 4, 256000, 8192, head_dim=256), True),
     Model(
         *("BERT-base", "bert", decoder(768, 3072, 12, 12, 12, 30522, 512, n_types=2), True),
         "float32",
