@@ -68,9 +68,8 @@ def make_all_ops() -> None:
         if kind in block_kinds.KINDS:
             for make in (rows.embed_blocks, linear.blocks_few, linear.blocks_many):
                 make(kind)
-            continue
         experts.product(kind)
-        if kind != "int8":
+        if kind in ("float32", "bfloat16", "float16"):
             for make in (rows.embed_float, linear.float_few, linear.float_many):
                 make(kind)
 
@@ -297,6 +296,10 @@ def _expert_products(
         names = ("q", "q_scales", "q_sums")
         fields |= {"group": group} | {name: before[0].fields[name] for name in names}
         fields["scales"] = [Addresses([m.arrays[1] for m in some]) for some in matrices]
+    elif kind in block_kinds.KINDS:
+        before = [_quantize_for_blocks(x, n, block_kinds.KINDS[kind])]
+        for name in ("group", "terms", *("q" + part for part in _BLOCK_INPUT)):
+            fields[name] = before[0].fields[name]
     else:
         fields["x"] = x
     block = experts.ROWS
@@ -379,11 +382,11 @@ def _products(
         many = many and least >= block_tiles.ROWS and block_tiles.fits(x.width)
         op = linear.blocks_many(kind) if many else linear.blocks_few(kind)
         block = block_tiles.ROWS if many else 1
-        prepared = _quantize_for_blocks(x, block_kinds.KINDS[kind], terms, many)
+        prepared = _quantize_for_blocks(x, x.width, block_kinds.KINDS[kind], terms, many)
         before = [prepared]
         form = "tiles" if many else "q"
-        names = [form, f"{form}_scales", f"{form}_sums", f"{form}_offsets"]
-        fields |= {name: prepared.fields[name] for name in ["group", "terms", *names]}
+        for name in ("group", "terms", *(form + part for part in _BLOCK_INPUT)):
+            fields[name] = prepared.fields[name]
     else:
         many = many and least >= float32.ROWS
         op = linear.float_many(kind) if many else linear.float_few(kind)
@@ -410,18 +413,27 @@ def _nothing(program: Program, step: Step, count: int, chunk: int) -> list[Entry
     return []  # an input is put into the arena from outside
 
 
-def _quantize_for_blocks(x: Value, kind: block_kinds.Kind, terms: int, many: bool) -> Entry:
-    """The entry that quantizes x for matrices in GGUF's blocks, packed into tiles for many rows."""
-    width = x.width if many else block_rows.padded_width(x.width)
-    widths = [terms * part for part in (width // 4, *3 * [width // kind.group])]
-    names = ["q", "q_scales", "q_sums", "q_offsets"]
+_BLOCK_INPUT = ("", "_scales", "_sums", "_offsets")  # the names of its arrays, after "q", "tiles"
+
+
+def _quantize_for_blocks(
+    x: Value, n: int, kind: block_kinds.Kind, terms: int = 1, many: bool = False
+) -> Entry:
+    """The entry that quantizes x for matrices in GGUF's blocks, packed into tiles for many rows.
+
+    n: the columns of the matrix. A row of x may have several rows of n values.
+    """
+    width, parts = n if many else block_rows.padded_width(n), x.width // n
+    widths = [terms * parts * part for part in (width // 4, *3 * [width // kind.group])]
+    names = ["q" + part for part in _BLOCK_INPUT]
     op, each = linear.quantize_for_blocks, 1
     if many:
-        names, widths = names + ["tiles", "tiles_scales", "tiles_sums", "tiles_offsets"], 2 * widths
+        names, widths = names + ["tiles" + part for part in _BLOCK_INPUT], 2 * widths
         op, each = linear.quantize_block_tiles, int8_tiles.NARROW // terms
     made = tuple(Value("", width) for width in widths)
     fields = {"x": x, "group": kind.group, "terms": terms, **dict(zip(names, made, strict=True))}
-    fields |= {"n": x.width, "each": each, "work": terms * _COST["quantize"] * x.width}
+    fields |= {"n": n, "each": each, "work": terms * _COST["quantize"] * x.width}
+    fields |= {} if many else {"parts": parts}
     return Entry(op, fields, made)
 
 

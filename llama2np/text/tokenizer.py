@@ -94,7 +94,8 @@ class Tokenizer:
         else:
             algorithm = pieces
         self._algorithm: Algorithm = algorithm
-        self.pieces, self.scores = list(algorithm.pieces), list(algorithm.scores)
+        self.pieces: list[bytes] = list(algorithm.pieces)
+        self.scores: list[float] = list(algorithm.scores)
         self.shown = algorithm.shown
         self.special = dict(special or {})
         self.chat_template = chat_template

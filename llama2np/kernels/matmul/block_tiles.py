@@ -19,7 +19,7 @@ from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.block_rows import instructions, padded
 from llama2np.kernels.matmul.block_unpack import PADDING, const
 from llama2np.kernels.matmul.int8_isa import ISA
-from llama2np.kernels.matmul.int8_tiles import NARROW, _WIDE
+from llama2np.kernels.matmul.int8_tiles import _WIDE, NARROW
 from llama2np.kernels.matmul.int8_tiles import padded as padded_tokens
 from llama2np.kernels.runtime.jit import exact, inner
 from llama2np.kernels.runtime.op import SCRATCH
@@ -219,11 +219,11 @@ def many(kind, isa=ISA):
     """The product for many tokens: fills columns of out (tokens, d) for some panels of ROWS rows.
 
     (w, n, d, x, x_scales, x_sums, x_offsets, tokens, terms, out, first, last, scratch): w (d, bytes
-    of a row) uint8 in blocks of the number format `kind`; the panels are first ... last - 1, and the
-    last one of the matrix may overlap the one before. x (in words of four int8), x_scales, x_sums,
-    x_offsets: the input (see block_rows.quantize, but without padding), packed by int8_tiles.lay,
-    `terms` rows for each token. scratch: (SUMS + panel_words(n, group),) float32. All arrays are
-    flat.
+    of a row) uint8 in blocks of the number format `kind`; the panels are first ... last - 1, and
+    the last one of the matrix may overlap the one before. x (in words of four int8), x_scales,
+    x_sums, x_offsets: the input (see block_rows.quantize, but without padding), packed by
+    int8_tiles.lay, `terms` rows for each token. scratch: (SUMS + panel_words(n, group),) float32.
+    All arrays are flat.
     """
     form, rows = KINDS[kind], ROWS
     wide_tile, narrow_tile = _tile(kind, isa, _WIDE), _tile(kind, isa, NARROW)
@@ -260,8 +260,8 @@ def many(kind, isa=ISA):
 def dequantize(kind, isa=ISA):
     """A function (w, row, out, scratch) that writes the values of a row of blocks to out (n,).
 
-    w: (rows, bytes of a row) uint8, flat. scratch: (panel_words(n, group),) float32 is enough. The values are
-    those of Blocks.rows, to the last bit.
+    w: (rows, bytes of a row) uint8, flat. scratch: (panel_words(n, group),) float32 is enough. The
+    values are those of Blocks.rows, to the last bit.
     """
     form, isa = KINDS[kind], instructions(isa)
     unpack_row, excess = unpacker(form, isa), unpack.excess(form, isa)
