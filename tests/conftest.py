@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from llama2np import Llama, kernels
+from llama2np import Llama, export, kernels
 from llama2np.formats.checkpoint import Header, save
 from llama2np.model.config import Config
 from tools.hostile import valid, write_case
@@ -177,6 +177,16 @@ def files(tmp_path):
     write_case(valid("tokenizer.model")[0], path)
     write_case(valid("bin")[0], path)
     return path
+
+
+def write_chat_folder(folder: Path, config: Config, tokenizer: Path, ends: list) -> None:
+    """A folder of Hugging Face's: a random Llama, the tokenizer in a folder, and `ends`."""
+    header = Header(1, config, True)
+    save(folder.with_suffix(".bin"), header, random_tensors(header))
+    export(folder.with_suffix(".bin"), folder, version=-1)
+    for path in tokenizer.glob("tokenizer*.json"):
+        shutil.copyfile(path, folder / path.name)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
 
 
 @pytest.fixture

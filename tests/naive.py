@@ -43,12 +43,15 @@ def softmax(scores):
     return powers / powers.sum(-1, keepdims=True)
 
 
-def attention(q, k, v, head_dim, pos):
+def attention(q, k, v, head_dim, pos, window=0, softcap=0):
     """q: (T, heads * head_dim), k, v: (pos + T, kv_heads * head_dim)."""
     q, k, v = (a.astype(float).reshape(len(a), -1, head_dim).swapaxes(0, 1) for a in (q, k, v))
     k, v = (np.repeat(a, len(q) // len(a), axis=0) for a in (k, v))
     scores = q @ k.swapaxes(1, 2) / np.sqrt(head_dim)
-    unseen = np.arange(k.shape[1]) > pos + np.arange(q.shape[1])[:, None]
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
+    own, keys = pos + np.arange(q.shape[1])[:, None], np.arange(k.shape[1])
+    unseen = (keys > own) | (keys <= own - (window or len(keys)))
     mixed = softmax(np.where(unseen, -np.inf, scores)) @ v
     return mixed.swapaxes(0, 1).reshape(q.shape[1], -1)
 

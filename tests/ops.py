@@ -83,7 +83,7 @@ def call(
     run["arena"], run["spans"], run["n_spans"] = arena.ctypes.data, spans.ctypes.data, len(states)
     for i, state in enumerate(states):
         first = sum(counts[:i])
-        spans[i] = first, counts[i], state.pos, state.addresses.ctypes.data
+        spans[i] = first, counts[i], state.pos, state.addresses.ctypes.data, 0, 1
     capacity = max([state.capacity for state in states], default=1)
     scores = aligned_zeros((8 * int(fields.get("n_heads", 1)), capacity))
     run["scores"], run["capacity"] = scores.ctypes.data, capacity

@@ -5,8 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import write_chat_folder
+from random_folders import write_bert, write_gpt2
 
 from llama2np.cli.run import main as run
+from llama2np.model.config import Config
 from tools.hostile import valid, write_case
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -78,8 +81,20 @@ def test_every_public_name_is_on_the_page():
 
 @pytest.mark.compiled
 @pytest.mark.parametrize("title, script", SCRIPTS, ids=[title for title, _ in SCRIPTS])
-def test_recipe(tmp_path, monkeypatch, capsys, title, script):
+def test_recipe(tmp_path, monkeypatch, capsys, title, script, request):
     monkeypatch.chdir(tmp_path)
+    if "path/to/folder" in script:  # of a model that chats: its answers end soon, by chance
+        (tmp_path / "path" / "to").mkdir(parents=True)
+        config = Config(32, 48, 2, 4, 2, vocab_size=640, seq_len=2048)
+        tokenizer = request.getfixturevalue("reference") / "tokenizers" / "qwen2"
+        ends = [569, *range(0, 560, 9)]
+        write_chat_folder(tmp_path / "path/to/folder", config, tokenizer, ends)
+    for name, write in (("gpt2", write_gpt2), ("bert-base-uncased", write_bert)):
+        if f"path/to/{name}" in script:
+            tokenizer = "gpt2" if write is write_gpt2 else "bert_uncased"
+            (tmp_path / "path" / "to").mkdir(parents=True)
+            folder = request.getfixturevalue("reference") / "tokenizers" / tokenizer
+            write(tmp_path / "path" / "to" / name, folder)
     assert len(script.splitlines()) <= 15
     exec(compile(script, title, "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out.strip()

@@ -65,6 +65,15 @@ def test_matrices_are_views_of_the_file(files):
     assert tied["classifier"] is tied["embedding"]
 
 
+@pytest.mark.parametrize("kind", ["TQ1_0", "TQ2_0"])
+def test_ternary_matrices_become_float16_of_the_same_values(files, kind):
+    file = gguf.read(files / f"llama_k.{kind}.gguf")
+    tensor = next(t for t in file.tensors.values() if t.type.name == kind)
+    matrix = tensor.matrix()
+    assert matrix.kind == "float16" and matrix.shape == tensor.shape
+    assert np.array_equal(matrix.w, np.concatenate(list(tensor.stored().blocks())))
+
+
 class Changed:
     """A copy of a file with other metadata or tensors; None leaves something out."""
 
@@ -153,8 +162,8 @@ def test_experts_of_files_of_2023_are_separate(files, tmp_path):
         if "_exps" not in tensor.name:
             made.append(tensor)
             continue
-        stack = next(tensor.stored.blocks())
-        for e, matrix in enumerate(stack):
+        stack = np.concatenate(list(tensor.stored.blocks()))
+        for e, matrix in enumerate(stack.reshape(tensor.shape)):
             name = tensor.name.replace("_exps", f".{e}")
             made.append(NewTensor(name, "F32", Stored.view(matrix)))
     write(tmp_path / "x.gguf", metadata, made)

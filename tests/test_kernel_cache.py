@@ -1,5 +1,6 @@
 """The cache of compiled kernels: what is damaged is compiled again, silently."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -11,10 +12,13 @@ import numba
 import numpy as np
 import pytest
 from conftest import ROOT
+from numba import int64
+from numba.core.bytecode import FunctionIdentity
 
 from llama2np import box
 from llama2np.kernels.runtime import cache_folder, sealed
 from llama2np.kernels.runtime.cache import Cache
+from llama2np.kernels.runtime.jit import exact, inner
 
 posix = pytest.mark.skipif(os.name == "nt", reason="owners and modes")
 KEY, CODE = b"a key", b"machine code" * 9
@@ -137,6 +141,33 @@ def test_what_cannot_be_loaded_is_compiled_again(tmp_path):
 
 
 @pytest.mark.compiled
+@pytest.mark.compiled
+def test_closures_of_two_processes_are_not_confused(monkeypatch):
+    """numba counts its kernels, so two processes may give the same number to two closures of one
+    function; a kernel that calls both must call both.
+    """
+
+    def times(factor):
+        @inner
+        def multiplied(x):
+            return x * factor
+
+        return multiplied
+
+    def compiled(kernel):
+        monkeypatch.setattr(FunctionIdentity, "_unique_ids", itertools.count(10**6))
+        kernel.compile((int64,))
+        return kernel
+
+    twice, thrice = compiled(times(2)), compiled(times(3))
+
+    @exact
+    def both(x):
+        return twice(x), thrice(x)
+
+    assert both(1) == (2, 3)
+
+
 def test_a_run_after_damage(tmp_path):
     """In a process: no word, the same numbers, and the next run finds all."""
     assert computes(NUMBA_CACHE_DIR=tmp_path)[:2] == (0.5, 1)

@@ -13,6 +13,7 @@ from llama2np.kernels.ops import attention, linear, positions, rows
 from llama2np.kernels.ops.exp import argmax, exp
 from llama2np.kernels.ops.weighted_sum import weighted_sum
 from llama2np.kernels.runtime.jit import PLAIN, exact
+from llama2np.model.block import NO_LIMIT
 from llama2np.model.config import Config
 from llama2np.model.state import State
 
@@ -105,14 +106,14 @@ def test_half_precision_is_float32_of_the_same_values(kind):
 def test_embed(kind):
     table = normal(9, 7).astype(DTYPES[kind])
     tokens, found = np.array([8, 0, 3, 3]), out(4, 7)
-    call(rows.embed_float(kind), 4, tokens=tokens, n=7, out=found, vocab_size=9, table=table)
+    call(rows.embed_float(kind), 4, tokens=tokens, n=7, out=found, table=table)
     np.testing.assert_array_equal(found.rows, table[tokens].astype(np.float32))
 
 
 @pytest.mark.parametrize("n", SIZES)
 def test_norms_and_sums(n):
     x, y, weight, found = normal(3, n), normal(3, n, seed=2), normal(n, seed=1), out(3, n)
-    call(rows.rmsnorm, 3, n=n, x=Buffer(x), out=found, weight=weight, eps=1e-5)
+    call(rows.rmsnorm, 3, n=n, x=Buffer(x), out=found, weight=weight, eps=1e-5, groups=1)
     close(found.rows, naive.rmsnorm(x, weight, 1e-5))
     for bias in (0, normal(n, seed=3)):
         fields = {"weight": weight, "bias": bias, "eps": 1e-5}
@@ -130,7 +131,7 @@ def test_an_output_may_be_where_the_first_input_is():
     """The arena uses places again."""
     x, y, weight = normal(3, 65), normal(3, 65, seed=2), normal(65, seed=1)
     for op, names, fields in (
-        (rows.rmsnorm, ["x"], {"weight": weight, "eps": 1e-5}),
+        (rows.rmsnorm, ["x"], {"weight": weight, "eps": 1e-5, "groups": 1}),
         (rows.layernorm, ["x"], {"weight": weight, "bias": weight, "eps": 1e-5}),
         (rows.gelu, ["x"], {"exact": 0}),
         (rows.swiglu, ["gate", "up"], {}),
@@ -192,7 +193,9 @@ def test_angles(pairs):
     frequencies = np.float32(1) / np.float32(1e4) ** np.linspace(0, 1, pairs, dtype=np.float32)
     cos, sin, states = out(7, pairs), out(7, pairs), [State(TINY), State(TINY)]
     states[0].pos, states[1].pos = 1000, 3
-    call(positions.angles, 7, states, (5, 2), n=pairs, cos=cos, sin=sin, frequencies=frequencies)
+    fields = {"n": pairs, "cos": cos, "sin": sin, "frequencies": frequencies}
+    fields |= {"modulus": NO_LIMIT, "most": NO_LIMIT, "magnitude": 1}
+    call(positions.angles, 7, states, (5, 2), **fields)
     angles = np.concatenate(
         [naive.rope_angles(frequencies, pos, count) for pos, count in ((1000, 5), (3, 2))]
     )
@@ -216,9 +219,12 @@ def test_rope(head_dim, rotary_dim, halves):
             close(found.rows, naive.rotate(x, angles, head_dim, rotary_dim, halves))
 
 
+@pytest.mark.parametrize("window, softcap", ((0, 0), (1, 0), (9, 0), (64, 0), (100, 0), (0, 0.7)))
 @pytest.mark.parametrize("kv_heads, head_dim", ((6, 2), (2, 8), (1, 64), (3, 34)))
-def test_attention_over_a_cache_of_several_chunks(kv_heads, head_dim):
-    """Keys and values go into the cache, and a later block attends to all of it; two sequences."""
+def test_attention_over_a_cache_of_several_chunks(kv_heads, head_dim, window, softcap):
+    """Keys and values go into the cache, and a later block attends to all of it, or to the last
+    `window` positions; two sequences.
+    """
     c = Config(6 * head_dim, 8, 2, 6, kv_heads, 8, 1000)
     states = [State(c), State(c)]
     for state in states:
@@ -234,12 +240,15 @@ def test_attention_over_a_cache_of_several_chunks(kv_heads, head_dim):
         k_rows, v_rows, found = Buffer(k), Buffer(v), out(*q.shape)
         call(attention.append, count, states, counts, n=c.kv_dim, k=k_rows, v=v_rows, **numbers)
         fields = {"q": Buffer(q), "out": found, "n_heads": 6, "n": c.q_dim, **numbers}
-        call(attention.attend, count, states, counts, units=6, **fields)
+        fields |= {"causal": 1, "window": window or NO_LIMIT, "divisor": head_dim**0.5}
+        fields |= {"softcap": softcap}
+        call(attention.attend(False), count, states, counts, units=6, **fields)
         for i, state in enumerate(states):
             part = slice(sum(counts[:i]), sum(counts[: i + 1]))
             keys[i].append(k[part]), values[i].append(v[part])
             all_k, all_v = np.concatenate(keys[i]), np.concatenate(values[i])
-            close(found.rows[part], naive.attention(q[part], all_k, all_v, head_dim, state.pos))
+            expected = naive.attention(q[part], all_k, all_v, head_dim, state.pos, window, softcap)
+            close(found.rows[part], expected)
             state.pos += counts[i]
             shape = (state.pos, kv_heads, head_dim)
             np.testing.assert_array_equal(state.keys[1], all_k.reshape(shape).swapaxes(0, 1))
@@ -282,7 +291,7 @@ def test_nan_and_infinity_pass_through():
     x[:, 3] = np.nan
     for multiply in (few,) if PLAIN else (few, many):
         assert np.isnan(multiply(x, normal(64, 64))[0]).all()
-    call(rows.rmsnorm, 9, n=64, x=Buffer(x), out=found, weight=normal(64), eps=1e-5)
+    call(rows.rmsnorm, 9, n=64, x=Buffer(x), out=found, weight=normal(64), eps=1e-5, groups=1)
     assert np.isnan(found.rows).all()
     call(rows.swiglu, 9, n=64, gate=Buffer(x), up=Buffer(normal(9, 64)), out=found)
     assert np.isnan(found.rows[:, 3]).all() and np.isfinite(found.rows[:, :3]).all()

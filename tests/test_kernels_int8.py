@@ -223,6 +223,6 @@ def test_tokens_are_laid_out_in_wide_tiles_and_then_narrow_ones(count):
 def test_embed(group):
     q, scales = integers(9, 3 * group), normal(9, 3)
     tokens, found = np.array([8, 0, 3, 3]), out(4, 3 * group)
-    fields = {"n": 3 * group, "group": group, "vocab_size": 9, "table": q, "scales": scales}
+    fields = {"n": 3 * group, "group": group, "table": q, "scales": scales}
     call(rows.embed_int8, 4, tokens=tokens, out=found, **fields)
     np.testing.assert_array_equal(found.rows, q[tokens] * np.repeat(scales[tokens], group, axis=1))

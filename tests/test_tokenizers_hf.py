@@ -9,6 +9,7 @@ import pytest
 from conftest import missing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_tokenizer import Maker
 
 from llama2np import Tokenizer
 from llama2np.text.decoder import Decoder
@@ -144,12 +145,17 @@ def test_a_character_comes_with_its_last_token(ours, name, character):
     assert pieces[-1].endswith(character) and "\ufffd" not in "".join(pieces)
 
 
-def test_special_tokens(ours):
+def test_special_tokens(ours, folders, tmp_path):
     bert, llama, gemma, qwen = (ours[n] for n in ("bert_cased", "llama3", "gemma", "qwen2"))
     names = {i: bert.pieces[i].decode() for i in bert.special_ids}
     found = [names[i] for i in (bert.pad_id, bert.cls_id, bert.sep_id, bert.mask_id)]
     assert found == ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]
     assert (bert.bos_id, bert.eos_id, bert.adds_bos) == (None, None, False)
+    path = folders / "bert_cased" / "vocab.txt"
+    for source in ("vocab.txt", "tokenizer.json"):  # without a tokenizer_config.json
+        shutil.copyfile(path.with_name(source), tmp_path / source)
+        alone = Tokenizer.load(tmp_path / source)
+        assert (alone.special, alone.bos_id) == (bert.special, None)
     assert llama.encode("a")[0] == llama.bos_id and llama.adds_bos
     assert (gemma.bos_id, gemma.eos_id) == (2, 1)
     assert qwen.bos_id is None and qwen.pieces[qwen.eos_id] == b"<|im_end|>"
@@ -284,3 +290,31 @@ def test_settings_of_gguf(folders):
 def test_parts_that_do_not_fit(kind, change, message):
     with pytest.raises(ValueError, match=f"x.gguf: {message}"):
         Tokenizer.from_parts(kind, ["a", "b", "c"], where="x.gguf", **change)
+
+
+# --- tokenizers of random parts ---
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_parts(theirs, tmp_path, seed):
+    """All parts that the package reads, in combinations that no model has."""
+    import tokenizers
+
+    maker = Maker(seed)
+    value = maker.tokenizer()
+    if '"first"' in json.dumps(value) and value["normalizer"]:
+        value["normalizer"] = {"type": "NFC"}  # see docs/differences.md
+    (tmp_path / "tokenizer.json").write_text(json.dumps(value))
+    tokenizer = Tokenizer.load(tmp_path)
+    other = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for _ in range(30):
+        a, b = maker.sentence(value["added_tokens"]), maker.text(6)
+        expected, pair = other.encode(a), other.encode(a, b)
+        assert tokenizer.encode(a) == expected.ids, (a, value)
+        assert tokenizer.encode_pair(a, b) == (pair.ids, pair.type_ids), (a, b, value)
+        shuffled = maker.random.choices(range(tokenizer.vocab_size), k=5)
+        for tokens in (expected.ids, shuffled):
+            for skip in (False, True):
+                shown = other.decode(tokens, skip_special_tokens=skip)
+                if "\ufffd" not in shown:
+                    assert tokenizer.decode(tokens, skip) == shown, (tokens, value)

@@ -67,8 +67,9 @@ def evaluate(
     The model reads windows of `context` tokens (default: the model's context). Each window begins
     with BOS, and `stride` tokens (default: half of `context`) after the previous one. A token
     counts once, in the first window that contains it. So it has at least context - stride tokens
-    before it, except in the first window. If the tokenizer has no BOS, the first token of the text
-    does not count. `progress` is called with the number of bytes evaluated since its last call.
+    before it, except in the first window. If the tokenizer puts no BOS before texts (GPT-2, Qwen2),
+    the first token of the text does not count. `progress` is called with the number of bytes
+    evaluated since its last call.
     The memory does not grow with the text, if the text has spaces and the tokenizer is llama2.c's,
     or a sentencepiece model in its layout.
     Raises ValueError for numbers out of range, for an empty text, and for damaged weights.
@@ -116,7 +117,7 @@ def _measure(
     reader = _Reader(models[0].tokenizer, text, progress)
     nats, divergence, agreed, count = np.zeros(len(models)), 0.0, 0, 0
     for tokens, known in _windows(reader, context, stride):
-        if models[0].tokenizer.bos_id is None:
+        if not models[0].tokenizer.adds_bos:
             known = max(known, 1)
         targets = iter(tokens[known:])
         for rows in zip(*(_log_probabilities(m, tokens, known) for m in models), strict=True):
@@ -221,7 +222,7 @@ def _log_probabilities(model: Llama, tokens: list[int], known: int) -> Iterator[
 
     Each array is (rows, vocab_size) float64; the last row is for the last token.
     """
-    bos = model.tokenizer.bos_id
+    bos = model.tokenizer.bos_id if model.tokenizer.adds_bos else None
     state, read = model.new_state(), tokens[:-1] if bos is None else [bos, *tokens[:-1]]
     first = known - (bos is None)  # the token that is read just before tokens[known]
     if first:

@@ -42,7 +42,8 @@ def labels(tokenizer: Tokenizer, tokens: Sequence[int] | np.ndarray) -> list[str
 
 
 def _label(tokenizer: Tokenizer, token: int) -> str:
+    piece = tokenizer.pieces[token]
     if token in tokenizer.ends:
-        return "<s>" if token == tokenizer.bos_id else "</s>"
-    text = tokenizer.pieces[token].decode("utf-8", "replace").replace(" ", "▁")
+        piece = piece.strip(b"\n")  # llama2.c spells them "\n<s>\n" and "\n</s>\n"
+    text = piece.decode("utf-8", "replace").replace(" ", "▁")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -17,6 +17,7 @@ from llama2np.output import printable
 
 COMMANDS = {
     "run": "continue a text, or chat",
+    "chat": "talk with a model",
     "export": "convert a checkpoint or a tokenizer",
     "inspect": "describe a checkpoint",
     "lens": "show the next token that a model would predict after each of its blocks",

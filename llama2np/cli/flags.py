@@ -103,6 +103,17 @@ def check_length(size: int) -> None:
         raise ValueError(f"standard input: more than {LONGEST_TEXT:,} bytes, no context holds them")
 
 
+def check_utf8(text: str, flag: str) -> None:
+    """Reject arguments that are not UTF-8: Python passes their bytes on as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(text[error.start]) & 0xFF
+        raise ValueError(
+            f"{flag}: expected UTF-8, found byte 0x{byte:02x} at character {error.start}"
+        ) from None
+
+
 def number(kind: Callable[[str], float], low: float, high: float | None) -> Callable[[str], float]:
     """A parser of numbers from `low` to `high`, for argparse."""
     noun = "a whole number" if kind is int else "a number"

@@ -14,8 +14,9 @@ from llama2np.llama import Llama
 MODEL_HELP = f"the checkpoint, a .bin file, or a bundled model: {' or '.join(box.NAMES)}"
 
 TOKENIZER_HELP = (
-    "tokenizer.bin or a sentencepiece tokenizer.model (default: the bundled one for a bundled "
-    "model, else the one beside the model, else tokenizer.bin in the current folder)"
+    "a tokenizer.json, tokenizer.model or tokenizer.bin, or a folder with one (default: the "
+    "bundled one for a bundled model, else the one beside the model, else tokenizer.bin in the "
+    "current folder)"
 )
 
 

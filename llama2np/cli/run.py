@@ -7,23 +7,13 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 from llama2np import __version__, advice, box
 from llama2np.cli import engine, sampling
-from llama2np.cli.flags import (
-    INTERRUPTED,
-    Parser,
-    choice,
-    flag_value,
-    joined,
-    number,
-    on_interrupt,
-    piped,
-    reported,
-)
+from llama2np.cli.chat import check_can_chat, converse
+from llama2np.cli.flags import Parser, check_utf8, choice, flag_value, joined, number, piped
 from llama2np.cli.model import MODEL_HELP, TOKENIZER_HELP
-from llama2np.cli.screen import Screen
+from llama2np.cli.screen import Screen, in_a_terminal
 from llama2np.decoding.generation import Generation
 from llama2np.formats import kinds
 from llama2np.formats.checkpoint import CheckpointError, read_header
@@ -38,31 +28,19 @@ def main(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
     int8_only: as its `runq` does, which accepts only int8 checkpoints.
     """
 
-    def command() -> int:
-        screen = Screen()
-        with on_interrupt(screen.interrupt):
-            return _run(argv, prog, int8_only, screen)
-
-    return reported(prog, command)
+    return in_a_terminal(prog, lambda screen: _run(argv, prog, int8_only, screen))
 
 
-def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: Screen) -> int:
-    try:
-        options = _parse(argv, prog, box.STORIES_INT8 if int8_only else box.STORIES)
-        engine.set_up(options, screen.note)
-        if int8_only:
-            _check_int8(options.model)
-        model = Llama.load(options.model, options.tokenizer, options.engine)
-        (_chat if options.mode == "chat" else _generate)(model, options, screen)
-        screen.end_line()
-        return 0
-    except KeyboardInterrupt:
-        screen.write("\n")
-        return INTERRUPTED
-    except (ValueError, OSError, MemoryError):
-        with suppress(ValueError, OSError):  # the output itself may have failed
-            screen.end_line()
-        raise
+def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: Screen) -> None:
+    options = _parse(argv, prog, box.STORIES_INT8 if int8_only else box.STORIES)
+    engine.set_up(options, screen.note)
+    if int8_only:
+        _check_int8(options.model)
+    model = Llama.load(options.model, options.tokenizer, options.engine)
+    if options.mode == "chat":
+        (_chat_as_run_c if model.tokenizer.chat_template is None else _chat)(model, options, screen)
+    else:
+        _generate(model, options, screen)
 
 
 def _check_int8(path: str) -> None:
@@ -93,7 +71,7 @@ def _generate(model: Llama, options: argparse.Namespace, screen: Screen) -> None
         logprobs=options.logprobs,
         **sampling.sampling_options(options),
     )
-    screen.write(model.tokenizer.decode(tokens[: steps + 1]))
+    screen.write(model.tokenizer.decode(tokens[: steps + 1], skip_special=True))
     # The time is measured after the tokens that wait for the disk and for loading kernels: the
     # first loads those for a prompt, the second those for one token.
     warm, count, start = 1 if len(tokens) == 1 else 2, 0, 0.0
@@ -122,7 +100,14 @@ def _tell_logprobs(model: Llama, story: Generation) -> None:
 
 
 def _chat(model: Llama, options: argparse.Namespace, screen: Screen) -> None:
-    """Talk until the input or the context ends."""
+    """Talk in the model's own template, as the command `chat` does."""
+    options_of_sampling = sampling.sampling_options(options)
+    chat = model.chat(options.system, positions=options.steps, **options_of_sampling)
+    converse(chat, screen, options.prompt)
+
+
+def _chat_as_run_c(model: Llama, options: argparse.Namespace, screen: Screen) -> None:
+    """Talk in Llama 2's template, until the input or the context ends."""
     try:
         system = options.system
         if system is None:
@@ -215,11 +200,7 @@ def _parse(argv: Sequence[str], prog: str, default: str) -> argparse.Namespace:
     add("--version", action="version", version=f"llama2np {__version__}")
     options = parser.parse_args(list(joined(argv, parser)))
     if options.mode == "chat":
-        if box.in_box(options.model):
-            raise ValueError(
-                f"{options.model} is not a chat model, it only tells stories: name a chat model, "
-                f"{prog} llama2_7b_chat.bin -m chat, or let this one tell a story: {prog}"
-            )
+        check_can_chat(options.model, prog)
         for flag in ("max_new_tokens", "stop", "logprobs"):
             if getattr(options, flag) is not None:
                 flag = flag.replace("_", "-")
@@ -227,16 +208,5 @@ def _parse(argv: Sequence[str], prog: str, default: str) -> argparse.Namespace:
     if options.prompt == "-":
         options.prompt = piped()
     for flag in ("prompt", "system", "stop"):
-        _check_utf8("".join(getattr(options, flag) or ""), f"--{flag}")
+        check_utf8("".join(getattr(options, flag) or ""), f"--{flag}")
     return options
-
-
-def _check_utf8(text: str, flag: str) -> None:
-    """Reject arguments that are not UTF-8: Python passes their bytes on as surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        byte = ord(text[error.start]) & 0xFF
-        raise ValueError(
-            f"{flag}: expected UTF-8, found byte 0x{byte:02x} at character {error.start}"
-        ) from None

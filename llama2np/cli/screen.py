@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
-from llama2np.cli.flags import LONGEST_TEXT, check_length
+from llama2np.cli.flags import INTERRUPTED, LONGEST_TEXT, check_length, on_interrupt, reported
 from llama2np.cli.text import plain_line
 
 # All control characters but white space: a model must not control the terminal.
@@ -79,5 +81,30 @@ class Screen:
             if not line:
                 raise EOFError
             check_length(len(line))
-        self._mid_line = not terminal
+        self._mid_line = not terminal and question != ""
         return plain_line(line.removesuffix("\n"))
+
+
+def in_a_terminal(prog: str, command: Callable[[Screen], None]) -> int:
+    """Run a command that writes to a Screen; return its exit status."""
+
+    def run() -> int:
+        screen = Screen()
+        with on_interrupt(screen.interrupt):
+            return _ended(screen, command)
+
+    return reported(prog, run)
+
+
+def _ended(screen: Screen, command: Callable[[Screen], None]) -> int:
+    try:
+        command(screen)
+        screen.end_line()
+        return 0
+    except KeyboardInterrupt:
+        screen.write("\n")
+        return INTERRUPTED
+    except (ValueError, OSError, MemoryError):
+        with suppress(ValueError, OSError):  # the output itself may have failed
+            screen.end_line()
+        raise

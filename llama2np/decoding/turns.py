@@ -81,7 +81,8 @@ class TemplateTurns:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate):
         self._tokenizer, self._template = tokenizer, template
         self._text = ""  # of the last prompt
-        self._marks = tuple(tokenizer.pieces[i].decode() for i in tokenizer.special_ids)
+        names = (_name(tokenizer, token) for token in tokenizer.special_ids)
+        self._marks = tuple(filter(None, names))
         self.ends = tokenizer.ends | self._end_of_turn()
 
     def prompt(self, messages: Sequence[Message], said: list[int] | None) -> list[int]:
@@ -119,7 +120,7 @@ def turns_for(tokenizer: Tokenizer, template: str | None) -> Turns:
     """
     own = tokenizer.chat_template
     if template is not None:
-        names = {name: tokenizer.pieces[i].decode() for name, i in tokenizer.special.items()}
+        names = {name: _name(tokenizer, token) for name, token in tokenizer.special.items()}
         own = ChatTemplate(template, own.names if own else names)
     if own is not None:
         return TemplateTurns(tokenizer, own)
@@ -129,6 +130,10 @@ def turns_for(tokenizer: Tokenizer, template: str | None) -> Turns:
             "with template=..., or let it continue a text with generate()"
         )
     return Llama2Turns(tokenizer)
+
+
+def _name(tokenizer: Tokenizer, token: int) -> str:
+    return tokenizer.pieces[token].decode(errors="replace").strip("\n")  # llama2.c's "\n<s>\n"
 
 
 def checked_messages(messages: Any) -> list[Message]:

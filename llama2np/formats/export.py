@@ -31,8 +31,9 @@ def export(
     checkpoint: a .bin, the name of a bundled model, a .pt of llama2.c's train.py, a GGUF file, or a
     folder in Meta's or Hugging Face's format; the content decides which. version: 0 or 1
     (float32), 2 (Q8_0), -1, a Hugging Face folder with weights of `dtype` ("float32", "float16",
-    "bfloat16"), or "gguf", a GGUF file of `type` ("Q8_0" by default, "Q5_1", "Q5_0", "Q4_1",
-    "Q4_0", "BF16", "F16", "F32"). seq_len: the number of positions, by default that of the source.
+    "bfloat16"), or "gguf", a GGUF file of `type` ("Q8_0" by default, "Q6_K", "Q5_1", "Q5_0",
+    "Q4_K", "Q4_1", "Q4_0", "BF16", "F16", "F32"). seq_len: the number of positions, by default that
+    of the source.
     progress: a function that is called with the number of values written since its last call.
     Raises CheckpointError, ValueError and OSError; `path` is then unchanged.
     """

@@ -243,7 +243,7 @@ def _attention(program: Program, step: Step, count: int, chunk: int) -> list[Ent
     append.outputs = ()
     fields = {**inputs, **n, **cache, "out": out, "units": n["n_heads"], "n": out.width}
     fields |= {"window": n["window"] or NO_LIMIT, "seen_work": 2 * out.width}
-    return [append, Entry(attention.attend(chunked=bool(n["stride"])), fields, step.outputs)]
+    return [append, Entry(attention.attend(bool(n["stride"])), fields, step.outputs)]
 
 
 def _experts(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:

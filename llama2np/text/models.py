@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -57,26 +57,38 @@ class BytePairs:
             self._cache[word] = tokens
         return tokens
 
+    def pairs(self) -> Iterator[tuple[int, int, int, int]]:
+        """The merges as (rank, a, b, token): tokens a and b become `token`."""
+        most = (1 << _BITS) - 1
+        for pair, found in self.merges.items():
+            yield found >> _BITS, pair >> _BITS, pair & most, found & most
+
     def _join(self, a: int, b: int) -> tuple[float, int] | None:
         found = self.merges.get(a << _BITS | b)
         return None if found is None else (found >> _BITS, found & (1 << _BITS) - 1)
 
+    def ranked(self) -> list[tuple[int, int, int]]:
+        """All merges, the first one first: the tokens a and b, and what they become."""
+        token = (1 << _BITS) - 1
+        merges = sorted(self.merges.items(), key=lambda merge: merge[1])
+        return [(pair >> _BITS, pair & token, found & token) for pair, found in merges]
+
     def _characters(self, word: str) -> list[int]:
+        unknown = [] if self.unknown is None else [self.unknown]
         tokens: list[int] = []
-        unknown = 0  # the number of tokens for unknown characters that are not appended yet
+        held: list[int] = []  # the last unknown character's token, with which the next may fuse
         for i, character in enumerate(word):
             spelled = (self.prefix if i else "") + character
             spelled += self.suffix if i == len(word) - 1 else ""
-            if (token := self.ids.get(spelled)) is None:
-                if self.byte_fallback and (found := self._bytes(spelled)):
-                    tokens += found
-                elif self.unknown is not None:
-                    unknown = 1 if self.fuse else unknown + 1
-                continue
-            tokens += [self.unknown] * unknown if self.unknown is not None else []
-            unknown = 0
-            tokens.append(token)
-        return tokens + ([self.unknown] * unknown if self.unknown is not None else [])
+            if (token := self.ids.get(spelled)) is not None:
+                tokens += [*held, token]
+                held = []
+            elif self.byte_fallback and (found := self._bytes(spelled)):
+                tokens += found
+            else:
+                tokens += [] if self.fuse else held
+                held = unknown
+        return tokens + held
 
     def _bytes(self, spelled: str) -> list[int]:
         """The byte tokens of a text; [] if one of them is missing."""

@@ -46,14 +46,13 @@ class Pattern:
         return "".join([*parts, text[end:]])
 
     def splits(self, text: str) -> Iterator[tuple[int, int, bool]]:
-        """All of `text` as (start, end, whether it is a match); no part is empty."""
+        """All of `text` as (start, end, whether it is a match); only matches may be empty."""
         at = 0
         for start, end in self.spans(text):
             if start > at:
                 yield at, start, False
-            if end > start:
-                yield start, end, True
-            at = max(at, end)
+            yield start, end, True
+            at = end
         if at < len(text):
             yield at, len(text), False
 

@@ -55,7 +55,8 @@ def byte_level(prefix_space: bool = False, pattern: str | None = GPT2_PATTERN) -
             yield to_letters(text), begins
             return
         for start, end, _ in splitter.splits(text):
-            yield to_letters(text[start:end]), begins and not start
+            if start < end:
+                yield to_letters(text[start:end]), begins and not start
 
     return split
 
@@ -104,7 +105,8 @@ def _split(parts_of: Callable[[str], Parts], behavior: str, word: Word) -> Itera
     """
     text, begins = word
     for start, end in _joined(parts_of(text), behavior):
-        yield text[start:end], begins and not start
+        if start < end:
+            yield text[start:end], begins and not start
 
 
 def _joined(parts: Parts, behavior: str) -> Iterator[tuple[int, int]]:

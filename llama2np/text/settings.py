@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llama2np.files import open_regular, read_at_most
 from llama2np.output import brief
 from llama2np.text.errors import TokenizerError
 from llama2np.text.fields import Fields, checked_text, checked_whole, read_object
@@ -17,7 +18,7 @@ from llama2np.text.special_tokens import AddedToken
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LARGEST = 2**23  # bytes in a file
-_LARGEST_TEMPLATE = 2**18
+_LARGEST_TEMPLATE = 2**18  # bytes; the longest in use have 20 thousand
 _MOST_ENDS = 1000
 
 
@@ -59,9 +60,17 @@ def read(folder: Path) -> Settings:
             settings.ends += _ends(found)
     path = folder / "chat_template.jinja"
     if path.is_file():
-        data = path.read_bytes()[: _LARGEST_TEMPLATE + 1]
-        settings.templates["default"] = data.decode(errors="replace")
+        settings.templates["default"] = read_template(path)
     return settings
+
+
+def read_template(path: Path) -> str:
+    """A chat template in its own file. Raises TokenizerError if it is too large, and OSError."""
+    with open_regular(path) as file:
+        data = read_at_most(file, _LARGEST_TEMPLATE)
+    if data is None:
+        raise TokenizerError(f"{path}: is larger than {_LARGEST_TEMPLATE:,} bytes, the maximum")
+    return data.decode(errors="replace")
 
 
 def _file(path: Path) -> Fields | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -58,6 +59,9 @@ class Finder:
 
 
 def _is_inside_a_word(text: str, start: int, end: int) -> bool:
-    return any(
-        c.isalnum() or c == "_" for c in text[max(start - 1, 0) : start] + text[end : end + 1]
-    )
+    return any(map(_in_words, text[max(start - 1, 0) : start] + text[end : end + 1]))
+
+
+def _in_words(character: str) -> bool:
+    kind = unicodedata.category(character)
+    return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or character in "\u200c\u200d"

@@ -37,14 +37,19 @@ def _pipeline(file: Fields, limit: int | None) -> Pipeline:
     added = _added(file, model.ids, limit)
     spelled = spelled_pieces(model.ids, added, file.where)
     decoder = file.inner("decoder")
-    table = shown.shown(decoder, spelled)
+    normalize = normalizer(file.inner("normalizer"))
+    decoded = list(spelled)
+    for token in added:
+        if token.normalized:  # so that the space which Llama 2's normalizer makes is shown
+            decoded[token.id] = normalize(token.content)
+    table = shown.shown(decoder, decoded)
     return Pipeline(
         model,
         spelled,
         _pieces(spelled, decoder, added, table.texts),
         table,
         added,
-        normalizer(file.inner("normalizer")),
+        normalize,
         pre_tokenizer(file.inner("pre_tokenizer")),
         post_processor(file.inner("post_processor")),
     )

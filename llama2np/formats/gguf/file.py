@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -24,6 +24,9 @@ from llama2np.model.weights import Dense, Matrix
 from llama2np.output import brief
 
 ALIGNMENT = 32  # of the data and of each tensor, where general.alignment is missing
+
+# There is no compiled product for these. Their values, -d, 0 and d, are float16 numbers.
+_EXPANDED = ("TQ1_0", "TQ2_0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,13 @@ class GgufTensor:
         return self.type.kind
 
     def matrix(self) -> Matrix:
-        """The tensor as a matrix, or as stacked matrices if it has more than two axes: a view."""
+        """The tensor as a matrix, or as stacked matrices if it has more than two axes.
+
+        It is a view of the file, but for TQ1_0 and TQ2_0, whose values become float16.
+        """
+        if self.kind in _EXPANDED:
+            values = dequantize(self.data.reshape(*self.shape[:-1], -1), self.kind)
+            return Dense(values.astype(np.float16))
         if self.kind in KINDS:
             return Blocks(self.data.reshape(*self.shape[:-1], -1), self.kind)
         return Dense(self.floats())
@@ -64,6 +73,12 @@ class GgufTensor:
     def array(self) -> np.ndarray:
         """The values of a tensor whose kind is a NumPy type: a view."""
         return self.data.view(numpy_type(self.kind)).reshape(self.shape)
+
+    def flat(self) -> GgufTensor:
+        """Stacked matrices as one, (all rows, inputs); other tensors as they are."""
+        if len(self.shape) < 3:
+            return self
+        return replace(self, shape=(math.prod(self.shape[:-1]), self.shape[-1]))
 
     def stored(self) -> Stored:
         """The tensor for `inspect` and `export`, whose rows are dequantized when they are read."""

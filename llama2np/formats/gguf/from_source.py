@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -99,10 +99,13 @@ def converted(source: Source, kind: str) -> tuple[dict[str, bytes], list[NewTens
     _check(source, settings, stored, tables)
     settings |= {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2}
     head = "output.weight" if "output.weight" in stored else "token_embd.weight"
-    made = [
-        NewTensor(theirs, type_for(theirs, tensor.shape, kind, theirs == head), tensor)
-        for theirs, tensor in stored.items()
-    ]
+    made = []
+    for theirs, tensor in stored.items():
+        its_type = type_for(theirs, tensor.shape, kind, theirs == head)
+        shape = tensor.shape
+        if (n := source.config.n_experts) and "_exps." in theirs:
+            shape = n, shape[0] // n, shape[1]
+        made.append(NewTensor(theirs, its_type, tensor, shape=shape))
     return {key: packed(value) for key, value in settings.items()}, made
 
 
@@ -199,7 +202,8 @@ def _check(
     found = replace(found, rope_halves=c.rope_halves)
     for field in fields(Config):
         ours, theirs = getattr(c, field.name), getattr(found, field.name)
-        if ours != theirs and not (isinstance(ours, float) and np.float32(ours) == theirs):
+        alike = isinstance(ours, float) and np.float32(ours) == np.float32(theirs)
+        if ours != theirs and not alike:
             raise CheckpointError(
                 f"{source.path}: {field.name} is {brief(ours)}, a GGUF file of architecture "
                 f"{data.architecture} cannot say it: it would be read as {brief(theirs)}"
@@ -259,7 +263,7 @@ def _tensors(source: Source, name: str) -> Iterator[tuple[str, Stored]]:
             if not c.n_experts:
                 break
             names = [f"layers.{i}.experts.{e}.{ours}" for e in range(c.n_experts)]
-            yield f"blk.{i}.{theirs}.weight", _stacked([left.pop(one) for one in names])
+            yield f"blk.{i}.{theirs}.weight", _joined([left.pop(one) for one in names])
     if left:
         raise CheckpointError(
             f"{source.path}: has {min(left)}, which a GGUF file of architecture {name} cannot hold"
@@ -285,19 +289,5 @@ def _joined(parts: Sequence[Stored]) -> Stored:
         ]
         return np.concatenate([np.asarray(block, np.float32) for block in found])
 
-    return _like(parts, (ends[-1], *parts[0].shape[1:]), rows)
-
-
-def _stacked(parts: Sequence[Stored]) -> Stored:
-    """Several matrices of the same shape as one tensor."""
-
-    def rows(start: int, end: int) -> np.ndarray:
-        return np.stack([np.asarray(p.read(0, p.shape[0]), np.float32) for p in parts[start:end]])
-
-    return _like(parts, (len(parts), *parts[0].shape), rows)
-
-
-def _like(
-    parts: Sequence[Stored], shape: tuple[int, ...], read: Callable[[int, int], np.ndarray]
-) -> Stored:
-    return Stored(shape, parts[0].dtype, sum(part.nbytes for part in parts), read)
+    size = sum(part.nbytes for part in parts)
+    return Stored((ends[-1], *parts[0].shape[1:]), parts[0].dtype, size, rows)

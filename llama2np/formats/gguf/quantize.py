@@ -1,4 +1,4 @@
-"""Quantize to GGUF's simple formats: the inverse of model/blocks.py.
+"""Quantize to GGUF's formats: the inverse of model/blocks.py. quantize_k.py has Q4_K and Q6_K.
 
 The bytes are those of the package `gguf` (quants.py), which are those of llama.cpp's reference
 functions (quantize_row_q4_0_ref and so on in ggml-quants.c).
@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from llama2np.formats.dtypes import bfloat16
+from llama2np.formats.gguf.quantize_k import q4_k, q6_k
 from llama2np.model.blocks import KINDS
 
 
@@ -27,7 +28,7 @@ def quantize(values: np.ndarray, kind: str) -> np.ndarray:
     blocks = values.reshape(-1, KINDS[kind].values)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         made = QUANTIZED[kind](blocks)
-        if np.isinf(made[:, : _SCALES[kind]].view("<f2")).any():
+        if not np.isfinite(made[:, _SCALES[kind]].view("<f2")).all():
             raise ValueError(f"has values beyond the range of {kind}: use F32")
     return made.reshape(len(values), -1)
 
@@ -109,12 +110,16 @@ def _q8_0(blocks: np.ndarray) -> np.ndarray:
 
 QUANTIZED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Q8_0": _q8_0,
+    "Q6_K": q6_k,
     "Q5_1": _q5_1,
     "Q5_0": _q5_0,
+    "Q4_K": q4_k,
     "Q4_1": _q4_1,
     "Q4_0": _q4_0,
 }
-_SCALES = {"Q8_0": 2, "Q5_1": 4, "Q5_0": 2, "Q4_1": 4, "Q4_0": 2}  # bytes of float16 in front
+# Where the float16 numbers of a block are.
+_SCALES = {"Q8_0": slice(0, 2), "Q5_0": slice(0, 2), "Q4_0": slice(0, 2)}
+_SCALES |= {"Q5_1": slice(0, 4), "Q4_1": slice(0, 4), "Q4_K": slice(0, 4), "Q6_K": slice(208, 210)}
 FLOATS: dict[str, Callable[[], np.dtype]] = {
     "F32": lambda: np.dtype("<f4"),
     "F16": lambda: np.dtype("<f2"),

@@ -15,7 +15,7 @@ from llama2np.atomic import replacing
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.gguf.file import ALIGNMENT, GgufFile
 from llama2np.formats.gguf.header import ARRAY, MAGIC, NUMBERS, STRING
-from llama2np.formats.gguf.quantize import QUANTIZED, quantize
+from llama2np.formats.gguf.quantize import FLOATS, QUANTIZED, quantize
 from llama2np.formats.gguf.types import TYPES
 from llama2np.formats.source import Stored
 from llama2np.model.blocks import KINDS
@@ -23,7 +23,8 @@ from llama2np.output import brief
 
 # {type: general.file_type}: what most of the matrices are
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
-FILE_TYPES |= {"Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q8_0": 7}
+FILE_TYPES |= {"Q4_0": 2, "Q4_1": 3, "Q4_K": 14, "Q5_0": 8, "Q5_1": 9, "Q6_K": 18, "Q8_0": 7}
+_OF_32 = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # in blocks of 32 in place of 256
 _ALWAYS_FLOAT = ("ffn_gate_inp", "position_embd", "token_types")  # llama.cpp expects float32
 _VERSION = 3
 _NUMBERS = {each.name: number for number, each in TYPES.items()}
@@ -34,18 +35,25 @@ Progress = Callable[[int], object]  # called with the number of values written s
 
 @dataclass(frozen=True, slots=True)
 class NewTensor:
-    """A tensor to be written: its name and type in the file. raw: its bytes, if they are known."""
+    """A tensor to be written: its name and type in the file. raw: its bytes, if they are known.
+
+    Stacked matrices are stored as one, (all rows, inputs); `shape` is then that of the stack.
+    """
 
     name: str
     type: str
     stored: Stored
     raw: np.ndarray | None = None
+    shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", self.shape or self.stored.shape)
 
     @property
     def nbytes(self) -> int:
         """The size in the file."""
         values, size = _SIZES[self.type]
-        return math.prod(self.stored.shape) // values * size
+        return math.prod(self.shape) // values * size
 
     def parts(self) -> Iterator[np.ndarray]:
         """Yield the bytes of the tensor in blocks. Raises ValueError."""
@@ -71,7 +79,7 @@ def write(
     head += [part for key, value in metadata.items() for part in (_string(key), value)]
     offset = 0
     for tensor in tensors:
-        axes = tensor.stored.shape[::-1]
+        axes = tensor.shape[::-1]
         form, number = f"<I{len(axes)}QIQ", _NUMBERS[tensor.type]
         head += [_string(tensor.name), struct.pack(form, len(axes), *axes, number, offset)]
         offset += _padded(tensor.nbytes)
@@ -83,7 +91,7 @@ def write(
             try:
                 for part in tensor.parts():
                     file.write(part)
-                    progress(math.prod(tensor.stored.shape) * part.nbytes // max(tensor.nbytes, 1))
+                    progress(math.prod(tensor.shape) * part.nbytes // max(tensor.nbytes, 1))
             except CheckpointError:
                 raise
             except ValueError as error:
@@ -113,13 +121,17 @@ def type_for(name: str, shape: tuple[int, ...], kind: str, is_head: bool) -> str
     """The type of a tensor in a file of `kind`, as llama.cpp chooses it.
 
     Norms and biases are F32, and some small matrices. The classifier, also if it is the embedding
-    (`is_head`), has at least 8 bits. A matrix whose rows are no whole number of blocks is F16.
+    (`is_head`), has at least 6 bits: Q6_K, or Q8_0. A matrix whose rows are no whole number of
+    blocks has another format, at last F16.
     """
     if len(shape) == 1 or any(word in name for word in _ALWAYS_FLOAT):
         return "F32"
-    if kind in KINDS and shape[-1] % KINDS[kind].values:
-        return "F16"
-    return "Q8_0" if is_head and kind in QUANTIZED else kind
+    if is_head and kind in QUANTIZED:
+        kind = "Q8_0" if kind == "Q8_0" else "Q6_K"
+    for found in (kind, _OF_32.get(kind, "")):
+        if found in FLOATS or (found and shape[-1] % KINDS[found].values == 0):
+            return found
+    return "F16"
 
 
 def check_type(kind: str) -> None:
@@ -139,7 +151,8 @@ def requantized(file: GgufFile, kind: str) -> tuple[dict[str, bytes], list[NewTe
     head = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
     made = []
     for name, tensor in file.tensors.items():
-        new = NewTensor(name, type_for(name, tensor.shape, kind, name == head), tensor.stored())
+        new_type = type_for(name, tensor.shape, kind, name == head)
+        new = NewTensor(name, new_type, tensor.flat().stored(), shape=tensor.shape)
         made.append(replace(new, raw=tensor.data) if new.type == tensor.type.name else new)
     return metadata, made
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from llvmlite import ir
 
 from llama2np.kernels.runtime.jit import PLAIN, cpu_has
-from llama2np.kernels.runtime.vectors import I8, I16, I32, call, pick, same
+from llama2np.kernels.runtime.vectors import I8, I16, I32, call, pick, same, spread
 
 
 def _vpdpbusd(builder, total, a, b):
@@ -80,6 +80,9 @@ def _select(builder, table, indices):
     return found[0]
 
 
+_FLIP = 0x80808080 - 2**32  # xored with a word, it adds 128 to each of its four bytes
+
+
 class Isa(NamedTuple):
     """An instruction (builder, total, a, b) -> total + a * b; each lane adds four products.
 
@@ -96,15 +99,21 @@ class Isa(NamedTuple):
     small: Callable
     lookup: Callable
 
-    def biased(self, builder, four):
-        """A word of four int8, or a vector of such words, with the bias added to each int8.
+    def biased(self, builder, words):
+        """A vector of words of four int8, with the bias added to each int8."""
+        return builder.xor(words, same(words.type, _FLIP if self.bias else 0))
 
-        Add the bias to a word before broadcasting it to a vector: LLVM 22 never terminates with the
-        other order.
+    def spread(self, builder, word, vector):
+        """A vector of this type with a word of four int8 in every lane, and the bias added.
+
+        LLVM 22 never terminates if such a vector is xored with a constant. So an empty piece of
+        assembly hides that it is one. This is faster than to add the bias to the word before.
         """
-        flip = 0x80808080 - 2**32 if self.bias else 0
-        vector = isinstance(four.type, ir.VectorType)
-        return builder.xor(four, same(four.type, flip) if vector else ir.Constant(four.type, flip))
+        words = spread(builder, word, vector)
+        if not self.bias:
+            return words
+        kind = ir.FunctionType(vector, [vector])
+        return builder.xor(words, builder.asm(kind, "", "=v,0", [same(vector, _FLIP)], False))
 
 
 ISAS = {

@@ -27,16 +27,17 @@ from llama2np.kernels.runtime.vectors import (
     cells,
     data_of,
     load,
+    prefetch,
     same,
     spread,
     stepped,
     store,
 )
 
-NARROW = 16  # tokens in a narrow tile: a block of tokens is padded to a multiple of it
-_WIDE = 64 if cpu_has("avx512f") else NARROW  # tokens in a wide tile
+NARROW = 8  # tokens in a narrow tile: a block of tokens is padded to a multiple of it
+_WIDE = 64 if cpu_has("avx512f") else 16  # tokens in a wide tile
 ROWS = 4  # of the matrix in a tile
-FEW = 6  # tokens: up to this number (a small batch) int8.py is faster
+FEW = 3 if ISA == "vnni" else 4  # tokens: up to this number (a small batch) int8.py is faster
 SUMS = ROWS * _WIDE  # float32 of scratch
 
 
@@ -48,7 +49,7 @@ def _group(isa, rows, width):
     group of the tile begins at x[here], in words of four int8; its `width` x_scales and x_sums
     begin at index `side`. All arrays are flat; sums is (rows, width).
     """
-    lanes = isa.lanes
+    lanes = min(isa.lanes, width)
     integers, floats = ir.VectorType(I32, lanes), ir.VectorType(F32, lanes)
     int8s, vectors = ir.VectorType(I8, 4 * lanes), range(width // lanes)
 
@@ -60,8 +61,7 @@ def _group(isa, rows, width):
             for r in range(rows):
                 four = builder.gep(q, [stepped(builder, at, row_step, r)])
                 four = builder.load(builder.bitcast(four, I32.as_pointer()), align=1)
-                weights = spread(builder, isa.biased(builder, four), integers)
-                weights = builder.bitcast(weights, int8s)
+                weights = builder.bitcast(isa.spread(builder, four, integers), int8s)
                 for v in vectors:
                     total = isa.instruction(builder, builder.load(totals[r, v]), weights, tokens[v])
                     builder.store(total, totals[r, v])
@@ -75,6 +75,9 @@ def _group(isa, rows, width):
         for (_, v), total in totals.items():
             excess = load(builder, x_sums, stepped(builder, side, lanes, v), integers)
             builder.store(builder.mul(excess, same(integers, -isa.bias)), total)
+        for r in range(rows, 2 * rows):  # the same group of the next tile's rows
+            prefetch(builder, q, stepped(builder, at, row_step, r))
+            prefetch(builder, scales, stepped(builder, s, s_step, r))
         add_products(builder, q, at, row_step, fours, x, here, totals)
         for (r, v), total in totals.items():
             scale = builder.load(builder.gep(scales, [stepped(builder, s, s_step, r)]))
@@ -98,7 +101,6 @@ def _group(isa, rows, width):
     return group
 
 
-@cache  # both widths may be equal
 def _tile(isa, width):
     """A function (q, i, n, size, scales, x, x_scales, x_sums, t, sums).
 

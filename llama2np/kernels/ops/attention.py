@@ -24,6 +24,7 @@ from llama2np.kernels.runtime.memory import floats, int64s, vector
 from llama2np.kernels.runtime.op import op, rows_of, span_at
 
 BLOCK = 64  # positions; a chunk is a multiple of it
+_LINE = 16  # float32 in a cache line
 TOGETHER = 8  # rows of a prompt for which a block of keys is loaded into the CPU's cache once
 
 _CACHE = "layer n_kv_heads head_dim chunk"  # chunk: positions in a chunk
@@ -116,7 +117,7 @@ def _attention(chunked):
         shared = n_heads // n_kv_heads  # query heads per kv head
         # Typed, since numba compiles a function again for a literal.
         none, one, width, rows = np.int64(0), np.int64(1), np.int64(BLOCK), np.int64(TOGETHER)
-        no = none > 0  # a False with a type
+        no, line = none > 0, np.int64(_LINE)  # a False with a type
         dim, q, out, size = q.shape[1], q.reshape(-1), out.reshape(-1), chunk * head_dim
         last = high + (count - 1) * more
         begin = max(high - window, none) // BLOCK * BLOCK  # of the first block that is attended to
@@ -126,6 +127,8 @@ def _attention(chunked):
                 keys = vector(chunks[c] + 4 * (at + head // shared * size), size)
                 for block in range(max(c * chunk, begin), min(last, (c + 1) * chunk), BLOCK):
                     here = (block - c * chunk) * head_dim
+                    # of a block that is not full, only the cache lines that have keys
+                    lanes = min(-(-(last - block) // line) * line, width)
                     for i in range(count):
                         mine, row = i * dim + head * head_dim, scores[head * rows + i]
                         if chunked:
@@ -147,7 +150,7 @@ def _attention(chunked):
                             )  # fmt: skip
                         else:
                             weighted_sum(
-                                q, mine, head_dim, keys, here, width, row, block, width, no
+                                q, mine, head_dim, keys, here, width, row, block, lanes, no
                             )
             for i in range(count):
                 if plain:
@@ -192,7 +195,7 @@ _FIELDS = f"q out n_heads causal window stride divisor:f4 softcap:f4 {_CACHE}"
 
 
 @cache
-def attend(chunked=False):
+def attend(chunked):
     """The op: out = attention of q, (rows, n_heads * head_dim), over the cache. A unit is a head.
 
     chunked: for dual chunk attention.

@@ -68,6 +68,16 @@ class Cache(NullCache):
         return self._folder / f"{name}-{key.hex()[:32]}.nbc", key
 
 
+def closure_hash(function):
+    """What is added to the name of a closure, so that no two kernels have the same name.
+
+    numba's symbol for a kernel is its name and a number that it counts in each process. So two
+    closures of one function, compiled by two processes, may get the same symbol; and a kernel that
+    calls both, loaded from the cache, would call one of them twice.
+    """
+    return hashlib.sha256(repr(identity(function)).encode()).hexdigest()[:8]
+
+
 def identity(value):
     """A text that identifies a free variable of a kernel, the same in each process.
 

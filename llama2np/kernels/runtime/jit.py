@@ -6,7 +6,7 @@ import numba
 from numba.core import event
 from numba.core.registry import cpu_target
 
-from llama2np.kernels.runtime.cache import Cache
+from llama2np.kernels.runtime.cache import Cache, closure_hash
 from llama2np.kernels.runtime.cache_folder import cache_folder
 
 __all__ = [
@@ -34,6 +34,8 @@ def _jit(function=None, **options):
     """numba.njit with the disk cache in CACHE_FOLDER."""
     if function is None:
         return partial(_jit, **options)
+    if function.__closure__:
+        function.__qualname__ += f"_{closure_hash(function)}"
     made = numba.njit(function, nogil=True, **options)
     if CACHE_FOLDER is not None and not numba.config.DISABLE_JIT:
         made._cache = Cache(function, CACHE_FOLDER)
