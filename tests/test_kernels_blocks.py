@@ -4,6 +4,7 @@ import naive
 import numpy as np
 import pytest
 from ops import Buffer, call, out
+from ops import random_blocks as matrix
 
 from llama2np.kernels.matmul import block_rows, block_tiles, int8_isa
 from llama2np.kernels.matmul.block_kinds import KINDS
@@ -11,23 +12,11 @@ from llama2np.kernels.matmul.block_unpack import order
 from llama2np.kernels.ops import linear, rows
 from llama2np.kernels.runtime.jit import PLAIN, exact
 from llama2np.model import blocks
-from llama2np.model.blocks import Blocks
 
 # One of each way in which a kernel may differ: int8; offsets and single bits; 256 values in groups
 # of 16, or in groups of 32, and a table.
 SOME = ("Q8_0", "Q5_1", "Q6_K", "IQ4_XS")
 vectors = pytest.mark.skipif(PLAIN, reason="plain loops do not use vector instructions")
-
-
-def matrix(kind, d, n, seed=0):
-    """Any bits, but scales that are numbers."""
-    form, rng = KINDS[kind], np.random.default_rng(seed)
-    data = rng.integers(0, 256, (d, n // form.values, form.nbytes), np.uint8)
-    for byte in (form.scale, form.offset):
-        if byte is not None:
-            scales = rng.standard_normal((d, n // form.values, 1)).astype(np.float16)
-            data[..., byte : byte + 2] = scales.view(np.uint8)
-    return Blocks(data.reshape(d, -1), kind)
 
 
 def normal(*shape, seed=1):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,10 +30,15 @@ FEW = {
     "int8": int8_tiles.FEW,
     **dict.fromkeys(block_kinds.KINDS, block_rows.FEW),
 }
-# Each row of the input of GGUF's blocks is rounded to int8 once, with 1 term, or as a sum of two
-# such rows, which is nearly exact. Two cost time only where memory is faster than the product. The
-# error of the last product is the largest part of the error of the logits.
-TERMS = {"linear": 1, "logits": 2}
+# Each row of the input of GGUF's blocks is rounded to int8 once, with 1 term, or is a sum of two
+# such rows, which is nearly exact: 15 bits instead of 8. Two cost little time where memory is
+# slower than the product. Without the second, a quarter of the logits' error comes from the last
+# product. The environment variable LLAMA2NP_TERMS=2 (or 1) is for all products.
+TERMS = {"linear": 1, "experts": 1, "logits": 2}
+if _terms := os.environ.get("LLAMA2NP_TERMS"):
+    if _terms not in ("1", "2"):
+        raise ValueError(f"LLAMA2NP_TERMS={_terms}: expected 1 or 2")
+    TERMS = dict.fromkeys(TERMS, int(_terms))
 # Row counts between two of these bounds use the same table.
 _BOUNDS = sorted({1, *FEW.values()})
 
@@ -297,7 +303,7 @@ def _expert_products(
         fields |= {"group": group} | {name: before[0].fields[name] for name in names}
         fields["scales"] = [Addresses([m.arrays[1] for m in some]) for some in matrices]
     elif kind in block_kinds.KINDS:
-        before = [_quantize_for_blocks(x, n, block_kinds.KINDS[kind])]
+        before = [_quantize_for_blocks(x, n, block_kinds.KINDS[kind], TERMS["experts"])]
         for name in ("group", "terms", *("q" + part for part in _BLOCK_INPUT)):
             fields[name] = before[0].fields[name]
     else:
@@ -417,7 +423,7 @@ _BLOCK_INPUT = ("", "_scales", "_sums", "_offsets")  # the names of its arrays, 
 
 
 def _quantize_for_blocks(
-    x: Value, n: int, kind: block_kinds.Kind, terms: int = 1, many: bool = False
+    x: Value, n: int, kind: block_kinds.Kind, terms: int, many: bool = False
 ) -> Entry:
     """The entry that quantizes x for matrices in GGUF's blocks, packed into tiles for many rows.
 

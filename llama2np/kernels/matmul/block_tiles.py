@@ -109,7 +109,7 @@ def _group(kind, isa, width):
     its `width` x_scales, x_sums and x_offsets begin at index `side`. sums[s:] is (ROWS, width). All
     arrays are flat.
     """
-    lanes = isa.lanes
+    lanes = min(isa.lanes, width)
     integers, floats = ir.VectorType(I32, lanes), ir.VectorType(F32, lanes)
     int8s, vectors = ir.VectorType(I8, 4 * lanes), range(width // lanes)
     instruction = isa.instruction if kind.signed else isa.small

@@ -175,16 +175,20 @@ def _blocks(kind):
 
     @inner
     def multiply(s, run, m, e, first, last, scratch):
-        n, d, width = s["n"], s["d"], block_rows.padded(s["n"])
+        n, d, terms, width = s["n"], s["d"], s["terms"], block_rows.padded(s["n"])
         groups = width // s["group"]
         start, count = _span(run, s["starts"], e)
+        first_row, rows = start * terms, count * terms
         w = bytes_(int64s(s["w"][m], e + 1)[e], d * (n // values) * nbytes)
-        q = int8s(place(run, s["q"]) + width * start, 1, count * width)[0]
-        scales = vector(place(run, s["q_scales"]) + 4 * groups * start, count * groups)
-        sums = int32s(place(run, s["q_sums"]) + 4 * groups * start, 1, count * groups)[0]
-        offsets = vector(place(run, s["q_offsets"]) + 4 * groups * start, count * groups)
+        q, at = (
+            int8s(place(run, s["q"]) + width * first_row, 1, rows * width)[0],
+            4 * groups * first_row,
+        )
+        scales = vector(place(run, s["q_scales"]) + at, rows * groups)
+        sums = int32s(place(run, s["q_sums"]) + at, 1, rows * groups)[0]
+        offsets = vector(place(run, s["q_offsets"]) + at, rows * groups)
         out = vector(place(run, s["out"][m]) + 4 * d * start, count * d)
         spare = vector(scratch, 2)
-        product(w, n, d, q, scales, sums, offsets, count, 1, out, first, last, spare)
+        product(w, n, d, q, scales, sums, offsets, count, terms, out, first, last, spare)
 
     return multiply
