@@ -219,7 +219,7 @@ class Weights(Mapping[str, Tensor]):
     @property
     def matrices(self) -> dict[str, Matrix]:
         """All tensors but norms and biases."""
-        return {n: t for n, t in self._tensors.items() if isinstance(t, Dense | Int8)}
+        return {n: t for n, t in self._tensors.items() if isinstance(t, Matrix)}
 
     @property
     def nbytes(self) -> int:

@@ -25,9 +25,6 @@ from llama2np.output import brief
 
 ALIGNMENT = 32  # of the data and of each tensor, where general.alignment is missing
 
-# There is no compiled product for these. Their values, -d, 0 and d, are float16 numbers.
-_EXPANDED = ("TQ1_0", "TQ2_0")
-
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
@@ -53,13 +50,7 @@ class GgufTensor:
         return self.type.kind
 
     def matrix(self) -> Matrix:
-        """The tensor as a matrix, or as stacked matrices if it has more than two axes.
-
-        It is a view of the file, but for TQ1_0 and TQ2_0, whose values become float16.
-        """
-        if self.kind in _EXPANDED:
-            values = dequantize(self.data.reshape(*self.shape[:-1], -1), self.kind)
-            return Dense(values.astype(np.float16))
+        """The tensor as a matrix, or as stacked matrices if it has more than two axes: a view."""
         if self.kind in KINDS:
             return Blocks(self.data.reshape(*self.shape[:-1], -1), self.kind)
         return Dense(self.floats())
