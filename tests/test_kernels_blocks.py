@@ -1,17 +1,22 @@
 """Matrices in GGUF's blocks: the compiled ops against NumPy, and the same bits in each way."""
 
+from unittest.mock import patch
+
 import naive
 import numpy as np
 import pytest
 from ops import Buffer, call, out
 from ops import random_blocks as matrix
 
+from llama2np.formats import gguf
+from llama2np.kernels import lower
 from llama2np.kernels.matmul import block_rows, block_tiles, int8_isa
 from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.block_unpack import order
 from llama2np.kernels.ops import linear, rows
 from llama2np.kernels.runtime.jit import PLAIN, exact
 from llama2np.model import blocks
+from llama2np.model.transformer import State, Transformer
 
 # One of each way in which a kernel may differ: int8; offsets and single bits; 256 values in groups
 # of 16, or in groups of 32, and a table.
@@ -212,3 +217,20 @@ def test_the_tables_are_those_of_the_formats(kind):
             offsets = offsets * integers(form.offsets, False).astype(np.float32)
         values = values + np.repeat(offsets, form.group, axis=1)
     np.testing.assert_allclose(values.reshape(6, 512), w.dequantize(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("name", ("llama.Q8_0", "qwen2.Q5_1"))
+def test_logits_of_networks(reference, name):
+    """The error is that of an int8 input, as large as llama.cpp's; with two terms it is small."""
+    network, kind = name.split(".")
+    expected = np.load(reference / "gguf" / f"{network}.expected.npz")
+    exact_logits, llama_cpp = expected[f"logits_{kind}"], expected[f"llamacpp_{kind}"]
+
+    def logits():
+        config, weights = gguf.load(reference / "gguf" / f"{name}.gguf")
+        return Transformer(config, weights).forward(expected["tokens"], State(config), True)
+
+    assert np.square(logits() - exact_logits).mean() < np.square(llama_cpp - exact_logits).mean()
+    with patch.dict(lower.TERMS, dict.fromkeys(lower.TERMS, 2)):
+        np.testing.assert_allclose(logits(), exact_logits, rtol=0, atol=2e-3)

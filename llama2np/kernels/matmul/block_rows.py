@@ -24,6 +24,7 @@ from llama2np.kernels.matmul.block_unpack import BYTES, PADDING, WORDS, const
 from llama2np.kernels.matmul.int8_isa import ISA, ISAS, PORTABLE
 from llama2np.kernels.runtime.jit import exact, inner
 from llama2np.kernels.runtime.vectors import (
+    AHEAD,
     F32,
     I8,
     I32,
@@ -38,9 +39,8 @@ from llama2np.kernels.runtime.vectors import (
     store,
 )
 
-FEW = 6  # tokens: up to this number (a small batch) this is faster than the tiles
+FEW = 4  # tokens: up to this number (a small batch) this is faster than the tiles
 INPUT_GROUP = 32  # values of the input that share a scale
-_AHEAD = 4096  # bytes: the prefetch distance
 _FOUR = ir.VectorType(F32, 4)
 
 
@@ -218,7 +218,7 @@ def products(kind, tokens, isa):
         def step(places_of, first):
             places = places_of(row)
             for byte in range(0, kind.nbytes * len(places), 64):
-                prefetch(builder, places[0], const(_AHEAD + byte))
+                prefetch(builder, places[0], const(AHEAD + byte))
             x = begins(builder.mul(first, const(kind.values)))
             _add_blocks(builder, kind, isa, places, x, totals)
 

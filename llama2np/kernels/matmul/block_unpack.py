@@ -251,7 +251,12 @@ def _in_pieces(isa, builder, function, *values):
     return concat(builder, pieces)
 
 
+def instruction(kind, isa):
+    """The instruction (builder, total, values, x) for the values of `vectors`."""
+    return isa.instruction if kind.signed else isa.small
+
+
 def dot(builder, kind, isa, total, values, x):
     """total (16 int32) + the products of 64 values and 64 int8 of the input, each a sum of four."""
-    instruction = isa.instruction if kind.signed else isa.small
-    return _in_pieces(isa, builder, lambda *some: instruction(builder, *some), total, values, x)
+    multiply = instruction(kind, isa)
+    return _in_pieces(isa, builder, lambda *some: multiply(builder, *some), total, values, x)
