@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -16,6 +18,7 @@ from llama2np.decoding.completion import Completion
 from llama2np.decoding.generation import Draft, Generation
 from llama2np.decoding.options import Request, sampler_of
 from llama2np.decoding.sampler import SamplingOptions
+from llama2np.decoding.turns import Turns, checked_messages, turns_for
 from llama2np.formats import loading
 from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer
@@ -192,8 +195,9 @@ class Llama:
         """Continue many prompts at once; yield a `Completion` for each, as soon as it is done.
 
         prompts: an iterable, which may be endless, of texts, of lists of tokens, or of dicts with
-        "prompt" and options of their own. options: those of `generate` but state and draft, for all
-        prompts. Each has the text that `generate` gives it with the same options, to the bit.
+        "prompt" or "messages" (a conversation) and options of their own. options: those of
+        `generate` but state and draft, for all prompts. Each has the text that `generate` gives it
+        with the same options, to the bit.
         stream: yield (completion, piece of its text) for each token; the last one is `done`.
         max_sequences and max_positions: see `Batch`. Raises ValueError and TypeError as `generate`
         does: for options at the call, and for a prompt, with its number from 0, when it is reached.
@@ -210,26 +214,46 @@ class Llama:
         news = complete(batch, self._requests(prompts, options))
         return news if stream else (each for each, _ in news if each.done)
 
-    def _requests(self, prompts: Iterable[Prompt], options: Mapping[str, Any]) -> Iterator[Request]:
+    def _requests(self, prompts: Iterable[Prompt], options: dict[str, Any]) -> Iterator[Request]:
         for i, prompt in enumerate(prompts):
-            own: Mapping[str, Any] = {}
-            if isinstance(prompt, Mapping):
-                own = {name: value for name, value in prompt.items() if name != "prompt"}
-                prompt = prompt.get("prompt", "")
             try:
-                yield self.request(prompt, {**options, **own})
+                yield self.request(prompt, options)
             except (ValueError, TypeError) as error:
                 raise type(error)(f"prompt {i}: {error}") from None
 
-    def request(
-        self, prompt: str | Sequence[int] | np.ndarray, options: Mapping[str, Any]
-    ) -> Request:
+    def request(self, prompt: Prompt, options: dict[str, Any]) -> Request:
         """A prompt and options of `generate`, checked, for `Batch.add`.
 
-        Raises ValueError, and TypeError for an option that does not exist.
+        prompt: a text, tokens, or a dict with "prompt" or "messages" (a conversation) and options
+        of its own. Raises ValueError, and TypeError for an option that does not exist.
         """
-        tokens = self.prompt_tokens(prompt)
-        return checking.request("generate_batch", tokens, options, self.config.vocab_size)
+        own = dict(prompt) if isinstance(prompt, Mapping) else {"prompt": prompt}
+        if "messages" in own and "prompt" in own:
+            raise ValueError("expected a prompt or messages, found both")
+        ends = None
+        if "messages" in own:
+            own["prompt"], ends = self._conversation(own.pop("messages"))
+        tokens = self.prompt_tokens(own.pop("prompt", ""))
+        made = checking.request("generate_batch", tokens, options | own, self.config.vocab_size)
+        if ends is None:
+            return made
+        if self._turns.draws:  # as Chat does
+            made.sampler.skip(len(made.prompt) - 1)
+        return replace(made, ends=ends)
+
+    def _conversation(self, messages: Any) -> tuple[list[int], frozenset[int]]:
+        """The tokens of a conversation in the model's chat template, and those that end an answer.
+
+        Raises ValueError if the last message is not the user's, and for a model without a template.
+        """
+        checked = checked_messages(messages)
+        if not checked or checked[-1]["role"] != "user":
+            raise ValueError("the last message must be the user's")
+        return self._turns.prompt(checked, None), self._turns.ends
+
+    @cached_property
+    def _turns(self) -> Turns:
+        return turns_for(self.tokenizer, None)
 
     @none_means_default
     def chat(

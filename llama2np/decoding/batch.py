@@ -225,10 +225,12 @@ class Batch:
         return logits
 
 
-def complete(batch: Batch, requests: Iterable[Request]) -> Iterator[tuple[Completion, str]]:
+def complete(
+    batch: Batch, requests: Iterable[Request], raising: bool = True
+) -> Iterator[tuple[Completion, str]]:
     """Add requests to a batch while it has room; yield what its steps return, until all are done.
 
-    An error of a sequence is raised here.
+    raising: raise the error of a sequence here.
     """
     source, more = iter(requests), True
     while more or len(batch):
@@ -239,6 +241,6 @@ def complete(batch: Batch, requests: Iterable[Request]) -> Iterator[tuple[Comple
             else:
                 batch.add(new)
         for each, piece in batch.step():
-            if each.error is not None:
+            if raising and each.error is not None:
                 raise each.error
             yield each, piece
