@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llama2np.analysis.evaluation import Comparison, Evaluation, compare, evaluate
+    from llama2np.decoding.batch import Batch
     from llama2np.decoding.beam import Beam, beam_search
     from llama2np.decoding.chat import Chat
+    from llama2np.decoding.completion import Completion
     from llama2np.decoding.generation import Generation
     from llama2np.decoding.sampler import Sampler
     from llama2np.decoding.speculative import DraftModel, PromptLookup
@@ -24,10 +26,12 @@ if TYPE_CHECKING:
     from llama2np.text.tokenizer import Tokenizer, TokenizerError
 
 __all__ = [
+    "Batch",
     "Beam",
     "Chat",
     "CheckpointError",
     "Comparison",
+    "Completion",
     "Config",
     "DraftModel",
     "Edit",
@@ -51,10 +55,12 @@ __version__ = "0.1.0"
 
 # The module of each public name.
 _MODULES = {
+    "Batch": "decoding.batch",
     "Beam": "decoding.beam",
     "Chat": "decoding.chat",
     "CheckpointError": "formats.checkpoint",
     "Comparison": "analysis.evaluation",
+    "Completion": "decoding.completion",
     "Config": "model.config",
     "DraftModel": "decoding.speculative",
     "Edit": "model.hooks",
