@@ -9,7 +9,7 @@ import numpy as np
 
 def silu(x: np.ndarray) -> np.ndarray:
     """x / (1 + exp(-x)) (Hendrycks and Gimpel 2016)."""
-    out = np.exp(-x)
+    out: np.ndarray = np.exp(-x)
     out += 1
     np.divide(x, out, out=out)
     return out
@@ -30,10 +30,11 @@ def silu_and_slope(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def gelu(x: np.ndarray, exact: bool) -> np.ndarray:
     """x P(N(0, 1) <= x), exact or with tanh's approximation (Hendrycks and Gimpel 2016)."""
     if exact:
-        share: np.ndarray = (1 + erf(x * np.float32(0.5**0.5))) / 2
-        return x * share
-    share = (1 + np.tanh(_inner(x))) / 2
-    return x * share
+        below = 1 + erf(x * np.float32(0.5**0.5))
+    else:
+        below = 1 + np.tanh(_inner(x))
+    out: np.ndarray = x / 2 * below
+    return out
 
 
 def gelu_and_slope(x: np.ndarray, exact: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -78,9 +78,9 @@ class Pass:
     def rows_of(self, name: str, ids: np.ndarray) -> np.ndarray:
         """The rows `ids` (n,) of a table, without expanding the others."""
         name = self._names[name]
-        if name in self.parameters:
-            return self.parameters[name][ids]
-        return np.asarray(self.program.matrix(name).rows(ids))
+        trained = self.parameters.get(name)
+        rows = self.program.matrix(name).rows(ids) if trained is None else trained[ids]
+        return np.asarray(rows)
 
     def trains(self, name: str) -> bool:
         """Whether the tensor is trained itself."""
