@@ -16,8 +16,8 @@ def with_labels(model: Any, n_labels: int, bias: bool = False) -> Program:
     """The program of a decoder with a new head (n_labels, dim), and a bias if wanted, all 0.
 
     It reads the last hidden state after the final norm, as transformers' *ForSequenceClassification
-    does (without a bias); with Batch.labels, that of the last token of each sequence. Raises ValueError for fewer
-    than two labels, and for a network without logits.
+    does (without a bias); with Batch.labels, that of the last token of each sequence. Raises
+    ValueError for fewer than two labels, and for a network without logits.
     """
     program = program_of(model)
     if n_labels < 2:
