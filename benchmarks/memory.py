@@ -80,7 +80,7 @@ def parameters(model):
         else:
             matrices += size
             read += 0 if "embedding" in ours and not model.tied else size * share
-        if ours.split(".")[-1] in biased and not (family.biases.get("") is None):
+        if ours.split(".")[-1] in biased and family.biases.get("") is not None:
             vectors += shape[0]
     return matrices, vectors, read
 
