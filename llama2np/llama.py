@@ -109,8 +109,10 @@ class Llama:
     def prompt_tokens(self, prompt: str | Sequence[int] | np.ndarray | None) -> list[int]:
         """The tokens of a prompt, which is a text or a sequence of tokens.
 
-        Raises ValueError if there are none, or more than the context holds.
+        Raises ValueError if there are none, or more than the context holds, and for a network that
+        does not predict tokens.
         """
+        self._check_predicts_tokens()
         if isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt)
             if not tokens:
@@ -241,6 +243,13 @@ class Llama:
             made.sampler.skip(len(made.prompt) - 1)
         return replace(made, ends=ends)
 
+    def _check_predicts_tokens(self) -> None:
+        if count := self.config.n_labels:
+            raise ValueError(
+                f"this network was trained to classify texts: it has logits of {count} labels, which "
+                "forward() returns, and none of the next token"
+            )
+
     def _conversation(self, messages: Any) -> tuple[list[int], frozenset[int]]:
         """The tokens of a conversation in the model's chat template, and those that end an answer.
 
@@ -272,6 +281,7 @@ class Llama:
         sampling: the fields of `Sampler`. None means the default of an argument. Raises ValueError
         for arguments of another type or out of range.
         """
+        self._check_predicts_tokens()
         if positions is not None and (positions := whole("positions", positions)) < 0:
             raise ValueError(f"positions must be 0 (the context) or more, not {positions}")
         sampler = sampler_of("chat", sampling, self.config.vocab_size)
