@@ -246,8 +246,8 @@ class Llama:
     def _check_predicts_tokens(self) -> None:
         if count := self.config.n_labels:
             raise ValueError(
-                f"this network was trained to classify texts: it has logits of {count} labels, which "
-                "forward() returns, and none of the next token"
+                f"this network was trained to classify texts: it has logits of {count} labels, "
+                "which forward() returns, and none of the next token"
             )
 
     def _conversation(self, messages: Any) -> tuple[list[int], frozenset[int]]:
