@@ -1,4 +1,4 @@
-"""llama2.c's inference in readable Python: NumPy arrays, numba kernels, the same tokens."""
+"""Local LLM inference in readable Python: NumPy arrays, numba kernels, llama2.c's tokens."""
 
 import sys
 from importlib import import_module
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llama2np.decoding.generation import Generation
     from llama2np.decoding.sampler import Sampler
     from llama2np.decoding.speculative import DraftModel, PromptLookup
+    from llama2np.encoder import Encoder
     from llama2np.formats.checkpoint import CheckpointError
     from llama2np.formats.export import export
     from llama2np.llama import Llama
@@ -34,6 +35,7 @@ __all__ = [
     "Config",
     "DraftModel",
     "Edit",
+    "Encoder",
     "Evaluation",
     "Generation",
     "Llama",
@@ -62,6 +64,7 @@ _MODULES = {
     "Config": "model.config",
     "DraftModel": "decoding.speculative",
     "Edit": "model.hooks",
+    "Encoder": "encoder",
     "Evaluation": "analysis.evaluation",
     "Generation": "decoding.generation",
     "Llama": "llama",

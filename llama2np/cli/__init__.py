@@ -25,6 +25,10 @@ COMMANDS = {
     "lens": "show the next token that a model would predict after each of its blocks",
     "attend": "draw the attention maps of a model",
     "perplexity": "measure how well a model predicts a text",
+    "train": "train a network from scratch",
+    "finetune": "train a model further on texts, or to classify them",
+    "classify": "choose a label for each text",
+    "tokenizer": "make a tokenizer from texts",
     "bench": "measure how fast a model is on this machine",
     "warmup": "compile all kernels in advance",
 }

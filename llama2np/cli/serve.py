@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import logging
 import os
 import socket
 import sys
@@ -40,6 +41,8 @@ def _serve(options: argparse.Namespace) -> None:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"{service.name}: http://{shown}:{port}, OpenAI's interface at /v1", file=sys.stderr)
+        # asyncio warns about each client that has gone away.
+        logging.getLogger("asyncio").setLevel(logging.ERROR)
         config = uvicorn.Config(
             app,
             log_level="warning",

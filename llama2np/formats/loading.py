@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama2np import box
-from llama2np.formats import checkpoint, gguf
+from llama2np.formats import checkpoint, gguf, kinds
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.gguf.tokenizer import tokenizer_of
+from llama2np.formats.huggingface import sentences
+from llama2np.formats.huggingface.sentences import Sentences
 from llama2np.formats.inspection import open_any
 from llama2np.formats.source import Source
 from llama2np.model.config import Config
@@ -32,6 +34,7 @@ class Loaded:
     weights: Weights
     path: StrPath
     labels: tuple[str, ...] = ()  # of a network that classifies texts
+    sentences: Sentences = Sentences()
     gguf_file: gguf.GgufFile | None = None
 
     def tokenizer(self, named: StrPath | None = None) -> Tokenizer:
@@ -46,17 +49,28 @@ class Loaded:
 
 
 def load(path: StrPath) -> Loaded:
-    """Map a .bin file, a GGUF file or a folder. Raises CheckpointError, and OSError."""
+    """Map a .bin file, a GGUF file or a folder, or read a .pt of llama2.c's trainer.
+
+    Raises CheckpointError, and OSError.
+    """
     if gguf.is_gguf(path):
         file = gguf.read(path)
         return Loaded(*gguf.network(file), path, gguf_file=file)
-    if not Path(box.located(path)).is_dir():
+    if not Path(box.located(path)).is_dir() and not _from_a_trainer(path):
         return Loaded(*checkpoint.load(path), path)
-    _, source = open_any(path)
-    assert isinstance(source, Source)  # a folder always has a config
+    kind, source = open_any(path)
+    if not isinstance(source, Source):  # a folder always has a config
+        raise CheckpointError(f"{path}: {kind}, without the config of a network")
     original = {} if source.original is None else source.original.config
     labels = _labels(original, source.config.n_labels)
-    return Loaded(source.config, source.weights(), path, labels)
+    settings = sentences.read(Path(path)) if is_encoder(source.config) else Sentences()
+    return Loaded(source.config, source.weights(), path, labels, settings)
+
+
+def _from_a_trainer(path: StrPath) -> bool:
+    """Whether a file is a .pt of llama2.c's train.py, or looks like one."""
+    located = Path(box.located(path))
+    return kinds.kind_of(located) == "trainer" or located.suffix == ".pt"
 
 
 def transformer(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,10 +30,15 @@ FEW = {
     "int8": int8_tiles.FEW,
     **dict.fromkeys(block_kinds.KINDS, block_rows.FEW),
 }
-# Each row of the input of GGUF's blocks is rounded to int8 once, with 1 term, or as a sum of two
-# such rows, which is nearly exact. Two cost time only where memory is faster than the product. The
-# error of the last product is the largest part of the error of the logits.
-TERMS = {"linear": 1, "logits": 2}
+# Each row of the input of GGUF's blocks is rounded to int8 once, with 1 term, or is a sum of two
+# such rows, which is nearly exact: 15 bits instead of 8. Two cost little time where memory is
+# slower than the product. Without the second, a quarter of the logits' error comes from the last
+# product. The environment variable LLAMA2NP_TERMS=2 (or 1) is for all products.
+TERMS = {"linear": 1, "experts": 1, "logits": 2}
+if _terms := os.environ.get("LLAMA2NP_TERMS"):
+    if _terms not in ("1", "2"):
+        raise ValueError(f"LLAMA2NP_TERMS={_terms}: expected 1 or 2")
+    TERMS = dict.fromkeys(TERMS, int(_terms))
 # Row counts between two of these bounds use the same table.
 _BOUNDS = sorted({1, *FEW.values()})
 
@@ -68,9 +74,8 @@ def make_all_ops() -> None:
         if kind in block_kinds.KINDS:
             for make in (rows.embed_blocks, linear.blocks_few, linear.blocks_many):
                 make(kind)
-            continue
         experts.product(kind)
-        if kind != "int8":
+        if kind in ("float32", "bfloat16", "float16"):
             for make in (rows.embed_float, linear.float_few, linear.float_many):
                 make(kind)
 
@@ -297,6 +302,10 @@ def _expert_products(
         names = ("q", "q_scales", "q_sums")
         fields |= {"group": group} | {name: before[0].fields[name] for name in names}
         fields["scales"] = [Addresses([m.arrays[1] for m in some]) for some in matrices]
+    elif kind in block_kinds.KINDS:
+        before = [_quantize_for_blocks(x, n, block_kinds.KINDS[kind], TERMS["experts"])]
+        for name in ("group", "terms", *("q" + part for part in _BLOCK_INPUT)):
+            fields[name] = before[0].fields[name]
     else:
         fields["x"] = x
     block = experts.ROWS
@@ -379,11 +388,11 @@ def _products(
         many = many and least >= block_tiles.ROWS and block_tiles.fits(x.width)
         op = linear.blocks_many(kind) if many else linear.blocks_few(kind)
         block = block_tiles.ROWS if many else 1
-        prepared = _quantize_for_blocks(x, block_kinds.KINDS[kind], terms, many)
+        prepared = _quantize_for_blocks(x, x.width, block_kinds.KINDS[kind], terms, many)
         before = [prepared]
         form = "tiles" if many else "q"
-        names = [form, f"{form}_scales", f"{form}_sums", f"{form}_offsets"]
-        fields |= {name: prepared.fields[name] for name in ["group", "terms", *names]}
+        for name in ("group", "terms", *(form + part for part in _BLOCK_INPUT)):
+            fields[name] = prepared.fields[name]
     else:
         many = many and least >= float32.ROWS
         op = linear.float_many(kind) if many else linear.float_few(kind)
@@ -410,18 +419,27 @@ def _nothing(program: Program, step: Step, count: int, chunk: int) -> list[Entry
     return []  # an input is put into the arena from outside
 
 
-def _quantize_for_blocks(x: Value, kind: block_kinds.Kind, terms: int, many: bool) -> Entry:
-    """The entry that quantizes x for matrices in GGUF's blocks, packed into tiles for many rows."""
-    width = x.width if many else block_rows.padded_width(x.width)
-    widths = [terms * part for part in (width // 4, *3 * [width // kind.group])]
-    names = ["q", "q_scales", "q_sums", "q_offsets"]
+_BLOCK_INPUT = ("", "_scales", "_sums", "_offsets")  # the names of its arrays, after "q", "tiles"
+
+
+def _quantize_for_blocks(
+    x: Value, n: int, kind: block_kinds.Kind, terms: int, many: bool = False
+) -> Entry:
+    """The entry that quantizes x for matrices in GGUF's blocks, packed into tiles for many rows.
+
+    n: the columns of the matrix. A row of x may have several rows of n values.
+    """
+    width, parts = n if many else block_rows.padded_width(n), x.width // n
+    widths = [terms * parts * part for part in (width // 4, *3 * [width // kind.group])]
+    names = ["q" + part for part in _BLOCK_INPUT]
     op, each = linear.quantize_for_blocks, 1
     if many:
-        names, widths = names + ["tiles", "tiles_scales", "tiles_sums", "tiles_offsets"], 2 * widths
+        names, widths = names + ["tiles" + part for part in _BLOCK_INPUT], 2 * widths
         op, each = linear.quantize_block_tiles, int8_tiles.NARROW // terms
     made = tuple(Value("", width) for width in widths)
     fields = {"x": x, "group": kind.group, "terms": terms, **dict(zip(names, made, strict=True))}
-    fields |= {"n": x.width, "each": each, "work": terms * _COST["quantize"] * x.width}
+    fields |= {"n": n, "each": each, "work": terms * _COST["quantize"] * x.width}
+    fields |= {} if many else {"parts": parts}
     return Entry(op, fields, made)
 
 

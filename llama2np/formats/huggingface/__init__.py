@@ -4,6 +4,7 @@ config_json.py  config.json to Config
 families.py     the names of the tensors of each family
 parts.py        tensors that are fused, transposed or shifted
 shards.py       the files with the tensors
+inverse.py      a changed network, in a folder's own names and form
 writing.py      a network as such a folder
 """
 
@@ -20,6 +21,7 @@ from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.dtypes import dtype_of
 from llama2np.formats.huggingface.config_json import config_of
 from llama2np.formats.huggingface.families import FAMILIES, Family
+from llama2np.formats.huggingface.inverse import OLD_NAMES
 from llama2np.formats.huggingface.parts import Part
 from llama2np.formats.huggingface.shards import tensors_of
 from llama2np.formats.json_file import JsonFile
@@ -27,8 +29,6 @@ from llama2np.formats.names import unwrapped
 from llama2np.formats.source import Original, Source, Stored, checked
 from llama2np.model.config import Config
 from llama2np.output import brief
-
-_OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
 @kinds.reader("hf", CheckpointError)
@@ -66,7 +66,7 @@ def _by_their_names(files: dict[str, Stored], family: Family, where: str) -> dic
     plain = unwrapped({name: name for name in files}, where, family.prefix)
     found = {}
     for name, original in plain.items():
-        for old, new in _OLD_NAMES.items():
+        for old, new in OLD_NAMES.items():
             name = name.replace(old, new)
         found[name] = files[original]
     return found

@@ -1,0 +1,219 @@
+"""The training loop: batches in, parameters changed, losses out; resumable to the last bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+
+from llama2np.learning import saved
+from llama2np.learning.batch import Batch
+from llama2np.learning.dropout import Dropout
+from llama2np.learning.gradients import batch_gradients, batch_loss
+from llama2np.learning.optimizer import AdamW, AdamWOptions, clip, is_matrix
+from llama2np.learning.passes import Parameters
+from llama2np.learning.schedule import Schedule
+from llama2np.model.program import Program
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What decides a training, beside the network and the data.
+
+    steps: updates of the parameters; each has `accumulate` batches. rate, warmup, decay, last_rate:
+    see Schedule. betas, eps, weight_decay, decay_after: see AdamWOptions; decay_all: also norms and
+    biases shrink. clip: the largest norm of the gradients, 0 for none. dropout: see Dropout.
+    recompute: less memory, more time.
+    """
+
+    steps: int
+    rate: float = 5e-4
+    warmup: int = 0
+    decay: str = "cosine"
+    last_rate: float = 0.1
+    accumulate: int = 1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay_after: bool = False
+    decay_all: bool = False
+    clip: float = 1.0
+    dropout: float = 0.0
+    seed: int = 0
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        self.schedule, self.adamw, Dropout(self.dropout, 0, 0)  # they check their numbers
+        if self.accumulate < 1 or not self.clip >= 0 or self.seed < 0:
+            raise ValueError(
+                f"accumulate={self.accumulate} must be 1 or more, clip={self.clip} and "
+                f"seed={self.seed} not negative"
+            )
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning rates."""
+        return Schedule(self.rate, self.steps, self.warmup, self.decay, self.last_rate)
+
+    @property
+    def adamw(self) -> AdamWOptions:
+        """The numbers of the optimizer."""
+        return AdamWOptions(self.betas, self.eps, self.weight_decay, self.decay_after)
+
+
+class Data(Protocol):
+    """Where batches come from: a function of the number of the batch, so that nothing is kept."""
+
+    def batch(self, number: int) -> Batch:
+        """The batch of that number: 0, 1, 2 ... without end."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What distinguishes this data from other data: in the checkpoint."""
+        ...
+
+
+class Trainer:
+    """Trains parameters on data.
+
+    program: the network; parameters: see `Pass`, changed in place. checkpoint: a file that is
+    written every so often; if it is there, training goes on from it, with the same losses to the
+    last bit (for the same number of BLAS threads). log: a file that gets a line of JSON for each
+    step: step, loss (nats per target), norm (of the gradients before clipping), rate, targets,
+    seconds. Raises ValueError for a checkpoint of another training.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        parameters: dict[str, np.ndarray],
+        data: Data,
+        settings: Settings,
+        *,
+        checkpoint: StrPath | None = None,
+        log: StrPath | None = None,
+        **options: Any,
+    ):
+        self.program, self.parameters, self.data = program, parameters, data
+        self.settings, self.checkpoint, self.options = settings, checkpoint, options
+        decays = (lambda *_: True) if settings.decay_all else is_matrix
+        self.optimizer = AdamW(parameters, settings.adamw, decays)
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+        self._log = log
+        if checkpoint is not None and os.path.exists(checkpoint):
+            self.losses, self.norms = saved.load(checkpoint, self.optimizer, self._identity())
+        if log is not None:
+            saved.cut_log(log, self.step)
+
+    @property
+    def step(self) -> int:
+        """The number of steps taken."""
+        return self.optimizer.step
+
+    def run(
+        self,
+        until: int | None = None,
+        every: int = 100,
+        told: Callable[[int, float], object] = lambda step, loss: None,
+    ) -> None:
+        """Train up to a step, by default the last; write the checkpoint after each `every` steps.
+
+        told: called after each step with its number and loss. Raises ValueError if the loss is no
+        number, and OSError if a file cannot be written; the last checkpoint then is whole.
+        """
+        until = self.settings.steps if until is None else until
+        with self._opened_log() as log:
+            while self.step < until:
+                started = time.perf_counter()
+                line = self.one_step()
+                if log is not None:
+                    line["seconds"] = round(time.perf_counter() - started, 4)
+                    log.write(json.dumps(line) + "\n")
+                    log.flush()
+                if self.step % every == 0 or self.step == until:
+                    self.save()
+                told(self.step, self.losses[-1])
+
+    def one_step(self) -> dict[str, Any]:
+        """Take one step; return its line of the log, without the time."""
+        rate = self.settings.schedule.rate_at(self.step)
+        loss, count, gradients = self._gradients()
+        norm = clip(gradients, self.settings.clip)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            last = "" if self.checkpoint is None else f"; {self.checkpoint} has an earlier state"
+            raise ValueError(
+                f"step {self.step + 1}: the loss is {loss}, the norm of the gradients {norm}: "
+                f"try a smaller learning rate (now {rate:g}){last}"
+            )
+        self.optimizer.update(gradients, rate)
+        self.losses.append(loss)
+        self.norms.append(norm)
+        return {"step": self.step, "loss": loss, "norm": norm, "rate": rate, "targets": count}
+
+    def _gradients(self) -> tuple[float, int, dict[str, np.ndarray]]:
+        """The mean loss over the batches of a step, its targets, and the gradients."""
+        s, first = self.settings, self.step * self.settings.accumulate
+        batches = [self.data.batch(first + i) for i in range(s.accumulate)]
+        count, total = sum(len(batch.rows) for batch in batches), 0.0
+        found: dict[str, np.ndarray] = {}
+        for i, batch in enumerate(batches):
+            dropout = Dropout(s.dropout, s.seed, first + i) if s.dropout else None
+            loss, gradients = batch_gradients(
+                *(self.program, self.parameters, batch, 1 / count),
+                recompute=s.recompute,
+                dropout=dropout,
+                **self.options,
+            )
+            total += loss.total
+            for name, gradient in gradients.items():
+                found[name] = gradient if i == 0 else np.add(found[name], gradient, found[name])
+        return total / count, count, found
+
+    def save(self) -> None:
+        """Write the checkpoint, if there is to be one. Raises OSError; the old one then stays."""
+        if self.checkpoint is not None:
+            saved.save(self.checkpoint, self.optimizer, self._identity(), self.losses, self.norms)
+
+    def _identity(self) -> str:
+        """What must be equal for a training to go on."""
+        of = {"settings": asdict(self.settings), "data": self.data.name}
+        of["shapes"] = {name: list(array.shape) for name, array in self.parameters.items()}
+        return json.dumps(of, sort_keys=True)
+
+    def _opened_log(self) -> AbstractContextManager[TextIO | None]:
+        if self._log is None:
+            return nullcontext()
+        return open(self._log, "a", encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The mean loss in nats per target, and the share of targets with the largest logit."""
+
+    loss: float
+    accuracy: float
+    count: int
+
+
+def score(
+    program: Program, parameters: Parameters, batches: Iterable[Batch], **options: Any
+) -> Score:
+    """How well a network predicts batches, without dropout. Raises ValueError for no batches."""
+    total, right, count = 0.0, 0, 0
+    for batch in batches:
+        loss = batch_loss(program, parameters, batch, **options)
+        total, right, count = total + loss.total, right + loss.right, count + loss.count
+    if not count:
+        raise ValueError("there is nothing to predict: expected one sequence or more")
+    return Score(total / count, right / count, count)
