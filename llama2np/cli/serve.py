@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from llama2np.cli import engine
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, number
 from llama2np.cli.generate import add_batch_flags
 from llama2np.cli.model import add_model, load_model
@@ -83,9 +84,10 @@ def _made(options: argparse.Namespace) -> tuple[Service, Starlette]:
 
 
 def _model(options: argparse.Namespace) -> Llama | Encoder:
-    if Path(options.model).is_dir() and is_encoder(loading.load(options.model).config):
-        return Encoder.load(options.model, options.tokenizer, options.engine or "compiled")
-    return load_model(options)
+    if not is_encoder(loading.load(options.model).config):
+        return load_model(options)
+    engine.set_up(options, lambda note: print(note, file=sys.stderr, flush=True))
+    return Encoder.load(options.model, options.tokenizer, options.engine)
 
 
 def _is_local(host: str) -> bool:

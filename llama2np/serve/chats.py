@@ -39,7 +39,8 @@ async def chats(service: Service, fields: Fields, receive: Receive) -> Any:
     service.check_model(fields)
     asked = await run_in_threadpool(_asked, service, fields)  # a grammar may take a while
     if fields.flag("stream"):
-        return Events(_streamed(service, asked, service.generator.start(asked.requests)))
+        started = service.generator.start(asked.requests)
+        return Events(_streamed(service, asked, started), started)
     done = await unless_gone(receive, service.generator.finish(asked.requests))
     body, tokenizer = service.head("chat.completion", "chatcmpl"), service.llama.tokenizer
     body["choices"] = []

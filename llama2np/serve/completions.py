@@ -39,7 +39,8 @@ async def completions(service: Service, fields: Fields, receive: Receive) -> Any
     service.check_model(fields)
     asked = _asked(service, fields)
     if fields.flag("stream"):
-        return Events(_streamed(service, asked, service.generator.start(asked.requests)))
+        started = service.generator.start(asked.requests)
+        return Events(_streamed(service, asked, started), started)
     done = await unless_gone(receive, service.generator.finish(asked.requests))
     body = service.head("text_completion", "cmpl")
     body["choices"] = [
