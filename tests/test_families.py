@@ -18,6 +18,7 @@ from llama2np import (
     Trace,
     beam_search,
     evaluate,
+    export,
 )
 from llama2np.analysis.lens import logit_lens
 from llama2np.bench.arithmetic import bytes_to_generate, operations_to_read
@@ -405,3 +406,21 @@ def test_a_folder_without_a_tokenizer(reference):
     with pytest.raises(ValueError, match="the prompt is empty"):
         model.generate("")
     assert model.tokenizer.decode([1, 319]) == "<1><319>"
+
+
+@pytest.mark.parametrize("name", (*DECODERS, *CLASSIFIERS, *ENCODERS))
+def test_a_folder_goes_round(reference, tmp_path, name):
+    """Written again in its own number format, it is the same network."""
+    folder = reference / "architectures" / name
+    dtype = json.loads((folder / "info.json").read_text())["dtype"]
+    export(folder, tmp_path / "again", -1, dtype=dtype)
+    a, b = loading.load(folder), loading.load(tmp_path / "again")
+    assert a.config == b.config and a.weights.keys() == b.weights.keys()
+    for key, tensor in a.weights.items():
+        for x, y in zip(arrays_of(tensor), arrays_of(b.weights[key]), strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_array_equal(x, y)
+
+
+def arrays_of(tensor):
+    return (tensor,) if isinstance(tensor, np.ndarray) else tensor.arrays

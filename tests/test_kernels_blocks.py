@@ -9,7 +9,7 @@ from ops import Buffer, call, out
 from ops import random_blocks as matrix
 
 from llama2np.formats import gguf
-from llama2np.kernels import lower
+from llama2np.kernels import products
 from llama2np.kernels.matmul import block_rows, block_tiles, int8_isa
 from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.block_unpack import order
@@ -232,5 +232,5 @@ def test_logits_of_networks(reference, name):
         return Transformer(config, weights).forward(expected["tokens"], State(config), True)
 
     assert np.square(logits() - exact_logits).mean() < np.square(llama_cpp - exact_logits).mean()
-    with patch.dict(lower.TERMS, dict.fromkeys(lower.TERMS, 2)):
+    with patch.dict(products.TERMS, dict.fromkeys(products.TERMS, 2)):
         np.testing.assert_allclose(logits(), exact_logits, rtol=0, atol=2e-3)
