@@ -46,6 +46,7 @@ def _train(options: argparse.Namespace) -> None:
     parameters = parameters_of(program)
     paths = {"checkpoint": out / "training.npz", "log": out / "losses.jsonl"}
     trainer = Trainer(program, parameters, windows, settings, **paths)
+    learning.tell_start(trainer)
     learning.run(trainer, options.every)
     _tell(trainer, settings)
     if options.dev:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from llama2np.files import open_regular, read_at_most
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.huggingface.families import FAMILIES, Family
 from llama2np.formats.huggingface.parts import Part
-from llama2np.formats.source import Source, Stored, halved
+from llama2np.formats.source import Original, Source, Stored, halved
 from llama2np.model.config import Config
 
 # The files of a tokenizer, which belong to a folder that can be run.
@@ -33,6 +36,26 @@ def as_folder(source: Source, dtype: str) -> tuple[dict[str, Any], dict[str, Sto
         name = "n_positions" if "n_positions" in config else "max_position_embeddings"
         config[name] = source.config.seq_len
     return config, dict(original.tensors)
+
+
+def with_labels(source: Source, head: np.ndarray, labels: Sequence[str]) -> Source:
+    """A network with a head for labels, (n_labels, dim) float32, in place of that for tokens.
+
+    It is written as transformers' ...ForSequenceClassification. Raises CheckpointError.
+    """
+    config, tensors = as_folder(source, "float32")
+    (name, *_) = config["architectures"]
+    for old in ("ForCausalLM", "LMHeadModel"):
+        name = name.removesuffix(old)
+    config["architectures"] = [f"{name}ForSequenceClassification"]
+    config["id2label"] = {str(i): label for i, label in enumerate(labels)}
+    config["label2id"] = {label: i for i, label in enumerate(labels)}
+    kept = {n: t for n, t in tensors.items() if not n.startswith(("lm_head.", "embed_out."))}
+    kept["score.weight"] = Stored.view(head)
+    ours = {n: t for n, t in source.tensors.items() if not n.startswith("classifier")}
+    ours["classifier"] = kept["score.weight"]
+    shape = replace(source.config, n_labels=len(labels), logit_softcap=0.0)
+    return Source(source.path, shape, False, ours, original=Original(config, kept))
 
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
