@@ -15,7 +15,7 @@ from llama2np.cli import main
 from llama2np.formats import loading, peft, safetensors
 from llama2np.formats.checkpoint import CheckpointError, Header
 from llama2np.learning.batch import Batch
-from llama2np.learning.examples import Examples, Labelled
+from llama2np.learning.examples import Examples, Labelled, Texts
 from llama2np.learning.finetuning import Finetuning, LowRank
 from llama2np.learning.gradients import batch_gradients, batch_loss
 from llama2np.learning.lora import low_rank_parameters, merged
@@ -369,3 +369,20 @@ def test_wrong_words(base, labelled, tmp_path, capsys, command, words, text):
     assert main([command, str(base[0]), *out, "--data", str(labelled), *words]) == 1
     err = capsys.readouterr().err
     assert text in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode", ("all", "lora"))
+def test_a_trained_network_in_memory(base, tmp_path, mode):
+    tuning = Finetuning(base[0], mode)
+    data = Texts(["THE CAT", "A MAT"], tuning.tokenizer.encode, 2, 20)
+    trainer = Trainer(tuning.program, tuning.parameters, data, Settings(3, 0.01), **tuning.options)
+    trainer.run()
+    tuning.write(tmp_path / "out")
+    model, files = tuning.llama("numpy"), Llama.load(tmp_path / "out" / "model.bin", engine="numpy")
+    np.testing.assert_allclose(logits(model), logits(files), atol=1e-5)
+    assert model.transformer.weights["classifier"] is model.transformer.weights["embedding"]
+    assert model.tokenizer.encode("THE CAT") == files.tokenizer.encode("THE CAT")
+    with pytest.raises(ValueError, match="writes no text"):
+        Finetuning(base[0], labels=("a", "b")).llama()
+    with pytest.raises(ValueError, match="nothing to predict"):
+        Texts([], tuning.tokenizer.encode, 1, 9)

@@ -100,24 +100,18 @@ def _from_json(path: Path, number: int, line: str) -> tuple[str, str]:
     return str(label).strip(), text.strip()
 
 
-class Labelled:
-    """Batches of labelled texts, in another order in each epoch: see `Data`.
+class _Epochs:
+    """Batches of sequences of tokens, in another order in each epoch: see `Data`.
 
-    Texts of about the same length are in one batch; each batch is a function of (seed, number).
+    Sequences of about the same length are in one batch; each batch is a function of (seed, number).
     """
 
-    def __init__(
-        self,
-        examples: Examples,
-        encode: Callable[[str], list[int]],
-        rows: int,
-        longest: int,
-        seed: int = 0,
-    ):
-        self._tokens = [encode(text)[:longest] for text in examples.texts]
-        self._labels, self._rows, self._seed = examples.labels, min(rows, len(self._tokens)), seed
-        check = zlib.crc32(np.concatenate([*self._tokens, self._labels]).astype("<i4").tobytes())
-        self.name = f"{len(self._tokens)} texts {check:08x}, {rows} rows, seed {seed}"
+    def __init__(self, tokens: list[list[int]], rows: int, seed: int, labels: np.ndarray):
+        if not all(tokens):
+            raise ValueError("a text has no tokens")
+        self._tokens, self._rows, self._seed = tokens, min(rows, len(tokens)), seed
+        check = zlib.crc32(np.concatenate([*tokens, labels]).astype("<i4").tobytes())
+        self.name = f"{len(tokens)} texts {check:08x}, {rows} rows, seed {seed}"
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
 
     @property
@@ -140,10 +134,8 @@ class Labelled:
     def _order(self, epoch: int) -> list[np.ndarray]:
         """Shuffle; sort by length within groups of 16 batches; shuffle the batches."""
         random = np.random.default_rng([self._seed, epoch])
-        order, lengths = (
-            random.permutation(len(self._tokens)),
-            np.array(list(map(len, self._tokens))),
-        )
+        order = random.permutation(len(self._tokens))
+        lengths = np.array(list(map(len, self._tokens)))
         group, parts = 16 * self._rows, list[np.ndarray]()
         for start in range(0, len(order), group):
             some = order[start : start + group]
@@ -152,5 +144,47 @@ class Labelled:
         return [parts[i] for i in random.permutation(len(parts))]
 
     def _of(self, which: np.ndarray) -> Batch:
+        raise NotImplementedError
+
+
+class Labelled(_Epochs):
+    """Batches of `rows` labelled texts, of which at most `longest` tokens are read: see `Data`."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        encode: Callable[[str], list[int]],
+        rows: int,
+        longest: int,
+        seed: int = 0,
+    ):
+        tokens = [encode(text)[:longest] for text in examples.texts]
+        super().__init__(tokens, rows, seed, examples.labels)
+        self._labels = examples.labels
+
+    def _of(self, which: np.ndarray) -> Batch:
         tokens, lengths = padded([self._tokens[i] for i in which])
         return Batch.labels(tokens, lengths, self._labels[which])
+
+
+class Texts(_Epochs):
+    """Batches of `rows` whole texts, of which at most `longest` tokens are read: see `Data`.
+
+    Each token but the first of a text is to be predicted. For large files there is `Windows`.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        encode: Callable[[str], list[int]],
+        rows: int,
+        longest: int,
+        seed: int = 0,
+    ):
+        tokens = [encode(text)[:longest] for text in texts]
+        if not texts or max(map(len, tokens)) < 2:
+            raise ValueError("there is nothing to predict: expected a text of two tokens or more")
+        super().__init__(tokens, rows, seed, np.zeros(0, np.int64))
+
+    def _of(self, which: np.ndarray) -> Batch:
+        return Batch.next_tokens(*padded([self._tokens[i] for i in which]))

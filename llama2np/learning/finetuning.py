@@ -14,9 +14,12 @@ from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.huggingface.writing import with_labels as labelled
 from llama2np.learning.heads import with_labels
 from llama2np.learning.lora import TARGETS, low_rank_parameters, merged, pairs
-from llama2np.learning.passes import parameters_of
+from llama2np.learning.passes import parameters_of, shared_names
 from llama2np.learning.writing import changed, source_of, tokenizer_path, write_network
+from llama2np.llama import Llama
 from llama2np.model.program import Program
+from llama2np.model.transformer import Transformer
+from llama2np.model.weights import Dense, Tensor, Weights
 from llama2np.text.tokenizer import Tokenizer
 
 StrPath = str | os.PathLike[str]
@@ -81,6 +84,23 @@ class Finetuning:
         if not self.parameters:
             raise ValueError("the head is tied to the embedding, so that it is not trained alone")
 
+    def llama(self, engine: str = "compiled") -> Llama:
+        """The trained network with its tokenizer, low-rank parts merged; it shares the arrays.
+
+        Raises ValueError for a network with a head for labels.
+        """
+        if self.labels:
+            raise ValueError("a network with a head for labels writes no text: use write")
+        values, old = merged(self.program, self.parameters, self.low_rank.scale), self.program
+        first = shared_names(old)
+        made = {
+            name: _tensor(values[name]) if name in values else tensor
+            for name, tensor in old.weights.items()
+        }
+        tensors = {name: made[first[name]] for name in made}  # a tied head stays tied
+        network = Transformer(old.config, Weights(tensors), old.describe, engine)
+        return Llama(network, self.tokenizer)
+
     def write(self, folder: StrPath) -> list[Path]:
         """Write the trained network to a folder, with low-rank parts merged; return its files."""
         values = merged(self.program, self.parameters, self.low_rank.scale)
@@ -103,3 +123,7 @@ class Finetuning:
             family,
             os.fspath(self.path),
         )
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return Dense(array) if array.ndim == 2 else array
