@@ -386,3 +386,41 @@ def test_a_trained_network_in_memory(base, tmp_path, mode):
         Finetuning(base[0], labels=("a", "b")).llama()
     with pytest.raises(ValueError, match="nothing to predict"):
         Texts([], tuning.tokenizer.encode, 1, 9)
+
+
+@pytest.mark.parametrize("name", ("qwen2_tied", "gpt2", "phi2", "mixtral"))
+def test_a_written_classifier_is_the_trained_one(reference, tmp_path, name):
+    """For every family: transformers read these folders, too, and gave the same logits."""
+    tuning = Finetuning(reference / "architectures" / name, "all", ("a", "b", "c"))
+    random = np.random.default_rng(0)
+    for array in tuning.parameters.values():
+        array += random.standard_normal(array.shape, np.float32) * np.float32(0.05)
+    tuning.write(tmp_path / "out")
+    written = loading.transformer(tmp_path / "out", "numpy")
+    batch = Batch.labels(np.array([[1, 5, 9, 100]]), None, [2])
+    expected = batch_loss(tuning.program, tuning.parameters, batch).total
+    assert batch_loss(written.program, {}, batch).total == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    (("qwen2.Q8_0", "wk.bias of layer 0, which a folder of a Llama"), ("gpt2.Q4_0", "gpt2 cannot")),
+)
+def test_what_a_folder_cannot_hold_is_refused(reference, tmp_path, name, words):
+    tuning = Finetuning(reference / "gguf" / f"{name}.gguf", "lora")
+    for attempt in (tuning.check_writable, lambda: tuning.write(tmp_path / "out")):
+        with pytest.raises(CheckpointError, match=words):
+            attempt()
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize("mode", ("all", "lora"))
+def test_four_bit_weights_can_be_the_start(reference, tmp_path, mode):
+    tuning = Finetuning(reference / "gguf" / "llama.Q4_0.gguf", mode)
+    batch = Batch.next_tokens(np.array([[1, 5, 9, 100, 7]]))
+    for array in tuning.parameters.values():
+        array += np.float32(0.01)
+    tuning.write(tmp_path / "out")
+    expected = batch_loss(tuning.program, tuning.parameters, batch, **tuning.options).total
+    written = loading.transformer(tmp_path / "out", "numpy")
+    assert batch_loss(written.program, {}, batch).total == pytest.approx(expected, abs=1e-4)

@@ -34,9 +34,12 @@ def _finetune(options: argparse.Namespace) -> None:
 def _tuning(options: argparse.Namespace, labels: tuple[str, ...] = ()) -> Finetuning:
     targets = tuple(options.targets.split(","))
     low_rank = LowRank(options.rank, options.alpha, targets)
-    return Finetuning(
+    tuning = Finetuning(
         options.model, options.train, labels, low_rank, options.tokenizer, options.seed
     )
+    if not options.adapter:
+        tuning.check_writable()
+    return tuning
 
 
 def _on_text(options: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from llama2np.formats import loading, peft
 from llama2np.formats.checkpoint import CheckpointError
+from llama2np.formats.huggingface.writing import as_folder
 from llama2np.formats.huggingface.writing import with_labels as labelled
 from llama2np.learning.heads import with_labels
 from llama2np.learning.lora import TARGETS, low_rank_parameters, merged, pairs
@@ -83,6 +84,12 @@ class Finetuning:
             self.options = {"lora_scale": self.low_rank.scale}
         if not self.parameters:
             raise ValueError("the head is tied to the embedding, so that it is not trained alone")
+
+    def check_writable(self) -> None:
+        """Raise CheckpointError now, and not after the training, if `write` will do so."""
+        source = source_of(self.path)
+        if source.original is None:
+            as_folder(source, "float32")
 
     def llama(self, engine: str = "compiled") -> Llama:
         """The trained network with its tokenizer, low-rank parts merged; it shares the arrays.

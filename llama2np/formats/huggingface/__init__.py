@@ -84,6 +84,7 @@ def _by_our_names(
     modules = dict(family.modules(config))
     if config.n_labels and config.architecture != "bert":
         modules["classifier"] = "score"
+        biased.discard("classifier")
     for ours, theirs in modules.items():
         name = theirs.name if isinstance(theirs, Part) else theirs
         kinds_ = ["weight", "bias"] if ours.split(".")[-1] in biased else ["weight"]
