@@ -63,18 +63,8 @@ def write_adapter(
             b = halved(Stored.view(b), config.head_dim).read(0, len(b))
         tensors[f"{start}.lora_A.weight"] = a
         tensors[f"{start}.lora_B.weight"] = b
-    described = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": len(next(iter(pairs.values()))[0]),
-        "lora_alpha": alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "target_modules": sorted({str(known[name]).split(".")[-1] for name in pairs}),
-    }
+    rank = len(next(iter(pairs.values()))[0])
+    described = _described(rank, alpha, {str(known[name]).split(".")[-1] for name in pairs}, base)
     header = safetensors.header_for({n: t.shape for n, t in tensors.items()}, np.dtype(np.float32))
     text = (json.dumps(described, indent=2) + "\n").encode()
     size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
@@ -86,6 +76,22 @@ def write_adapter(
         values.write(header)
         for tensor in tensors.values():
             values.write(np.ascontiguousarray(tensor, "<f4").tobytes())
+
+
+def _described(rank: int, alpha: float, modules: set[str], base: str) -> dict[str, object]:
+    """adapter_config.json."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": sorted(modules),
+    }
 
 
 def with_adapter(
