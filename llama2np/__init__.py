@@ -1,4 +1,4 @@
-"""llama2.c's inference in readable Python: NumPy arrays, numba kernels, the same tokens."""
+"""Local LLM inference in readable Python: NumPy arrays, numba kernels, llama2.c's tokens."""
 
 import sys
 from importlib import import_module
@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from llama2np.analysis.evaluation import Comparison, Evaluation, compare, evaluate
     from llama2np.analysis.zero_shot import zero_shot
     from llama2np.classifier import Classifier
+    from llama2np.decoding.batch import Batch
     from llama2np.decoding.beam import Beam, beam_search
     from llama2np.decoding.chat import Chat
+    from llama2np.decoding.completion import Completion
     from llama2np.decoding.generation import Generation
     from llama2np.decoding.sampler import Sampler
     from llama2np.decoding.speculative import DraftModel, PromptLookup
+    from llama2np.encoder import Encoder
     from llama2np.formats.checkpoint import CheckpointError
     from llama2np.formats.export import export
     from llama2np.learning.gradients import loss_and_gradients
@@ -26,14 +29,17 @@ if TYPE_CHECKING:
     from llama2np.text.tokenizer import Tokenizer, TokenizerError
 
 __all__ = [
+    "Batch",
     "Beam",
     "Chat",
     "CheckpointError",
     "Classifier",
     "Comparison",
+    "Completion",
     "Config",
     "DraftModel",
     "Edit",
+    "Encoder",
     "Evaluation",
     "Generation",
     "Llama",
@@ -55,14 +61,17 @@ __version__ = "0.1.0"
 
 # The module of each public name.
 _MODULES = {
+    "Batch": "decoding.batch",
     "Beam": "decoding.beam",
     "Chat": "decoding.chat",
     "CheckpointError": "formats.checkpoint",
     "Classifier": "classifier",
     "Comparison": "analysis.evaluation",
+    "Completion": "decoding.completion",
     "Config": "model.config",
     "DraftModel": "decoding.speculative",
     "Edit": "model.hooks",
+    "Encoder": "encoder",
     "Evaluation": "analysis.evaluation",
     "Generation": "decoding.generation",
     "Llama": "llama",

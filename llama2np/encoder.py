@@ -11,6 +11,7 @@ import numpy as np
 from llama2np.arguments import none_means_default, path_like, text, whole, wrong
 from llama2np.formats import loading
 from llama2np.formats.checkpoint import CheckpointError
+from llama2np.formats.huggingface.sentences import Sentences
 from llama2np.model.config import Config
 from llama2np.model.encoder import Encoded, EncoderNetwork
 from llama2np.model.networks import is_encoder
@@ -38,10 +39,18 @@ class Encoder:
     >>> similarity = a @ b
     """
 
-    def __init__(self, network: EncoderNetwork, tokenizer: Tokenizer, labels: Sequence[str] = ()):
+    def __init__(
+        self,
+        network: EncoderNetwork,
+        tokenizer: Tokenizer,
+        labels: Sequence[str] = (),
+        sentences: Sentences | None = None,
+    ):
+        """labels: of texts, for `classify`; sentences: the settings of `embed`."""
         if not isinstance(network, EncoderNetwork):
             raise TypeError("Encoder() takes an EncoderNetwork; Encoder.load opens a folder")
         self.network, self.tokenizer, self.labels = network, tokenizer, tuple(labels)
+        self.sentences = sentences or Sentences()
 
     def __repr__(self) -> str:
         c = self.config
@@ -65,7 +74,7 @@ class Encoder:
             kind = loaded.config.architecture
             raise CheckpointError(f"{path}: {kind}, a decoder: Llama.load opens it")
         network = EncoderNetwork(loaded.config, loaded.weights, engine)
-        return cls(network, loaded.tokenizer(tokenizer), loaded.labels)
+        return cls(network, loaded.tokenizer(tokenizer), loaded.labels, loaded.sentences)
 
     @property
     def config(self) -> Config:
@@ -88,16 +97,19 @@ class Encoder:
     def embed(
         self,
         texts: str | Iterable[str],
-        pooling: str | None = "mean",
+        pooling: str | None = None,
         normalize: bool | None = True,
         max_tokens: int | None = None,
     ) -> np.ndarray:
         """Vectors of texts whose dot product says how similar they are: (n, dim) float32.
 
         pooling: "mean" of the last hidden states, or "cls", that of the first token. normalize:
-        divide by the L2 norm. max_tokens: a longer text is cut off there, by default at the
-        network's longest. One text gives (dim,).
+        divide by the L2 norm. max_tokens: a longer text is cut off there. The defaults are those of
+        a sentence-transformers folder, else "mean" and the network's longest text. One text gives
+        (dim,).
         """
+        pooling = pooling or self.sentences.pooling
+        max_tokens = max_tokens or self.sentences.max_tokens or None
         if pooling not in ("mean", "cls"):
             raise wrong("pooling", "'mean' or 'cls'", pooling)
         single = isinstance(texts, str)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from llama2np import advice
-from llama2np.arguments import none_means_default, path_like, text, token_list, whole
+from llama2np.arguments import none_means_default, path_like, text, token_list, whole, wrong
+from llama2np.decoding import options as checking
+from llama2np.decoding.batch import Batch, complete
 from llama2np.decoding.chat import Chat
+from llama2np.decoding.completion import Completion
 from llama2np.decoding.generation import Draft, Generation
-from llama2np.decoding.logits import check_bias
-from llama2np.decoding.sampler import Sampler, SamplingOptions
+from llama2np.decoding.options import Request, sampler_of
+from llama2np.decoding.sampler import SamplingOptions
+from llama2np.decoding.turns import Turns, checked_messages, turns_for
 from llama2np.formats import loading
 from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
     from llama2np.model.hooks import Hook
 
 _NOT_GIVEN: Any = object()
+
+Prompt = str | Sequence[int] | np.ndarray | Mapping[str, Any]
 
 
 class Llama:
@@ -107,8 +114,10 @@ class Llama:
     def prompt_tokens(self, prompt: str | Sequence[int] | np.ndarray | None) -> list[int]:
         """The tokens of a prompt, which is a text or a sequence of tokens.
 
-        Raises ValueError if there are none, or more than the context holds.
+        Raises ValueError if there are none, or more than the context holds, and for a network that
+        does not predict tokens.
         """
+        self._check_predicts_tokens()
         if isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt)
             if not tokens:
@@ -145,7 +154,7 @@ class Llama:
         argument. Raises ValueError, at the call, for arguments of another type or out of range, and
         for a prompt longer than the context.
         """
-        sampler = _sampler("generate", sampling, self.config.vocab_size)
+        sampler = sampler_of("generate", sampling, self.config.vocab_size)
         tokens = self.prompt_tokens(prompt)
         return Generation(
             self.transformer,
@@ -158,6 +167,107 @@ class Llama:
             logprobs=logprobs,
             draft=draft,
         )
+
+    @overload
+    def generate_batch(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        stream: Literal[False] = False,
+        max_sequences: int = 32,
+        max_positions: int | None = None,
+        **options: Any,
+    ) -> Iterator[Completion]: ...
+
+    @overload
+    def generate_batch(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        stream: Literal[True],
+        max_sequences: int = 32,
+        max_positions: int | None = None,
+        **options: Any,
+    ) -> Iterator[tuple[Completion, str]]: ...
+
+    def generate_batch(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        stream: bool = False,
+        max_sequences: int = 32,
+        max_positions: int | None = None,
+        **options: Any,
+    ) -> Iterator[Completion] | Iterator[tuple[Completion, str]]:
+        """Continue many prompts at once; yield a `Completion` for each, as soon as it is done.
+
+        prompts: an iterable, which may be endless, of texts, of lists of tokens, or of dicts with
+        "prompt" or "messages" (a conversation) and options of their own. options: those of
+        `generate` but state and draft, for all prompts. Each has the text that `generate` gives it
+        with the same options, to the bit.
+        stream: yield (completion, piece of its text) for each token; the last one is `done`.
+        max_sequences and max_positions: see `Batch`. Raises ValueError and TypeError as `generate`
+        does: for options at the call, and for a prompt, with its number from 0, when it is reached.
+        """
+        if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
+            raise wrong("prompts", "a list of prompts", prompts)
+        batch = Batch(
+            self.transformer,
+            self.tokenizer,
+            max_sequences=max_sequences,
+            max_positions=max_positions,
+        )
+        self.request([0], options)  # checks them
+        news = complete(batch, self._requests(prompts, options))
+        return news if stream else (each for each, _ in news if each.done)
+
+    def _requests(self, prompts: Iterable[Prompt], options: dict[str, Any]) -> Iterator[Request]:
+        for i, prompt in enumerate(prompts):
+            try:
+                yield self.request(prompt, options)
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"prompt {i}: {error}") from None
+
+    def request(self, prompt: Prompt, options: dict[str, Any]) -> Request:
+        """A prompt and options of `generate`, checked, for `Batch.add`.
+
+        prompt: a text, tokens, or a dict with "prompt" or "messages" (a conversation) and options
+        of its own. Raises ValueError, and TypeError for an option that does not exist.
+        """
+        own = dict(prompt) if isinstance(prompt, Mapping) else {"prompt": prompt}
+        if "messages" in own and "prompt" in own:
+            raise ValueError("expected a prompt or messages, found both")
+        ends = None
+        if "messages" in own:
+            own["prompt"], ends = self._conversation(own.pop("messages"))
+        tokens = self.prompt_tokens(own.pop("prompt", ""))
+        made = checking.request("generate_batch", tokens, options | own, self.config.vocab_size)
+        if ends is None:
+            return made
+        if self._turns.draws:  # as Chat does
+            made.sampler.skip(len(made.prompt) - 1)
+        return replace(made, ends=ends)
+
+    def _check_predicts_tokens(self) -> None:
+        if count := self.config.n_labels:
+            raise ValueError(
+                f"this network was trained to classify texts: it has logits of {count} labels, "
+                "which forward() returns, and none of the next token"
+            )
+
+    def _conversation(self, messages: Any) -> tuple[list[int], frozenset[int]]:
+        """The tokens of a conversation in the model's chat template, and those that end an answer.
+
+        Raises ValueError if the last message is not the user's, and for a model without a template.
+        """
+        checked = checked_messages(messages)
+        if not checked or checked[-1]["role"] != "user":
+            raise ValueError("the last message must be the user's")
+        return self._turns.prompt(checked, None), self._turns.ends
+
+    @cached_property
+    def _turns(self) -> Turns:
+        return turns_for(self.tokenizer, None)
 
     @none_means_default
     def chat(
@@ -176,9 +286,10 @@ class Llama:
         sampling: the fields of `Sampler`. None means the default of an argument. Raises ValueError
         for arguments of another type or out of range.
         """
+        self._check_predicts_tokens()
         if positions is not None and (positions := whole("positions", positions)) < 0:
             raise ValueError(f"positions must be 0 (the context) or more, not {positions}")
-        sampler = _sampler("chat", sampling, self.config.vocab_size)
+        sampler = sampler_of("chat", sampling, self.config.vocab_size)
         system = text("system", system)
         parts = self.transformer, self.tokenizer, sampler
         return Chat(*parts, system, positions, messages, template)
@@ -191,16 +302,3 @@ class Llama:
         network does not have.
         """
         return Llama(self.transformer.with_hooks(hooks), self.tokenizer)
-
-
-def _sampler(caller: str, options: SamplingOptions, vocab_size: int) -> Sampler:
-    """A Sampler. Raises ValueError, and for an unknown option TypeError in the caller's name."""
-    if unknown := options.keys() - SamplingOptions.__annotations__.keys():
-        known, first = SamplingOptions.__annotations__, min(unknown)
-        raise TypeError(
-            f"{caller}() has no option {first!r}; those of sampling are {', '.join(known)}"
-            f"{advice.did_you_mean(first, known)}"
-        )
-    sampler = Sampler(**options)  # type: ignore[arg-type]  # None is for its defaults
-    check_bias(sampler.logit_bias, vocab_size)
-    return sampler

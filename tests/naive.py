@@ -104,3 +104,27 @@ def forward(config, tensors, tokens):
         h = swiglu(matmul(t["w_gate"][i], h), matmul(t["w_up"][i], h))
         x = x + matmul(t["w_down"][i], h)
     return matmul(t.get("classifier", t["embedding"]), rmsnorm(x, t["final_norm"], c.norm_eps))
+
+
+def quantize_for_blocks(x):
+    """x (T, n) to int8 in groups of 32: q, scales."""
+    groups = x.reshape(len(x), -1, 32)
+    largest = np.abs(groups).max(-1, keepdims=True)
+    scales = largest / np.float32(127)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    q = np.rint(groups * inverse)
+    return q.reshape(x.shape), scales[..., 0]
+
+
+def matmul_blocks(w, x, terms=1):
+    """x (T, n), rounded to int8 as a sum of `terms`, times the values w (d, n) of a matrix.
+
+    Also the same with the magnitudes of all values, to which errors of rounding are in proportion.
+    """
+    rounded, rest = 0, x
+    for _ in range(terms):
+        q, scales = quantize_for_blocks(rest)
+        part = q * np.repeat(scales, 32, axis=1).astype(float)
+        rounded, rest = rounded + part, (rest - part).astype(np.float32)
+    w = w.astype(float)
+    return rounded @ w.T, np.abs(rounded) @ np.abs(w).T

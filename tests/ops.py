@@ -4,8 +4,10 @@ import numpy as np
 
 from llama2np.aligned import aligned_zeros
 from llama2np.kernels.interpreter import go
+from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.runtime.op import RUN, SPAN, STEP_BYTES
 from llama2np.kernels.runtime.pool import POOL
+from llama2np.model.blocks import Blocks
 
 
 class Buffer:
@@ -18,6 +20,17 @@ class Buffer:
 def out(rows, width):
     """A buffer that is to be filled; what is not written stays nan."""
     return Buffer(np.full((rows, width), np.nan, np.float32))
+
+
+def random_blocks(kind, d, n, seed=0, size=1):
+    """A matrix in blocks: any bits, but scales that are numbers of about `size`."""
+    form, rng = KINDS[kind], np.random.default_rng(seed)
+    data = rng.integers(0, 256, (d, n // form.values, form.nbytes), np.uint8)
+    for byte in (form.scale, form.offset):
+        if byte is not None:
+            scales = rng.standard_normal((d, n // form.values, 1)) * size
+            data[..., byte : byte + 2] = scales.astype(np.float16).view(np.uint8)
+    return Blocks(data.reshape(d, -1), kind)
 
 
 def call(

@@ -176,6 +176,11 @@ def test_a_long_conversation_is_within_the_limits(folders):
     for told in json.loads((folders / "chat.json").read_text()).values():
         text = ChatTemplate(told["template"], {"bos_token": "<s>", "eos_token": "</s>"})
         assert len(text.render(messages)) > 1_900_000
+    # As many templates do: to look at the whole list at each message.
+    last = "{% for m in messages %}{% if loop.index == messages | length %}{{ m.role }}{% endif %}"
+    last += "{% if m == (messages | last) %}!{% endif %}{% endfor %}"
+    messages[-1]["content"] = "the end"
+    assert render(last, messages) == "assistant!"
 
 
 @pytest.mark.parametrize(

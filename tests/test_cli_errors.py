@@ -160,7 +160,9 @@ def test_a_tokenizer_model_with_broken_pieces_is_named(refused, tmp_path):
 
 
 def test_a_folder_and_no_file(refused, tmp_path):
-    assert f"{tmp_path}: Is a directory" in refused(tmp_path)
+    assert f"{tmp_path}: a folder without params.json (Meta) or config.json (HF)" in refused(
+        tmp_path
+    )
     assert f"{tmp_path}: a directory without a tok" in refused("model.bin", "-z", tmp_path)
     assert "no.bin: No such file" in refused("no.bin")
     assert "no.bin: No such file" in refused("model.bin", "-z", "no.bin")

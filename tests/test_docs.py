@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_chat_folder
+from random_folders import write_bert, write_gpt2
 
 from llama2np.cli.run import main as run
 from llama2np.model.config import Config
@@ -93,6 +94,12 @@ def test_recipe(tmp_path, monkeypatch, capsys, title, script, request):
         tokenizer = request.getfixturevalue("reference") / "tokenizers" / "qwen2"
         ends = [569, *range(0, 560, 9)]
         write_chat_folder(tmp_path / "path/to/folder", config, tokenizer, ends)
+    for name, write in (("gpt2", write_gpt2), ("bert-base-uncased", write_bert)):
+        if f"path/to/{name}" in script:
+            tokenizer = "gpt2" if write is write_gpt2 else "bert_uncased"
+            (tmp_path / "path" / "to").mkdir(parents=True)
+            folder = request.getfixturevalue("reference") / "tokenizers" / tokenizer
+            write(tmp_path / "path" / "to" / name, folder)
     assert len(script.splitlines()) <= 15
     exec(compile(script, title, "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out.strip()

@@ -8,12 +8,27 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import write_tokenizer
 
-from llama2np import Edit, Trace
+from llama2np import (
+    Edit,
+    Llama,
+    PromptLookup,
+    TokenizerError,
+    Trace,
+    beam_search,
+    evaluate,
+    export,
+)
+from llama2np.analysis.lens import logit_lens
+from llama2np.bench.arithmetic import bytes_to_generate, operations_to_read
+from llama2np.decoding.logits import log_softmax
 from llama2np.formats import loading
 from llama2np.model.encoder import EncoderNetwork
 from llama2np.model.hooks import ENDS
+from llama2np.model.listing import bytes_of
 from llama2np.model.transformer import State, Transformer
+from llama2np.model.weights import Dense, Weights
 
 DECODERS = (
     *("gemma", "gemma2", "gemma3", "gpt2", "gpt2_hubnames", "gptneox_parallel"),
@@ -129,6 +144,15 @@ def test_logits_of_labels(network, expected, name, engine):
     for tokens, mask, logits in rows:
         found = model.forward(tokens[mask == 1], State(model.config))
         np.testing.assert_allclose(found, logits, **CLOSE)
+
+
+def test_a_network_for_labels_does_not_continue_texts(reference):
+    model = Llama.load(reference / "architectures" / "gpt2_seqcls")
+    for use in (model.generate, model.chat):
+        with pytest.raises(
+            ValueError, match="trained to classify texts: it has logits of 2 labels"
+        ):
+            use()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -275,3 +299,137 @@ def test_weights_stay_as_they_are_in_the_file(reference, network):
         assert {m.kind for m in matrices.values()} == {info["dtype"]}
         if name.startswith(("llama", "qwen", "mistral", "mixtral", "phi")):
             assert not any(m.w.flags.owndata for m in matrices.values())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_only_the_chosen_experts_are_read(network, expected, engine):
+    """Nonsense in all others does not matter; and a token needs the bytes of two of eight."""
+    model, tokens = network("mixtral", engine), expected("mixtral")["tokens"][:3]
+    c, trace = model.config, Trace("router")
+    logits = model.with_hooks([trace]).forward(tokens, State(c), all_logits=True)
+    tensors = dict(model.weights)
+    for layer in range(c.n_layers):
+        chosen = np.argsort(-trace["router", layer], axis=1)[:, : c.n_experts_used]
+        unused = set(range(c.n_experts)) - set(chosen.ravel().tolist())
+        assert unused
+        for expert in unused:
+            for name in ("w_gate", "w_up", "w_down"):
+                full = f"layers.{layer}.experts.{expert}.{name}"
+                tensors[full] = Dense(np.full_like(tensors[full].w, np.nan))
+    other = Transformer(c, Weights(tensors), engine=engine)
+    found = other.forward(tokens, State(c), all_logits=True)
+    np.testing.assert_array_equal(found, logits)
+    (step, *_) = (step for step in model.program.steps if step.op == "experts")
+    names = ("w_gate", "w_up", "w_down")
+    one = sum(tensors[f"layers.0.experts.0.{name}"].w.nbytes for name in names)
+    assert bytes_of(model.program, step) == 2 * one
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_rule_of_switch_transformers(network, engine):
+    """One expert, whose output is scaled by its probability among all (Fedus et al. 2021)."""
+    plain = network("mixtral", engine)
+    config = replace(plain.config, n_experts_used=1, expert_probabilities=1)
+    model = Transformer(config, plain.weights, engine=engine)
+    for step, arrays in model.walk([5, 6, 7]):
+        if step.op == "linear" and "router" in arrays:
+            router = arrays["router"].astype(float)
+        if step.name.startswith("rmsnorm ffn_norm"):
+            h = arrays["ffn_norm"].astype(float)
+        if step.op == "experts":
+            shares = np.exp(router) / np.exp(router).sum(1, keepdims=True)
+            for row, best in enumerate(router.argmax(1)):
+                gate, up, down = (
+                    plain.weights[f"layers.{step.layer}.experts.{best}.{n}"].w.astype(float)
+                    for n in ("w_gate", "w_up", "w_down")
+                )
+                g = gate @ h[row]
+                y = shares[row, best] * (down @ (g / (1 + np.exp(-g)) * (up @ h[row])))
+                np.testing.assert_allclose(arrays["mlp_out"][row], y, atol=1e-4)
+
+
+# With a tokenizer
+
+
+@pytest.fixture(scope="module")
+def llama(reference, tmp_path_factory):
+    """llama(name, engine): the folder with a tokenizer of 320 letters and bytes."""
+    path = write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "t.bin", 320)
+    return lambda name, engine="compiled": Llama.load(
+        reference / "architectures" / name, path, engine
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", DECODERS)
+def test_greedy_tokens(reference, expected, name, engine):
+    """As a folder is: without a tokenizer here, so nothing ends the text."""
+    model, answers = Llama.load(reference / "architectures" / name, engine=engine), expected(name)
+    if name == "qwen2_dca":
+        return  # transformers' tokens are those without dual chunk attention
+    story = model.generate(answers["greedy_prompt"], temperature=0, max_new_tokens=24)
+    assert story.tokens == answers["greedy_tokens"].tolist()
+    assert story.text == "".join(f"<{token}>" for token in story.tokens)
+    if name in BATCHES:
+        rows = (answers[f"batch_{part}"] for part in ("tokens", "mask", "greedy"))
+        for tokens, mask, greedy in zip(*rows, strict=True):
+            story = model.generate(tokens[mask == 1], temperature=0, max_new_tokens=24)
+            assert story.tokens == greedy.tolist()
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_everything_that_generates(llama, name):
+    """Sampling, a draft, beams: each draft is accepted or not, the tokens stay the same."""
+    model = llama(name)
+    prompt = model.tokenizer.encode("ABC ABC ABC AB")
+    options = {"temperature": 0, "max_new_tokens": 12}
+    plain = model.generate(prompt, **options).tokens
+    if name not in BY_LENGTH:  # there, a draft makes the text longer for the tokens before it
+        assert model.generate(prompt, draft=PromptLookup(), **options).tokens == plain
+        best = beam_search(model, prompt, beams=1, max_new_tokens=12)[0]
+        assert list(best.tokens) == plain[: len(best.tokens)]
+    twice = [model.generate(prompt, seed=3, max_new_tokens=8).tokens for _ in range(2)]
+    assert twice[0] == twice[1]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_everything_that_looks_inside(llama, name):
+    """The lens ends with the network's own logits; perplexity is that of the logits; the bench."""
+    model = llama(name)
+    tokens = model.tokenizer.encode("Hello World")
+    own = model.forward(tokens, model.new_state(), all_logits=True)
+    lens = list(logit_lens(model, tokens))
+    assert len(lens) == model.config.n_layers + 1
+    np.testing.assert_allclose(lens[-1], own, **CLOSE)
+    rows = log_softmax(own)[np.arange(len(tokens) - 1), tokens[1:]]
+    assert evaluate(model, "Hello World").nats == pytest.approx(-rows.sum(), rel=1e-5)
+    program = model.transformer.program
+    assert bytes_to_generate(program, 8, 1) > bytes_to_generate(program, 0, 1) > 0
+    assert operations_to_read(program, 0, 8) > 0
+
+
+def test_a_folder_without_a_tokenizer(reference):
+    model = Llama.load(reference / "architectures" / "gpt2")
+    with pytest.raises(TokenizerError, match="gpt2: has no tokenizer.*give tokens in its place"):
+        model.generate("Hello")
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        model.generate("")
+    assert model.tokenizer.decode([1, 319]) == "<1><319>"
+
+
+@pytest.mark.parametrize("name", (*DECODERS, *CLASSIFIERS, *ENCODERS))
+def test_a_folder_goes_round(reference, tmp_path, name):
+    """Written again in its own number format, it is the same network."""
+    folder = reference / "architectures" / name
+    dtype = json.loads((folder / "info.json").read_text())["dtype"]
+    export(folder, tmp_path / "again", -1, dtype=dtype)
+    a, b = loading.load(folder), loading.load(tmp_path / "again")
+    assert a.config == b.config and a.weights.keys() == b.weights.keys()
+    for key, tensor in a.weights.items():
+        for x, y in zip(arrays_of(tensor), arrays_of(b.weights[key]), strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_array_equal(x, y)
+
+
+def arrays_of(tensor):
+    return (tensor,) if isinstance(tensor, np.ndarray) else tensor.arrays

@@ -55,6 +55,7 @@ def test_matrices_are_views_of_the_file(files):
             (t.data.ctypes.data, t.data.ctypes.data + t.data.size) for t in file.tensors.values()
         ]
         first, last = min(start for start, _ in bounds), max(end for _, end in bounds)
+        assert {"embedding", "classifier"} <= weights.matrices.keys()
         for matrix in weights.matrices.values():
             (array,) = matrix.arrays
             assert first <= array.ctypes.data and array.ctypes.data + array.nbytes <= last

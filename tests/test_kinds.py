@@ -309,11 +309,11 @@ def test_a_current_folder_that_is_gone(tmp_path, monkeypatch):
 def test_folders(tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     said = refused(Llama.load, tmp_path, error=CheckpointError)
-    assert "a Hugging Face folder: `" in said and f"--hf {tmp_path} --version 1`" in said
+    assert "config.json: model_type=None, expected one of llama" in said
     said = refused(Tokenizer.load, tmp_path, error=TokenizerError)
     assert "a directory without a tokenizer: expected one of tokenizer.json, " in said
     (tmp_path / "config.json").rename(tmp_path / "params.json")
-    assert f"--meta-llama {tmp_path}" in refused(Llama.load, tmp_path, error=CheckpointError)
+    assert "params.json: has no dim" in refused(Llama.load, tmp_path, error=CheckpointError)
     (tmp_path / "params.json").rename(tmp_path / "model.gguf")
     assert "a folder of GGUF files" in refused(Llama.load, tmp_path, error=CheckpointError)
     assert main(["inspect", str(tmp_path)]) == 1

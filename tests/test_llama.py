@@ -7,7 +7,7 @@ import pytest
 from conftest import TINY, letters, scripted, write_tokenizer
 
 from llama2np import CheckpointError, Llama, Tokenizer, TokenizerError, export
-from llama2np.decoding.generation import until
+from llama2np.decoding.transcript import until
 from llama2np.formats.checkpoint import Header
 from llama2np.text.tokenizer import BOS, EOS
 from tools.hostile import valid

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from llama2np.formats import checkpoint
 from llama2np.formats.checkpoint import Header
-from llama2np.kernels.lower import Entry, lower, places
+from llama2np.kernels.entries import Entry, places
+from llama2np.kernels.lower import lower
 from llama2np.model.architectures import llama
 from llama2np.model.program import Program, Value
 

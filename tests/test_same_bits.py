@@ -9,6 +9,7 @@ import pytest
 from conftest import random_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops import random_blocks
 
 from llama2np.formats import checkpoint
 from llama2np.formats.checkpoint import Header
@@ -16,10 +17,12 @@ from llama2np.kernels.runtime import pool
 from llama2np.model.config import Config
 from llama2np.model.hooks import POINTS, Edit, Trace
 from llama2np.model.transformer import State, Transformer
+from llama2np.model.weights import Weights
 
-# Wide enough for threads to share each matrix of one token; widths that no tile divides.
-CONFIG = Config(192, 328, 2, 6, 2, 300, 250)
+# Wide enough for threads to share each matrix of one token; widths that few tiles divide.
+CONFIG = Config(192, 352, 2, 6, 2, 300, 250)
 HEADERS = {"float32": Header(1, CONFIG, True), "int8": Header(2, CONFIG, False, 8)}
+KINDS = (*HEADERS, "blocks")
 PROMPT, LENGTH = 40, 140
 NOTHING = [Trace(*POINTS), *(Edit(name, lambda array, place: array.copy()) for name in POINTS)]
 pytestmark = pytest.mark.compiled
@@ -47,9 +50,13 @@ def networks(tmp_path_factory):
 
     @cache
     def network(kind):
-        checkpoint.save(path, HEADERS[kind], random_tensors(HEADERS[kind]))
+        header = HEADERS.get(kind, HEADERS["float32"])
+        checkpoint.save(path, header, random_tensors(header))
+        config, weights = checkpoint.load(path)
+        if kind == "blocks":
+            weights = in_blocks(weights)
         with patch("llama2np.model.state._CHUNK", 512):
-            transformer, state = Transformer(*checkpoint.load(path)), State(CONFIG)
+            transformer, state = Transformer(config, weights), State(CONFIG)
         pool.set_threads(1)
         tokens, logits = list(np.random.default_rng(0).integers(0, 300, PROMPT)), []
         while len(logits) < LENGTH:
@@ -60,6 +67,15 @@ def networks(tmp_path_factory):
         return transformer, np.array(tokens[:LENGTH]), np.stack(logits)
 
     return network
+
+
+def in_blocks(weights):
+    """Norms of a network, and random matrices in two formats; those of a step differ."""
+    tensors = dict(weights)
+    for i, (name, matrix) in enumerate(weights.matrices.items()):
+        kind, size = (("Q8_0", 1e-3), ("Q5_1", 1e-2))[i % 2]
+        tensors[name] = random_blocks(kind, *matrix.shape, i, size)
+    return Weights(tensors)
 
 
 def read(transformer, piece, state, way, random):
@@ -116,7 +132,7 @@ CUTS = st.lists(
 
 
 @pytest.mark.parametrize("count", (1, 2, 5))
-@pytest.mark.parametrize("kind", HEADERS)
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25)
 @given(cuts=CUTS, seed=st.integers(0, 2**32))
 def test_the_bits_are_those_of_one_token_after_the_other(networks, kind, count, cuts, seed):
@@ -124,13 +140,13 @@ def test_the_bits_are_those_of_one_token_after_the_other(networks, kind, count, 
 
 
 @pytest.mark.parametrize("count", (1, 2, 5))
-@pytest.mark.parametrize("kind", HEADERS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_prompt_in_pieces_of_1_1_3_12_30(networks, kind, count, way):
     check(networks(kind), [(length, way) for length in (1, 1, 3, 12, 30, 7, 8, 9)], count, 1)
 
 
-@pytest.mark.parametrize("kind", HEADERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_gets_the_bits_of_each_alone(networks, kind):
     """Sequences of lengths of their own, token after token; two are forks of one prompt."""
     transformer, tokens, _ = networks(kind)

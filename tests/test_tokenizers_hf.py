@@ -145,12 +145,17 @@ def test_a_character_comes_with_its_last_token(ours, name, character):
     assert pieces[-1].endswith(character) and "\ufffd" not in "".join(pieces)
 
 
-def test_special_tokens(ours):
+def test_special_tokens(ours, folders, tmp_path):
     bert, llama, gemma, qwen = (ours[n] for n in ("bert_cased", "llama3", "gemma", "qwen2"))
     names = {i: bert.pieces[i].decode() for i in bert.special_ids}
     found = [names[i] for i in (bert.pad_id, bert.cls_id, bert.sep_id, bert.mask_id)]
     assert found == ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]
     assert (bert.bos_id, bert.eos_id, bert.adds_bos) == (None, None, False)
+    path = folders / "bert_cased" / "vocab.txt"
+    for source in ("vocab.txt", "tokenizer.json"):  # without a tokenizer_config.json
+        shutil.copyfile(path.with_name(source), tmp_path / source)
+        alone = Tokenizer.load(tmp_path / source)
+        assert (alone.special, alone.bos_id) == (bert.special, None)
     assert llama.encode("a")[0] == llama.bos_id and llama.adds_bos
     assert (gemma.bos_id, gemma.eos_id) == (2, 1)
     assert qwen.bos_id is None and qwen.pieces[qwen.eos_id] == b"<|im_end|>"

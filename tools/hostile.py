@@ -31,7 +31,7 @@ from llama2np.llama import Llama
 from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer
 from llama2np.text.tokenizer import Tokenizer, TokenizerError
-from tools import faults, hostile_gguf, odd
+from tools import faults, hostile_gguf, hostile_tokenizers, odd
 from tools.torch_files import Tensor, pickled, write_archive
 
 Case = dict[str, bytes | str]
@@ -41,7 +41,7 @@ _MAIN = {  # the file that every case of a kind has
     **{"torch": "model.pt", "safetensors": "model.safetensors", "hf": "config.json"},
     **{"meta": "params.json", "gguf": "model.gguf", "state": "state.npz"},
 }
-KINDS = (*_MAIN, "special", "kernel-cache", "write-failure")
+KINDS = (*_MAIN, "tokenizer folder", "special", "kernel-cache", "write-failure")
 SMALL = Config(8, 12, 2, 2, 1, 20, 16)
 WIDE = Config(64, 64, 1, 2, 2, 20, 16)  # its groups of 32 take the fast int8 kernels
 
@@ -66,6 +66,7 @@ def exercise(kind: str, folder: Path) -> None:
         "bin": _exercise_bin,
         "tokenizer.bin": lambda f: _exercise_tokenizer(f / "tokenizer.bin"),
         "tokenizer.model": lambda f: _exercise_tokenizer(f / "tokenizer.model"),
+        "tokenizer folder": hostile_tokenizers.exercise,
         "torch": _exercise_torch,
         "safetensors": lambda f: _exercise_safetensors(f / "model.safetensors"),
         "hf": lambda f: _convert(f, huggingface.read),
@@ -123,6 +124,7 @@ def valid(kind: str) -> list[Case]:
         "bin": _bins,
         "tokenizer.bin": lambda: [{"tokenizer.bin": _tokenizer_bin(n)} for n in (3, 20, 300)],
         "tokenizer.model": _sentencepiece_models,
+        "tokenizer folder": hostile_tokenizers.folders,
         "torch": _torch_files,
         "safetensors": lambda: [{"model.safetensors": _safetensors(_hf_tensors())}],
         "hf": _hf_folders,

@@ -18,6 +18,8 @@ from llama2np.output import printable
 COMMANDS = {
     "run": "continue a text, or chat",
     "chat": "talk with a model",
+    "generate": "continue all prompts of a file, many at once",
+    "serve": "answer OpenAI's clients over HTTP",
     "export": "convert a checkpoint or a tokenizer",
     "inspect": "describe a checkpoint",
     "lens": "show the next token that a model would predict after each of its blocks",

@@ -15,6 +15,7 @@ from llama2np.cli.flags import Parser, check_utf8, choice, flag_value, joined, n
 from llama2np.cli.model import MODEL_HELP, TOKENIZER_HELP
 from llama2np.cli.screen import Screen, in_a_terminal
 from llama2np.decoding.generation import Generation
+from llama2np.decoding.turns import turns_for
 from llama2np.formats import kinds
 from llama2np.formats.checkpoint import CheckpointError, read_header
 from llama2np.llama import Llama
@@ -38,6 +39,7 @@ def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: Screen) -> Non
         _check_int8(options.model)
     model = Llama.load(options.model, options.tokenizer, options.engine)
     if options.mode == "chat":
+        turns_for(model.tokenizer, None)  # before anything is asked: ValueError if it cannot chat
         (_chat_as_run_c if model.tokenizer.chat_template is None else _chat)(model, options, screen)
     else:
         _generate(model, options, screen)

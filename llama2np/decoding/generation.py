@@ -5,24 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
-from llama2np.arguments import none_means_default, texts, token_list, whole, wrong
-from llama2np.decoding.logits import forbid, likeliest, log_softmax
+from llama2np.arguments import none_means_default, token_list, whole, wrong
+from llama2np.decoding.logits import forbid
 from llama2np.decoding.sampler import Sampler
+from llama2np.decoding.transcript import StopReason, Transcript
 from llama2np.model.config import Config
 from llama2np.model.state import State
 from llama2np.output import brief
 from llama2np.owner import Owned, Owner
-from llama2np.text.tokenizer import Decoder, Tokenizer
+from llama2np.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llama2np.model.transformer import Transformer
-
-StopReason = Literal["end", "stop", "max_new_tokens", "context"]
 
 # (tokens so far, (n,) int) -> a draft of the tokens that follow, of any length.
 Draft = Callable[[np.ndarray], Sequence[int]]
@@ -64,14 +63,14 @@ def continue_tokens(
 
     missing: tokens without a piece. They are chosen only if the sampler's logit_bias names them.
     """
-    forbidden = np.array([token for token in missing if token not in sampler.logit_bias], np.int64)
+    forbidden = without_bias(missing, sampler)
     prompt_length = state.pos + len(tokens)
     drafted: list[int] = []
     # A small network generates several tokens in one call: a draft that is always accepted.
     max_count = getattr(model, "max_greedy_tokens", 1) if sampler.greedy and not draft else 1
     while state.pos + len(tokens) <= end:
         known = state.pos + len(tokens)
-        tokens = _with_those_to_reread(model, state, tokens, len(drafted))
+        tokens = with_those_to_reread(model, state, tokens, len(drafted))
         if (count := min(max_count, known - prompt_length, end - state.pos)) > 1:
             network = cast("Transformer", model)  # a model with max_greedy_tokens has greedy, too
             read, logits = network.greedy(tokens[0], state, count)
@@ -95,8 +94,21 @@ def continue_tokens(
             drafted = drafted[: next((i for i, t in enumerate(drafted) if not 0 <= t < size), left)]
 
 
-def _with_those_to_reread(
-    model: Model, state: State, tokens: Sequence[int], drafted: int
+def without_bias(missing: Sequence[int] | np.ndarray, sampler: Sampler) -> np.ndarray:
+    """The tokens of `missing` that must never be chosen: (n,) int64."""
+    return np.array([token for token in missing if token not in sampler.logit_bias], np.int64)
+
+
+def limit_of(model: Model, prompt: Sequence[int], most: int | None) -> tuple[int, StopReason]:
+    """How many tokens may follow a prompt, of at most `most`, and the reason why it ends then."""
+    limit = model.config.seq_len - len(prompt) + 1
+    if most is not None and (most := whole("max_new_tokens", most, 0)) <= limit:
+        return most, "max_new_tokens"
+    return limit, "context"
+
+
+def with_those_to_reread(
+    model: Model, state: State, tokens: Sequence[int], drafted: int = 0
 ) -> Sequence[int]:
     """`tokens`, after those that `state` has read if they must be read again."""
     must_reread = getattr(model, "must_reread", None)
@@ -139,35 +151,24 @@ class Generation(Iterator[str]):
         if not isinstance(state, State):
             raise wrong("state", "a State", state)
         _check_draft(draft)
-        if max_new_tokens is not None:
-            max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
-        words = [word for word in texts("stop", stop) if word]
         self.prompt = token_list("prompt", prompt)
         self.state = state  # it has read the prompt and all tokens but the last
-        self._tokens: list[int] = []
         self._text = ""
         self._begun = False
         self._ahead: deque[str] = deque()  # pieces that have been generated, but not yielded
-        self.stop_reason: StopReason | None = None  # None until the text has ended
-        # With the argument `logprobs`: the log-probability of each token, and those of the most
-        # probable tokens at its position as {token: log-probability}.
-        self.logprobs: list[float] = []
-        self.top_logprobs: list[dict[int, float]] = []
         # The time of each token; that of the first includes reading the prompt. If one call
         # generates several tokens, its whole time counts for the first of them.
         self.seconds: list[float] = []
-        self._tokenizer = tokenizer.extended(model.config.vocab_size)
-        self._logprobs = None if logprobs is None else whole("logprobs", logprobs, 0)
-        limit = model.config.seq_len - len(self.prompt) + 1
-        self._limit: StopReason = "context"
-        if max_new_tokens is not None and max_new_tokens <= limit:
-            self._limit, limit = "max_new_tokens", max_new_tokens
+        tokenizer = tokenizer.extended(model.config.vocab_size)
+        self._transcript = Transcript(
+            tokenizer, self.prompt[-1], () if stop is None else stop, logprobs
+        )
+        self._ended = False
+        limit, self._limit = limit_of(model, self.prompt, max_new_tokens)
         unread = state.reuse(self.prompt)
         end = len(self.prompt) + limit - 1
-        missing = self._tokenizer.missing
-        source = continue_tokens(model, state, unread, sampler, end, draft, missing)
-        pieces = self._decoded(source if limit else iter(()))
-        self._pieces = Owned(until(pieces, words) if words else pieces, Owner(_IN_USE))
+        source = continue_tokens(model, state, unread, sampler, end, draft, tokenizer.missing)
+        self._pieces = Owned(self._decoded(source if limit else iter(())), Owner(_IN_USE))
 
     def __next__(self) -> str:
         return self._ahead.popleft() if self._ahead else self._generated()
@@ -177,16 +178,33 @@ class Generation(Iterator[str]):
         try:
             piece = next(self._pieces)
         except StopIteration:
-            self.stop_reason = self.stop_reason or "stop"
+            self._ended = True
             raise
         self._text += piece
         return piece
 
     @property
+    def stop_reason(self) -> StopReason | None:
+        """Why the text ended; None until it has."""
+        return self._transcript.stop_reason if self._ended else None
+
+    @property
+    def logprobs(self) -> list[float]:
+        """With the argument `logprobs`: the log-probability of each token."""
+        return self._transcript.logprobs
+
+    @property
+    def top_logprobs(self) -> list[dict[int, float]]:
+        """With the argument `logprobs`, for each token the log-probabilities of the most probable
+        ones at its position: {token: log-probability}.
+        """
+        return self._transcript.top_logprobs
+
+    @property
     def tokens(self) -> list[int]:
         """All chosen tokens so far, the one that ended the text included."""
         self._generate_all_unless_begun()
-        return self._tokens
+        return self._transcript.tokens
 
     @property
     def text(self) -> str:
@@ -214,34 +232,23 @@ class Generation(Iterator[str]):
 
     def __repr__(self) -> str:
         return (
-            f"Generation(text={brief(self._text)}, tokens={len(self._tokens)}, "
+            f"Generation(text={brief(self._text)}, tokens={len(self._transcript.tokens)}, "
             f"stop_reason={self.stop_reason!r})"
         )
 
     def _decoded(self, source: Iterator[tuple[int, np.ndarray]]) -> Iterator[str]:
         """The text of each token before the one that ends the text."""
-        decoder = Decoder(self._tokenizer, self.prompt[-1], skip_special=True)
-        reason, start = self._limit, time.perf_counter()
+        transcript, start = self._transcript, time.perf_counter()
         for token, logits in source:
             self.seconds.append(time.perf_counter() - start)
-            self._append(token, logits)
-            if token in self._tokenizer.ends:
-                reason = "end"
-                break
-            yield decoder.feed(token)
+            piece = transcript.add(token, logits)
+            if piece or transcript.stop_reason != "end":
+                yield piece
+            if transcript.stop_reason:
+                return
             start = time.perf_counter()
-        if rest := decoder.flush():
+        if rest := transcript.finish(self._limit):
             yield rest
-        self.stop_reason = reason
-
-    def _append(self, token: int, logits: np.ndarray) -> None:
-        self._tokens.append(token)
-        if self._logprobs is None:
-            return
-        logprobs = log_softmax(logits)
-        self.logprobs.append(float(logprobs[token]))
-        best = likeliest(logprobs, self._logprobs)
-        self.top_logprobs.append({int(i): float(logprobs[i]) for i in best})
 
 
 def _check_draft(draft: Draft | None) -> None:
@@ -250,27 +257,3 @@ def _check_draft(draft: Draft | None) -> None:
         raise ValueError(
             f"draft must be a function of the tokens, not {kind}; did you mean DraftModel(...)?"
         )
-
-
-def until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    """Yield the text before the first of the strings in `stop`.
-
-    The end of a piece is held back while it may be the beginning of such a string.
-    """
-    held = ""
-    for piece in pieces:
-        held += piece
-        found = [at for word in stop if (at := held.find(word)) >= 0]
-        if found:
-            yield held[: min(found)]
-            return
-        keep = max((_overlap(held, word) for word in stop), default=0)
-        yield held[: len(held) - keep]
-        held = held[len(held) - keep :]
-    if held:
-        yield held
-
-
-def _overlap(text: str, word: str) -> int:
-    """The length of the longest suffix of `text` that is a prefix of `word`."""
-    return next((n for n in range(min(len(word), len(text)), 0, -1) if text.endswith(word[:n])), 0)

@@ -11,6 +11,8 @@ from llama2np import box
 from llama2np.formats import checkpoint, gguf, kinds, peft
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.gguf.tokenizer import tokenizer_of
+from llama2np.formats.huggingface import sentences
+from llama2np.formats.huggingface.sentences import Sentences
 from llama2np.formats.inspection import open_any
 from llama2np.formats.source import Source
 from llama2np.model.config import Config
@@ -32,6 +34,7 @@ class Loaded:
     weights: Weights
     path: StrPath
     labels: tuple[str, ...] = ()  # of a network that classifies texts
+    sentences: Sentences = Sentences()
     gguf_file: gguf.GgufFile | None = None
     family: str | None = None  # model_type of a Hugging Face folder
 
@@ -61,8 +64,9 @@ def load(path: StrPath) -> Loaded:
         raise CheckpointError(f"{path}: {kind}, without the config of a network")
     original = {} if source.original is None else source.original.config
     labels = _labels(original, source.config.n_labels)
+    settings = sentences.read(Path(path)) if is_encoder(source.config) else Sentences()
     family = str(original["model_type"]) if "model_type" in original else None
-    return Loaded(source.config, source.weights(), path, labels, family=family)
+    return Loaded(source.config, source.weights(), path, labels, settings, family=family)
 
 
 def with_adapter(loaded: Loaded, folder: StrPath) -> Loaded:

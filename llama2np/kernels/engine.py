@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from llama2np.aligned import aligned_zeros
+from llama2np.kernels.entries import Addresses, Entry, places
 from llama2np.kernels.interpreter import go
-from llama2np.kernels.lower import Addresses, Entry, lower, places, row_class
+from llama2np.kernels.lower import lower
 from llama2np.kernels.matmul.int8_tiles import NARROW
 from llama2np.kernels.ops import bandwidth
 from llama2np.kernels.ops.attention import TOGETHER
+from llama2np.kernels.products import row_class
 from llama2np.kernels.runtime import compiler
 from llama2np.kernels.runtime.op import RUN, SPAN, STEP_BYTES
 from llama2np.kernels.runtime.pool import POOL

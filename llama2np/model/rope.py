@@ -44,20 +44,12 @@ def magnitude(config: Config, local: bool = False) -> float:
     return config.rope_scaling.attention_factor if scaled and config.rope_scaling else 1.0
 
 
-def regime(config: Config, length: int) -> int:
-    """A number that differs between lengths whose frequencies differ; 0 for unscaled ones."""
-    scaling = config.rope_scaling
-    if scaling is None:
-        return 0
-    if scaling.kind == "dynamic":
-        return length if length > scaling.original_len else 0
-    return int(scaling.kind == "longrope" and length > scaling.original_len)
-
-
 def depends_on_length(config: Config) -> bool:
     """Whether the rotation of a position depends on the number of positions of its sequence."""
     scaling, chunks = config.rope_scaling, config.dual_chunk
-    by_length = scaling is not None and scaling.kind in ("dynamic", "longrope")
+    by_length = scaling is not None and (
+        scaling.kind == "dynamic" or scaling.short_factors != scaling.long_factors
+    )
     return by_length or (chunks is not None and scores_factor(chunks, config.seq_len) != 1)
 
 

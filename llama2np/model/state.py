@@ -119,12 +119,12 @@ class State:
             self._check_kept(pos)
             self._truncate(pos)
 
-    def _kept(self, pos: int) -> bool:
-        """Whether the keys and values that the token at `pos` attends to are still there."""
+    def keeps(self, pos: int) -> bool:
+        """Whether the keys and values that a token at `pos` attends to are still there."""
         return not self._forgotten or not pos or pos - self._config.window + 1 >= self._forgotten
 
     def _check_kept(self, pos: int) -> None:
-        if not self._kept(pos):
+        if not self.keeps(pos):
             raise ValueError(
                 f"the keys and values of the {self._config.window} positions before {pos} are "
                 "gone, since the window has moved on: truncate to 0, or fork() before"
@@ -146,7 +146,7 @@ class State:
             most = max(min(self._pos, len(tokens) - 1), 0)
             differ = np.flatnonzero(self._tokens[:most] != np.asarray(tokens[:most]))
             same = int(differ[0]) if differ.size else most
-            self._truncate(same if self._kept(same) else 0)
+            self._truncate(same if self.keeps(same) else 0)
             return list(tokens[self._pos :])
 
     # The caller of the next three methods must own the State.
@@ -186,19 +186,27 @@ class State:
         self._forgotten = last // self.chunk * self.chunk
         self._note_addresses()
 
-    def fork(self) -> State:
-        """A copy that continues independently: one prompt, read once, with many continuations."""
+    def fork(self, pos: int | None = None) -> State:
+        """A copy that continues independently: one prompt, read once, with many continuations.
+
+        pos: the copy has read only that many tokens; by default all. Raises ValueError as
+        `truncate` does.
+        """
         with self.owner:
-            twin, full = State(self._config), self._pos // self.chunk
+            pos = self._pos if pos is None else whole("pos", pos)
+            if not 0 <= pos <= self._pos:
+                raise ValueError(f"pos must be 0 to {self._pos}, the tokens read, not {pos}")
+            self._check_kept(pos)
+            twin, full = State(self._config), pos // self.chunk
             twin._chunks, twin._shared = self._chunks[:full], [True] * full
             self._shared[:full] = [True] * full
-            if self._pos % self.chunk:  # this chunk would be written to next
+            if pos % self.chunk:  # this chunk would be written to next
                 twin._chunks.append(_copy(self._chunks[full]))
                 twin._shared.append(False)
             twin._note_addresses()
             twin._tokens = np.zeros(twin.capacity, np.int64)
-            twin._tokens[: self._pos] = self.tokens
-            twin._pos, twin._forgotten = self._pos, self._forgotten
+            twin._tokens[:pos] = self._tokens[:pos]
+            twin._pos, twin._forgotten = pos, min(self._forgotten, full * self.chunk)
             return twin
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -147,8 +147,8 @@ class Transformer:
         transformers' does; generation reads the whole text again, as transformers' generate does.
         """
         scaling = self.config.rope_scaling
-        if scaling is None or scaling.kind != "longrope":
-            return False
+        if scaling is None or scaling.short_factors == scaling.long_factors:
+            return False  # not longrope, or a list of divisors for all lengths
         return 0 < state.pos <= scaling.original_len < state.pos + count
 
     def forward_rows(

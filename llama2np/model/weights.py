@@ -138,13 +138,22 @@ OTHER_SHAPES: dict[str, tuple[str, ...]] = {
     "router": ("n_experts", "dim"),
     "q_norm": ("head_dim",),
     "k_norm": ("head_dim",),
+    "post_attn_norm": ("dim",),
+    "post_ffn_norm": ("dim",),
+    "embedding_norm": ("dim",),
+    "pooler": ("dim", "dim"),
+    "mlm_dense": ("dim", "dim"),
+    "mlm_norm": ("dim",),
+    "labels": ("n_labels", "dim"),
 }
 MATRICES = tuple(name for name, shape in SHAPES.items() if len(shape) == 2)  # may be quantized
 
 
 def shape_of(name: str, config: Config) -> tuple[int, ...] | None:
-    """The shape of the tensor `name` ("wq", "layers.2.wq", "wq.bias"); None if it is unknown."""
-    base = name.split(".")[2] if name.startswith("layers.") else name.split(".")[0]
+    """The shape of the tensor `name` ("wq", "layers.2.wq", "wq.bias", "layers.0.experts.3.w_up");
+    None if it is unknown.
+    """
+    base = name.removesuffix(".bias").rpartition(".")[2]
     numbers = SHAPES.get(base) or OTHER_SHAPES.get(base)
     if numbers is None:
         return None
@@ -210,7 +219,7 @@ class Weights(Mapping[str, Tensor]):
     @property
     def matrices(self) -> dict[str, Matrix]:
         """All tensors but norms and biases."""
-        return {n: t for n, t in self._tensors.items() if isinstance(t, Dense | Int8)}
+        return {n: t for n, t in self._tensors.items() if isinstance(t, Matrix)}
 
     @property
     def nbytes(self) -> int:

@@ -33,6 +33,14 @@ from llama2np.text.tokenizer import Tokenizer
 _MAX_MISSING = 2**13
 # What a folder may have, the first one that it has counts.
 FORMS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer.bin")
+# The names that BERT's special tokens have, where there is no tokenizer_config.json.
+_BERT = {
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+}
 _Reader = Callable[[Path, Settings, int | None], Pipeline]
 _READERS: dict[str, _Reader] = {
     "vocab.json": vocabulary_files.read_bpe,
@@ -106,7 +114,9 @@ def _pipeline(path: Path, kind: str, vocab_size: int | None) -> Tokenizer:
     known = settings.read(path.parent)
     pipeline = _READERS[kind](path, known, vocab_size)
     ids = pipeline.model.ids | {token.content: token.id for token in pipeline.added}
-    special = {name: ids[text] for name, text in known.names.items() if text in ids}
+    added = {token.id for token in pipeline.added if token.special}
+    names = {name: text for name, text in _BERT.items() if ids.get(text) in added} | known.names
+    special = {name: ids[text] for name, text in names.items() if text in ids}
     if not special and len(pipeline.template.before) == 1:  # there is no tokenizer_config.json
         special["bos_token"] = pipeline.template.before[0]
     tokenizer = Tokenizer(

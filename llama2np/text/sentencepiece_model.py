@@ -126,6 +126,10 @@ class SentencePieceModel:
         except _ERRORS as error:
             raise ValueError(f"sentencepiece cannot encode this text: {error}") from None
 
+    def piece_types(self) -> Iterator[int]:
+        """The type of each piece of the file: 1 normal, 2 unknown, 3 control and so on."""
+        return _types(self.processor.serialized_model_proto())
+
     def unlike_llama2c(self) -> str:
         """The first assumption of llama2.c that this model violates; "" if there is none.
 
@@ -137,7 +141,7 @@ class SentencePieceModel:
             return f"its <s> is {found[0]} and its </s> {found[1]}, expected 1 and 2"
         if not self.settings[_BYTE_FALLBACK]:
             return "it has no byte_fallback: characters outside its vocabulary have no tokens"
-        for i, kind in enumerate(_types(self.processor.serialized_model_proto())):
+        for i, kind in enumerate(self.piece_types()):
             expected = kind if i < 3 else _BYTE if i < 259 else _NORMAL
             if kind != expected:
                 found_type = _TYPES.get(kind, kind)

@@ -100,6 +100,13 @@ def weight(value: Any, most: int = _LARGEST + 1) -> int:
     return total
 
 
+def _outside(value: Any) -> int:
+    """The weight of a value without that of the values in it."""
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        return _ITEM * (len(value) + 1)
+    return weight(value)
+
+
 class Limited(ImmutableSandboxedEnvironment):
     """jinja2's sandbox with these limits."""
 
@@ -180,12 +187,14 @@ class Limited(ImmutableSandboxedEnvironment):
         @wraps(made)  # with jinja2's marks for filters that take the context or the environment
         def run(*arguments: Any, **options: Any) -> Any:
             values = [one for one in arguments if not hasattr(one, "environment")]
-            self.meter.charge(sum(map(weight, values)))
+            self.meter.charge(sum(map(_outside, values)))
             if name in ("format", "indent", "join", "replace", "batch", "slice", "truncate"):
                 values = [one for one in values if one is not self]
                 _check_filter(name, values, options, self.meter)
             found = made(*arguments, **options)
-            return self.charged(list(found) if isinstance(found, Iterator) else found)
+            found = list(found) if isinstance(found, Iterator) else found
+            self.meter.charge(_outside(found))  # what is in a list was made, and weighed, before
+            return found
 
         return run
 

@@ -94,7 +94,8 @@ class Tokenizer:
         else:
             algorithm = pieces
         self._algorithm: Algorithm = algorithm
-        self.pieces, self.scores = list(algorithm.pieces), list(algorithm.scores)
+        self.pieces: list[bytes] = list(algorithm.pieces)
+        self.scores: list[float] = list(algorithm.scores)
         self.shown = algorithm.shown
         self.special = dict(special or {})
         self.chat_template = chat_template
@@ -103,6 +104,11 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.vocab_size:,} pieces)"
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """How it makes tokens of a text."""
+        return self._algorithm
 
     @property
     def vocab_size(self) -> int:

@@ -202,7 +202,8 @@ def _check(
     found = replace(found, rope_halves=c.rope_halves)
     for field in fields(Config):
         ours, theirs = getattr(c, field.name), getattr(found, field.name)
-        if ours != theirs and not (isinstance(ours, float) and np.float32(ours) == theirs):
+        alike = isinstance(ours, float) and np.float32(ours) == np.float32(theirs)
+        if ours != theirs and not alike:
             raise CheckpointError(
                 f"{source.path}: {field.name} is {brief(ours)}, a GGUF file of architecture "
                 f"{data.architecture} cannot say it: it would be read as {brief(theirs)}"

@@ -18,7 +18,6 @@ from llama2np.text.llama2c_bpe import BOS, EOS, Llama2cBPE
 from llama2np.text.models import BytePairs, WordPiece
 from llama2np.text.pipeline import Pipeline
 from llama2np.text.sentencepiece_model import SentencePieceModel
-from llama2np.text.sentencepiece_model import _types as types_of
 from llama2np.text.splittings import SPLITTINGS
 from llama2np.text.tokenizer import Tokenizer
 
@@ -117,7 +116,7 @@ def _same(tokenizer: Tokenizer) -> Parts:
         "ends": ends,
     }
     probes: tuple[str, ...] = _PROBES
-    if getattr(tokenizer._algorithm, "removes_spaces", False):  # llama.cpp does not
+    if getattr(tokenizer.algorithm, "removes_spaces", False):  # llama.cpp does not
         probes = tuple(" ".join(text.split()) for text in probes)
     for parts in _candidates(tokenizer):
         whole = replace(parts, options=options)
@@ -134,14 +133,14 @@ def _alike(a: Tokenizer, b: Tokenizer, text: str) -> bool:
 
 def _words(tokenizer: Tokenizer, text: str) -> list[str]:
     """The words of byte-level BPE: tokens of a small vocabulary do not show how it splits."""
-    algorithm = tokenizer._algorithm
+    algorithm = tokenizer.algorithm
     if not isinstance(algorithm, Pipeline) or getattr(algorithm.model, "byte_fallback", True):
         return []
     return [word for word, _ in algorithm.pre_tokenize((algorithm.normalize(text), True)) if word]
 
 
 def _candidates(tokenizer: Tokenizer) -> Iterator[Parts]:
-    algorithm = tokenizer._algorithm
+    algorithm = tokenizer.algorithm
     if isinstance(algorithm, Llama2cBPE):
         yield _of_llama2c(algorithm)
     elif isinstance(algorithm, SentencePieceModel):
@@ -168,7 +167,7 @@ def _of_sentencepiece(model: SentencePieceModel, tokenizer: Tokenizer) -> Iterat
     added = {token.id: token for token in model.added if token.id >= count}
     for i in range(count, tokenizer.vocab_size):
         pieces.append(added[i].content if i in added else "")
-    types = [*types_of(model.processor.serialized_model_proto())]
+    types = [*model.piece_types()]
     types += [CONTROL if i in added else UNUSED for i in range(count, len(pieces))]
     scores = model.scores + [0.0] * (len(pieces) - count)
     for prefix in (True, False):

@@ -13,11 +13,16 @@ from llama2np.model.blocks import UNEVEN
 
 
 class Bits(NamedTuple):
-    """Small integers in a block: the i-th is block[bytes[i]] >> shifts[i], of which `count` bits."""
+    """Small integers in a block: the i-th is `count` bits of block[bytes[i]] >> shifts[i].
+
+    With powers it is a digit to base three instead: the byte is a fraction, byte / 256. Times
+    powers[i], without what overflows, it begins with the digit, the whole part of three times that.
+    """
 
     count: int
     bytes: tuple
     shifts: tuple
+    powers: tuple = ()
 
 
 def packed(start, count, run, numbers):
@@ -40,9 +45,7 @@ def packed(start, count, run, numbers):
 
 def joined(*parts):
     """The integers of one Bits after those of another; both have the same `count`."""
-    fields = zip(*parts, strict=True)
-    count, *others = fields
-    return Bits(count[0], *(sum(other, ()) for other in others))
+    return Bits(parts[0].count, *(sum(fields, ()) for fields in list(zip(*parts, strict=True))[1:]))
 
 
 class Kind(NamedTuple):
@@ -87,6 +90,13 @@ def _nibbles(start):
 
 def _fifth_bits(start):
     return packed(start, 1, 1, 32)
+
+
+def _ternary(start, run, digits):
+    """The digits to base three of `run` bytes from `start` on: the first digit of all bytes, ..."""
+    bytes_ = tuple(range(start, start + run)) * digits
+    powers = tuple(3**digit for digit in range(digits) for _ in range(run))
+    return Bits(2, bytes_, (0,) * len(bytes_), powers)
 
 
 _TABLE = tuple(int(value) for value in UNEVEN)
@@ -135,5 +145,10 @@ KINDS = {
             "IQ4_XS", 32, (packed(8, 4, 16, 256),), signed=True, table=_TABLE,
             scale=0, scales=(packed(4, 4, 1, 8), packed(2, 2, 1, 8)), scale_bias=32,
         ),
+        Kind(
+            "TQ1_0", 32, (joined(_ternary(0, 32, 5), _ternary(32, 16, 5), _ternary(48, 4, 4)),),
+            scale=52, bias=1,
+        ),
+        Kind("TQ2_0", 32, (packed(0, 2, 32, 256),), scale=64, bias=1),
     )
 }  # fmt: skip

@@ -24,6 +24,7 @@ from llama2np.kernels.matmul.block_unpack import BYTES, PADDING, WORDS, const
 from llama2np.kernels.matmul.int8_isa import ISA, ISAS, PORTABLE
 from llama2np.kernels.runtime.jit import exact, inner
 from llama2np.kernels.runtime.vectors import (
+    AHEAD,
     F32,
     I8,
     I32,
@@ -38,9 +39,8 @@ from llama2np.kernels.runtime.vectors import (
     store,
 )
 
-FEW = 6  # tokens: up to this number (a small batch) this is faster than the tiles
+FEW = 4  # tokens: up to this number (a small batch) this is faster than the tiles
 INPUT_GROUP = 32  # values of the input that share a scale
-_AHEAD = 4096  # bytes: the prefetch distance
 _FOUR = ir.VectorType(F32, 4)
 
 
@@ -192,10 +192,10 @@ def _fma(builder, a, x, g, total):
 def products(kind, tokens, isa):
     """An intrinsic that multiplies a row of a matrix and `tokens` tokens.
 
-    Its arguments: (w, at, blocks, q, scales, sums, offsets, t, width, out). All arrays are flat. The
-    row has `blocks` blocks and begins at w[at]. q, scales, sums and offsets: see `quantize`; they
-    are those of the tokens t, t + 1 ..., and `width` is a token's padded number of values. It fills
-    out[: tokens].
+    Its arguments: (w, at, blocks, q, scales, sums, offsets, t, width, out). All arrays are flat.
+    The row has `blocks` blocks and begins at w[at]. q, scales, sums and offsets: see `quantize`;
+    they are those of the tokens t, t + 1 ..., and `width` is a token's padded number of values. It
+    fills out[: tokens].
     """
 
     def generate(context, builder, signature, arguments):
@@ -218,7 +218,7 @@ def products(kind, tokens, isa):
         def step(places_of, first):
             places = places_of(row)
             for byte in range(0, kind.nbytes * len(places), 64):
-                prefetch(builder, places[0], const(_AHEAD + byte))
+                prefetch(builder, places[0], const(AHEAD + byte))
             x = begins(builder.mul(first, const(kind.values)))
             _add_blocks(builder, kind, isa, places, x, totals)
 
@@ -242,10 +242,11 @@ def products(kind, tokens, isa):
 def few(kind, isa=ISA):
     """The product for a small batch: a function that fills columns first ... last - 1 of out.
 
-    (w, n, d, q, scales, sums, offsets, tokens, terms, out, first, last, spare): w (d, bytes of a row)
-    uint8 in blocks of the number format `kind`; the input of `tokens` tokens, see `quantize`: q
-    (tokens * terms, padded n), scales, sums, offsets; out (tokens, d) float32. All arrays are flat.
-    With 2 terms, the input of token t is the sum of rows 2 t and 2 t + 1. spare: (2,) float32.
+    (w, n, d, q, scales, sums, offsets, tokens, terms, out, first, last, spare): w (d, bytes of a
+    row) uint8 in blocks of the number format `kind`; the input of `tokens` tokens, see `quantize`:
+    q (tokens * terms, padded n), scales, sums, offsets; out (tokens, d) float32. All arrays are
+    flat. With 2 terms, the input of token t is the sum of rows 2 t and 2 t + 1. spare: (2,)
+    float32, scratch.
     """
     form, isa = KINDS[kind], instructions(isa)
     one, two = (products(form, count, isa) for count in (1, 2))

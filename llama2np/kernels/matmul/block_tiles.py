@@ -19,7 +19,7 @@ from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.block_rows import instructions, padded
 from llama2np.kernels.matmul.block_unpack import PADDING, const
 from llama2np.kernels.matmul.int8_isa import ISA
-from llama2np.kernels.matmul.int8_tiles import NARROW, _WIDE
+from llama2np.kernels.matmul.int8_tiles import _WIDE, NARROW
 from llama2np.kernels.matmul.int8_tiles import padded as padded_tokens
 from llama2np.kernels.runtime.jit import exact, inner
 from llama2np.kernels.runtime.op import SCRATCH
@@ -109,53 +109,31 @@ def _group(kind, isa, width):
     its `width` x_scales, x_sums and x_offsets begin at index `side`. sums[s:] is (ROWS, width). All
     arrays are flat.
     """
-    lanes = isa.lanes
-    integers, floats = ir.VectorType(I32, lanes), ir.VectorType(F32, lanes)
-    int8s, vectors = ir.VectorType(I8, 4 * lanes), range(width // lanes)
-    instruction = isa.instruction if kind.signed else isa.small
-    fma = f"llvm.fma.v{lanes}f32"
+    lanes = min(isa.lanes, width)
+    integers, vectors = ir.VectorType(I32, lanes), range(width // lanes)
 
     def generate(context, builder, signature, arguments):
         panel, scales, offsets, x, x_scales, x_sums, x_offsets, sums = data_of(
             context, builder, signature, arguments, 0, 3, 4, 7, 9, 10, 11, 13
         )
         _, p, row_stride, _, _, g, groups, _, here, _, _, _, side, _, s = arguments
-        panel = builder.bitcast(panel, I8.as_pointer())
+        panel = builder.gep(builder.bitcast(panel, I8.as_pointer()), [p])
+        x = builder.gep(x, [here])
+        x_scales, x_sums, x_offsets = (
+            builder.gep(each, [side]) for each in (x_scales, x_sums, x_offsets)
+        )
         totals = cells(builder, same(integers, 0), ROWS, len(vectors))
-        sides = [stepped(builder, side, lanes, v) for v in vectors]
         if bias := unpack.excess(kind, isa):
-            for v in vectors:
-                excess = load(builder, x_sums, sides[v], integers)
-                excess = builder.mul(excess, same(integers, -bias))
-                for r in range(ROWS):
-                    builder.store(excess, totals[r, v])
-        with cgutils.for_range(builder, const(kind.group // 4)) as loop:
-            at = stepped(builder, p, loop.index, 4)
-            word = stepped(builder, here, loop.index, width)
-            tokens = [load(builder, x, stepped(builder, word, lanes, v), int8s) for v in vectors]
-            for r in range(ROWS):
-                four = builder.gep(panel, [stepped(builder, at, row_stride, r)])
-                four = builder.load(builder.bitcast(four, I32.as_pointer()), align=1)
-                weights = builder.bitcast(spread(builder, four, integers), int8s)
-                for v in vectors:
-                    total = instruction(builder, builder.load(totals[r, v]), weights, tokens[v])
-                    builder.store(total, totals[r, v])
+            for (_, v), total in totals.items():
+                excess = load(builder, x_sums, const(v * lanes), integers)
+                builder.store(builder.mul(excess, same(integers, -bias)), total)
+        _add_dots(builder, kind, isa, panel, row_stride, x, totals)
         for r in range(ROWS):
             number = stepped(builder, g, groups, r)
-            scale = _spread_of(builder, scales, number, floats)
-            if kind.offset is not None:
-                offset = _spread_of(builder, offsets, number, floats)
-            for v in vectors:
-                place = builder.add(s, const(r * width + v * lanes))
-                total = load(builder, sums, place, floats)
-                value = builder.sitofp(builder.load(totals[r, v]), floats)
-                value = builder.fmul(value, scale)
-                x_scale = load(builder, x_scales, sides[v], floats)
-                total = call(builder, fma, floats, value, x_scale, total)
-                if kind.offset is not None:
-                    x_offset = load(builder, x_offsets, sides[v], floats)
-                    total = call(builder, fma, floats, offset, x_offset, total)
-                store(builder, total, sums, place)
+            of_row = [builder.gep(each, [number]) for each in (scales, offsets)]
+            row = [builder.load(totals[r, v]) for v in vectors]
+            out = builder.gep(sums, [builder.add(s, const(r * width))])
+            _add_scaled(builder, kind, row, of_row, x_scales, x_offsets, out)
         return context.get_dummy_value()
 
     @intrinsic
@@ -170,8 +148,46 @@ def _group(kind, isa, width):
     return group
 
 
-def _spread_of(builder, numbers, index, vector):
-    return spread(builder, builder.load(builder.gep(numbers, [index])), vector)
+def _add_dots(builder, kind, isa, panel, row_stride, x, totals):
+    """Add the products of a group of integers to totals {(row, vector of tokens): pointer}.
+
+    panel, x: pointers to the group; the rows of the panel are row_stride bytes apart.
+    """
+    integers, vectors = totals[0, 0].type.pointee, len(totals) // ROWS
+    int8s, instruction = ir.VectorType(I8, 4 * integers.count), unpack.instruction(kind, isa)
+    with cgutils.for_range(builder, const(kind.group // 4)) as loop:
+        at = builder.mul(loop.index, const(4))
+        word = builder.mul(loop.index, const(vectors * integers.count))
+        words = [stepped(builder, word, integers.count, v) for v in range(vectors)]
+        tokens = [load(builder, x, word, int8s) for word in words]
+        for r in range(ROWS):
+            four = builder.gep(panel, [stepped(builder, at, row_stride, r)])
+            four = builder.load(builder.bitcast(four, I32.as_pointer()), align=1)
+            weights = builder.bitcast(spread(builder, four, integers), int8s)
+            for v, token in enumerate(tokens):
+                total = instruction(builder, builder.load(totals[r, v]), weights, token)
+                builder.store(total, totals[r, v])
+
+
+def _add_scaled(builder, kind, totals, of_row, x_scales, x_offsets, out):
+    """Add a row's totals of a group, scaled, to out; see block_rows.py.
+
+    totals: vectors of tokens; of_row: pointers to the scale and the offset of the row.
+    """
+    lanes = totals[0].type.count
+    floats, fma = ir.VectorType(F32, lanes), f"llvm.fma.v{lanes}f32"
+    scale = spread(builder, builder.load(of_row[0]), floats)
+    if kind.offset is not None:
+        offset = spread(builder, builder.load(of_row[1]), floats)
+    for v, total in enumerate(totals):
+        place = const(v * lanes)
+        value = builder.fmul(builder.sitofp(total, floats), scale)
+        sum_ = load(builder, out, place, floats)
+        sum_ = call(builder, fma, floats, value, load(builder, x_scales, place, floats), sum_)
+        if kind.offset is not None:
+            by = load(builder, x_offsets, place, floats)
+            sum_ = call(builder, fma, floats, offset, by, sum_)
+        store(builder, sum_, out, place)
 
 
 @cache
@@ -219,11 +235,11 @@ def many(kind, isa=ISA):
     """The product for many tokens: fills columns of out (tokens, d) for some panels of ROWS rows.
 
     (w, n, d, x, x_scales, x_sums, x_offsets, tokens, terms, out, first, last, scratch): w (d, bytes
-    of a row) uint8 in blocks of the number format `kind`; the panels are first ... last - 1, and the
-    last one of the matrix may overlap the one before. x (in words of four int8), x_scales, x_sums,
-    x_offsets: the input (see block_rows.quantize, but without padding), packed by int8_tiles.lay,
-    `terms` rows for each token. scratch: (SUMS + panel_words(n, group),) float32. All arrays are
-    flat.
+    of a row) uint8 in blocks of the number format `kind`; the panels are first ... last - 1, and
+    the last one of the matrix may overlap the one before. x (in words of four int8), x_scales,
+    x_sums, x_offsets: the input (see block_rows.quantize, but without padding), packed by
+    int8_tiles.lay, `terms` rows for each token. scratch: (SUMS + panel_words(n, group),) float32.
+    All arrays are flat.
     """
     form, rows = KINDS[kind], ROWS
     wide_tile, narrow_tile = _tile(kind, isa, _WIDE), _tile(kind, isa, NARROW)
@@ -260,8 +276,8 @@ def many(kind, isa=ISA):
 def dequantize(kind, isa=ISA):
     """A function (w, row, out, scratch) that writes the values of a row of blocks to out (n,).
 
-    w: (rows, bytes of a row) uint8, flat. scratch: (panel_words(n, group),) float32 is enough. The values are
-    those of Blocks.rows, to the last bit.
+    w: (rows, bytes of a row) uint8, flat. scratch: (panel_words(n, group),) float32 is enough. The
+    values are those of Blocks.rows, to the last bit.
     """
     form, isa = KINDS[kind], instructions(isa)
     unpack_row, excess = unpacker(form, isa), unpack.excess(form, isa)

@@ -118,10 +118,15 @@ def _vector(builder, kind, isa, chunk):
 
 
 def _part(builder, part, chunk, position):
-    """`part` of the 64 values (place, number) of a chunk, in bits `position` and on of each byte."""
+    """`part` of the 64 values (place, number) of a chunk, from bit `position` on of each byte."""
     if part.count == 1 and part.bytes[7] == part.bytes[0]:  # a bit for each value, in their order
         return _bits(builder, part, chunk, position)
     value = _gather(builder, [(place, part.bytes[i]) for place, i in chunk])
+    if part.powers:
+        value = builder.mul(value, ir.Constant(BYTES, [part.powers[i] for _, i in chunk]))
+        wide = builder.zext(value, ir.VectorType(I16, 64))
+        wide = builder.lshr(builder.mul(wide, same(wide.type, 3)), same(wide.type, 8))
+        return builder.trunc(wide, BYTES)
     shifts = [part.shifts[i] - position for _, i in chunk]
     if any(shifts):
         value = _shifted(builder, value, shifts)
@@ -165,6 +170,9 @@ def scales(builder, kind, places):
         offsets = None if kind.offset is None else _halves(builder, places, kind.offset)
         return _halves(builder, places, kind.scale), offsets
     (place,) = places
+    if not kind.scales:
+        one = same(ir.VectorType(F32, kind.values // kind.group), 1.0)
+        return _times_half(builder, one, place, kind.scale), None
     numbers = _integers(builder, kind, kind.scales, place, kind.scales_signed)
     if kind.scale_bias:
         numbers = builder.sub(numbers, same(numbers.type, kind.scale_bias))
@@ -199,12 +207,13 @@ def _join_words(builder, places, byte):
 
 
 def _times_half(builder, numbers, place, byte):
-    """Integers times the float16 at this byte, in float32."""
+    """Numbers times the float16 at this byte, in float32."""
     half = builder.bitcast(_join_words(builder, [place], byte), ir.VectorType(HALF, 4))
     half = builder.fpext(half, ir.VectorType(F32, 4))
     count = numbers.type.count
-    floats = builder.sitofp(numbers, ir.VectorType(F32, count))
-    return builder.fmul(floats, pick(builder, half, half, [0] * count))
+    if numbers.type.element != F32:
+        numbers = builder.sitofp(numbers, ir.VectorType(F32, count))
+    return builder.fmul(numbers, pick(builder, half, half, [0] * count))
 
 
 def _integers(builder, kind, parts, place, signed=False):
@@ -242,7 +251,12 @@ def _in_pieces(isa, builder, function, *values):
     return concat(builder, pieces)
 
 
+def instruction(kind, isa):
+    """The instruction (builder, total, values, x) for the values of `vectors`."""
+    return isa.instruction if kind.signed else isa.small
+
+
 def dot(builder, kind, isa, total, values, x):
     """total (16 int32) + the products of 64 values and 64 int8 of the input, each a sum of four."""
-    instruction = isa.instruction if kind.signed else isa.small
-    return _in_pieces(isa, builder, lambda *some: instruction(builder, *some), total, values, x)
+    multiply = instruction(kind, isa)
+    return _in_pieces(isa, builder, lambda *some: multiply(builder, *some), total, values, x)

@@ -10,13 +10,12 @@ import numpy as np
 
 from llama2np.kernels.matmul.tile import FLOAT32, LANES, tile
 from llama2np.kernels.runtime.jit import SLICES, inner
-from llama2np.kernels.runtime.vectors import bfloat16, half
+from llama2np.kernels.runtime.vectors import AHEAD, bfloat16, half
 
 _WIDE = LANES == 16  # 32 vector registers of 16 lanes, or 16 of 8
 FEW = 8  # tokens: up to this number (a small batch) `few` is faster
 ROWS = 6 if _WIDE else 4  # rows of a tile for many tokens
 _TOKENS = 4 if _WIDE else 3  # tokens of such a tile: its ROWS * _TOKENS sums stay in registers
-_AHEAD = 2048  # bytes: the prefetch distance of `few`
 # The loops of `many`, from the outer to the inner: blocks of rows, blocks of tokens (which stay in
 # the L2 cache), tiles of rows, blocks of k (ROWS rows of them stay in L1), tiles of tokens.
 _BLOCK_TILES, _BLOCK_TOKENS, _BLOCK_K = 8, 64, 1024
@@ -52,7 +51,7 @@ def _sweep(rows, kind):
     """
     counts = (4, 2, 1) if _WIDE else (2, 2, 1)  # tokens in a tile
     most, two, one = (
-        tile(rows, count, kind, adjacent=False, unroll=2 if count == 1 else 1, ahead=_AHEAD)
+        tile(rows, count, kind, adjacent=False, unroll=2 if count == 1 else 1, ahead=AHEAD)
         for count in counts
     )
     size = counts[0]

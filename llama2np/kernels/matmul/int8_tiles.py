@@ -37,7 +37,7 @@ from llama2np.kernels.runtime.vectors import (
 NARROW = 8  # tokens in a narrow tile: a block of tokens is padded to a multiple of it
 _WIDE = 64 if cpu_has("avx512f") else 16  # tokens in a wide tile
 ROWS = 4  # of the matrix in a tile
-FEW = 6  # tokens: up to this number (a small batch) int8.py is faster
+FEW = 3 if ISA == "vnni" else 4  # tokens: up to this number (a small batch) int8.py is faster
 SUMS = ROWS * _WIDE  # float32 of scratch
 
 

@@ -13,12 +13,13 @@ from functools import cache
 
 import numpy as np
 
-from llama2np.kernels.matmul import float32
+from llama2np.kernels.matmul import block_rows, float32
+from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.int8 import call_int8_rows
 from llama2np.kernels.ops.exp import exps
-from llama2np.kernels.ops.linear import reader
+from llama2np.kernels.ops.linear import BLOCK_INPUT, block_product, reader
 from llama2np.kernels.runtime.jit import PLAIN, inner
-from llama2np.kernels.runtime.memory import floats, int8s, int32s, int64s, vector
+from llama2np.kernels.runtime.memory import bytes_, floats, int8s, int32s, int64s, vector
 from llama2np.kernels.runtime.op import op, place, rows_of
 
 ROWS = float32.ROWS  # rows of a matrix in one unit of a product
@@ -111,7 +112,8 @@ def combine(s, run, first, last, scratch):
 @cache
 def product(kind):
     """The op: the rows of each expert times its matrices. A unit is ROWS rows of a matrix."""
-    multiply = _int8 if kind == "int8" else _float(kind)
+    is_block = kind in KINDS
+    multiply = _int8 if kind == "int8" else _blocks(kind) if is_block else _float(kind)
 
     def experts(s, run, first, last, scratch):
         active = int32s(place(run, s["active"]), 1, run["rows"] * (s["used"] + 1))[0]
@@ -124,7 +126,7 @@ def product(kind):
                 first, last = max(first - blocks, 0), last - blocks
 
     experts.__name__ = f"experts_{kind}"
-    fields = "group q q_scales q_sums" if kind == "int8" else "x"
+    fields = BLOCK_INPUT if is_block else "group q q_scales q_sums" if kind == "int8" else "x"
     return op(f"{fields} used d count starts active {_MATRICES}")(experts)
 
 
@@ -166,3 +168,27 @@ def _int8(s, run, m, e, first, last, scratch):
     x_sums = int32s(place(run, s["q_sums"]) + 4 * groups * start, count, groups)
     out = floats(place(run, s["out"][m]) + 4 * d * start, count, d)
     call_int8_rows(w, scales, first, last, x, x_scales, x_sums, out)
+
+
+def _blocks(kind):
+    product, values, nbytes = block_product(kind), KINDS[kind].values, KINDS[kind].nbytes
+
+    @inner
+    def multiply(s, run, m, e, first, last, scratch):
+        n, d, terms, width = s["n"], s["d"], s["terms"], block_rows.padded(s["n"])
+        groups = width // s["group"]
+        start, count = _span(run, s["starts"], e)
+        first_row, rows = start * terms, count * terms
+        w = bytes_(int64s(s["w"][m], e + 1)[e], d * (n // values) * nbytes)
+        q, at = (
+            int8s(place(run, s["q"]) + width * first_row, 1, rows * width)[0],
+            4 * groups * first_row,
+        )
+        scales = vector(place(run, s["q_scales"]) + at, rows * groups)
+        sums = int32s(place(run, s["q_sums"]) + at, 1, rows * groups)[0]
+        offsets = vector(place(run, s["q_offsets"]) + at, rows * groups)
+        out = vector(place(run, s["out"][m]) + 4 * d * start, count * d)
+        spare = vector(scratch, 2)
+        product(w, n, d, q, scales, sums, offsets, count, terms, out, first, last, spare)
+
+    return multiply

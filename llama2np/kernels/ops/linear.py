@@ -8,9 +8,7 @@ blocks (`quantize_for_blocks`, or `quantize_block_tiles`).
 
 from functools import cache
 
-import numpy as np
-
-from llama2np.kernels.matmul import block_rows, block_tiles, float32, int8_tiles
+from llama2np.kernels.matmul import block_plain, block_rows, block_tiles, float32, int8_tiles
 from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.int8 import call_int8_rows
 from llama2np.kernels.matmul.int8 import quantize as quantize_rows
@@ -160,7 +158,8 @@ int8_many = _int8_many()
 
 # Fields: the values that share a scale in the matrix; the rows of the quantized input for each row
 # of x (see _quantize_terms); and where the quantized input is.
-_BLOCK_INPUT = "group terms q q_scales q_sums q_offsets"
+BLOCK_INPUT = "group terms q q_scales q_sums q_offsets"
+_quantize_for_blocks = block_plain.quantize if PLAIN else block_rows.quantize
 
 
 @inner
@@ -174,24 +173,32 @@ def _quantize_terms(run, x, n, terms, ordered, group, width, q, scales, sums, of
     values = rows_of(run, x, n, t, t + 1)[0]
     for row in range(t * terms, (t + 1) * terms):
         at = 4 * groups * row
-        block_rows.quantize(
-            rest if row > t * terms else values, rest, ordered, group,
-            int8s(place(run, q) + width * row, 1, width)[0], vector(place(run, scales) + at, groups),
-            int32s(place(run, sums) + at, 1, groups)[0], vector(place(run, offsets) + at, groups),
-        )  # fmt: skip
+        _quantize_for_blocks(
+            rest if row > t * terms else values,
+            rest,
+            ordered,
+            group,
+            int8s(place(run, q) + width * row, 1, width)[0],
+            vector(place(run, scales) + at, groups),
+            int32s(place(run, sums) + at, 1, groups)[0],
+            vector(place(run, offsets) + at, groups),
+        )
 
 
-@op(f"x {_BLOCK_INPUT}")
+@op(f"x parts {BLOCK_INPUT}")
 def quantize_for_blocks(s, run, first, last, scratch):
-    """q, q_scales, q_sums, q_offsets = x as block_rows.few reads it. A unit is a row."""
+    """q, q_scales, q_sums, q_offsets = x as block_rows.few reads it. A unit is a row.
+
+    parts: the rows of n values in a row of x; experts have several.
+    """
     x, n, terms, group = s["x"], s["n"], s["terms"], s["group"]
     q, scales, sums, offsets = s["q"], s["q_scales"], s["q_sums"], s["q_offsets"]
     width = block_rows.padded(n)
-    for t in range(first, last):
+    for t in range(first * s["parts"], last * s["parts"]):
         _quantize_terms(run, x, n, terms, True, group, width, q, scales, sums, offsets, t, scratch)
 
 
-@op(f"x {_BLOCK_INPUT} tiles tiles_scales tiles_sums tiles_offsets")
+@op(f"x {BLOCK_INPUT} tiles tiles_scales tiles_sums tiles_offsets")
 def quantize_block_tiles(s, run, first, last, scratch):
     """The same, packed into tiles for block_tiles.many. A unit is int8_tiles.NARROW rows of q."""
     x, n, terms, group, narrow = s["x"], s["n"], s["terms"], s["group"], int8_tiles.NARROW
@@ -210,10 +217,16 @@ def quantize_block_tiles(s, run, first, last, scratch):
         int8_tiles.lay(x, rows * terms, width, first, last, out)
 
 
+def block_product(kind):
+    """The product for a small batch: see block_rows.few."""
+    return (block_plain if PLAIN else block_rows).few(kind)
+
+
 @cache
 def blocks_few(kind):
     """The op for a small batch of rows; a unit is a row of the matrix."""
-    product, values, nbytes = block_rows.few(kind), KINDS[kind].values, KINDS[kind].nbytes
+    product = block_product(kind)
+    values, nbytes = KINDS[kind].values, KINDS[kind].nbytes
 
     @inner
     def multiply(s, run, m, first, last, out, scratch):
@@ -228,7 +241,7 @@ def blocks_few(kind):
         spare = vector(scratch, 2)
         product(w, n, d, q, scales, sums, offsets, rows, terms, out, first, last, spare)
 
-    return _linear(f"linear_few_{kind}", _BLOCK_INPUT, multiply)
+    return _linear(f"linear_few_{kind}", BLOCK_INPUT, multiply)
 
 
 @cache

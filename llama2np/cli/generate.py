@@ -1,0 +1,186 @@
+"""The command `generate`: the answers to a file of prompts, many at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from llama2np.cli import sampling
+from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
+from llama2np.cli.model import add_model, load_model
+from llama2np.decoding.batch import Batch, complete
+from llama2np.decoding.completion import Completion
+from llama2np.decoding.options import Request
+from llama2np.jsonl import Answers, lines, parsed
+from llama2np.llama import Llama
+from llama2np.output import printable
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Write an answer for each line of a file; return the exit status, 1 if a line is bad."""
+    return guarded(prog, lambda: _generate(_parse(argv, prog), prog))
+
+
+def _generate(options: argparse.Namespace, prog: str) -> None:
+    total = sum(1 for _ in lines(options.prompts))
+    if options.output.exists() and os.path.samefile(options.prompts, options.output):
+        raise ValueError(f"{options.output}: is the file of the prompts, name another output")
+    model = load_model(options)
+    with Answers(options.output) as answers, _progress(total) as bar:
+        work = _Work(model, options, answers, lambda text: bar.write(f"{prog}: {text}"))
+        for _ in work.run():
+            bar.update(work.seen - bar.n)
+    if work.bad:
+        raise ValueError(f"{work.bad} of {total} lines have no answer: see above")
+
+
+class _Work:
+    """The prompts that have no answer yet, on their way through a batch."""
+
+    def __init__(
+        self,
+        model: Llama,
+        options: argparse.Namespace,
+        answers: Answers,
+        tell: Callable[[str], None],
+    ):
+        self._model, self._path, self._answers, self._tell = model, options.prompts, answers, tell
+        self._common: dict[str, Any] = dict(sampling.sampling_options(options))
+        self._common["max_new_tokens"] = options.max_new_tokens
+        self._common["stop"] = options.stop
+        self._asked: dict[int, tuple[int, Any, Any]] = {}  # {index: (line, prompt, id)}
+        self._batch = Batch(
+            model.transformer,
+            model.tokenizer,
+            max_sequences=options.max_sequences,
+            max_positions=options.max_positions,
+        )
+        self.bad = self.seen = self._count = 0
+
+    def run(self) -> Iterator[None]:
+        """Write an answer for each prompt; yield after each step of the batch."""
+        for each, _ in complete(self._batch, self._requests(), raising=False):
+            if each.done:
+                self._write(each)
+            yield
+
+    def _requests(self) -> Iterator[Request]:
+        for line, data in lines(self._path):
+            self.seen += 1
+            try:
+                value = parsed(data)
+                own = {"prompt": value} if isinstance(value, str) else value
+                if not isinstance(own, dict):
+                    raise ValueError("expected a text or an object with a prompt")
+                if not {"prompt", "messages"} & own.keys():
+                    raise ValueError('expected "prompt" or "messages"')
+                prompt = own.get("prompt", own.get("messages"))
+                if line in self._answers.answered:
+                    self._check(line, prompt)
+                    continue
+                name = own.pop("id", None)
+                if isinstance(bias := own.get("logit_bias"), dict):  # JSON's keys are texts
+                    own["logit_bias"] = {int(token): x for token, x in bias.items()}
+                request = self._model.request(own, self._common)
+            except (ValueError, TypeError) as error:
+                self._report(line, error)
+                continue
+            self.seen -= 1  # it counts when it is done
+            self._asked[self._count] = line, prompt, name
+            self._count += 1
+            yield request
+
+    def _check(self, line: int, prompt: Any) -> None:
+        if self._answers.answered[line] != prompt:
+            raise ValueError("the output has an answer to another prompt: name another output")
+
+    def _report(self, line: int, error: Exception) -> None:
+        self.bad += 1
+        self._tell(printable(f"{self._path}:{line}: {error}"))
+
+    def _write(self, each: Completion) -> None:
+        self.seen += 1
+        line, prompt, name = self._asked.pop(each.index)
+        if each.error is not None:
+            self._report(line, each.error)
+            return
+        answer = {} if name is None else {"id": name}
+        counts = {"prompt_tokens": len(each.prompt), "completion_tokens": len(each.tokens)}
+        answer |= {"prompt": prompt, "text": each.text, "stop_reason": each.stop_reason, **counts}
+        if each.logprobs:
+            answer |= {"logprobs": each.logprobs, "top_logprobs": each.top_logprobs}
+        self._answers.append(line, answer)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """A progress bar on a terminal; elsewhere its `write` alone has an effect."""
+    from tqdm import tqdm
+
+    hidden = not sys.stderr.isatty()
+    with tqdm(total=total, unit=" prompts", disable=hidden, file=sys.stderr) as bar:
+        bar.write = lambda text: tqdm.write(text, file=sys.stderr)
+        yield bar
+
+
+def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
+    parser = Parser(
+        prog=prog,
+        description="Continue each prompt of a file, many at once. If the command is run again "
+        "after it was interrupted, it goes on with the prompts that have no answer yet.",
+        allow_abbrev=False,
+    )
+    add_model(parser)
+    add = parser.add_argument
+    add(
+        "--prompts",
+        type=path_value,
+        required=True,
+        metavar="FILE",
+        help="JSON lines: a text, or an object with prompt (a text or tokens) or messages, and "
+        "perhaps an id and options of its own, such as seed, temperature, max_new_tokens, stop",
+    )
+    add(
+        "--output",
+        type=path_value,
+        required=True,
+        metavar="FILE",
+        help="where a line is appended for each answer, in the order in which they are ready",
+    )
+    sampling.add_flags(add)
+    add(
+        "--max-new-tokens",
+        type=number(int, 0, None),
+        metavar="N",
+        help="tokens to generate for each prompt (default: to the end of the context)",
+    )
+    add(
+        "--stop",
+        type=flag_value,
+        action="append",
+        metavar="TEXT",
+        help="stop before this text; may be repeated",
+    )
+    add_batch_flags(parser)
+    return parser.parse_args(list(joined(argv, parser)))
+
+
+def add_batch_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that limit a batch."""
+    parser.add_argument(
+        "--max-sequences",
+        type=number(int, 1, None),
+        default=32,
+        metavar="N",
+        help="texts that are generated at the same time (default 32)",
+    )
+    parser.add_argument(
+        "--max-positions",
+        type=number(int, 1, None),
+        metavar="N",
+        help="memory for their KV caches, in tokens (default: one context each, at most 4 GiB)",
+    )
