@@ -69,6 +69,7 @@ class Llama:
         path: str | os.PathLike[str],
         tokenizer: str | os.PathLike[str] | None = None,
         engine: str = "compiled",
+        adapter: str | os.PathLike[str] | None = None,
     ) -> Llama:
         """Open a model and its tokenizer.
 
@@ -76,13 +77,17 @@ class Llama:
         bundled model, "stories-box" or "stories-box-q8". tokenizer: a file or folder; by default
         that in the model's folder or file, or the tokenizer.bin or tokenizer.model beside it, or
         else in the current folder. For a folder without a tokenizer, tokens are shown as numbers.
-        engine: "compiled", or "numpy", which is slow and needs no numba. Raises ValueError,
-        CheckpointError, TokenizerError and OSError.
+        engine: "compiled", or "numpy", which is slow and needs no numba. adapter: a folder with a
+        LoRA adapter of PEFT's, whose products are added to the weights; the matrices that it
+        changes become float32. Raises ValueError, CheckpointError, TokenizerError and OSError.
         """
         path_like("path", path)
         if tokenizer is not None:
             path_like("tokenizer", tokenizer)
         loaded = loading.load(path)
+        if adapter is not None:
+            path_like("adapter", adapter)
+            loaded = loading.with_adapter(loaded, adapter)
         transformer = loading.transformer(path, engine, loaded)
         return cls(transformer, loaded.tokenizer(tokenizer))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llama2np import box
-from llama2np.formats import checkpoint, gguf, kinds
+from llama2np.formats import checkpoint, gguf, kinds, peft
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.gguf.tokenizer import tokenizer_of
 from llama2np.formats.huggingface import sentences
@@ -36,6 +36,7 @@ class Loaded:
     labels: tuple[str, ...] = ()  # of a network that classifies texts
     sentences: Sentences = Sentences()
     gguf_file: gguf.GgufFile | None = None
+    family: str | None = None  # model_type of a Hugging Face folder
 
     def tokenizer(self, named: StrPath | None = None) -> Tokenizer:
         """The model's tokenizer, or the one that the user has named.
@@ -64,7 +65,21 @@ def load(path: StrPath) -> Loaded:
     original = {} if source.original is None else source.original.config
     labels = _labels(original, source.config.n_labels)
     settings = sentences.read(Path(path)) if is_encoder(source.config) else Sentences()
-    return Loaded(source.config, source.weights(), path, labels, settings)
+    family = str(original["model_type"]) if "model_type" in original else None
+    return Loaded(source.config, source.weights(), path, labels, settings, family=family)
+
+
+def with_adapter(loaded: Loaded, folder: StrPath) -> Loaded:
+    """A model with the LoRA adapter of a folder added to its weights.
+
+    Raises CheckpointError, and OSError.
+    """
+    family = loaded.family
+    if family is None and loaded.config.architecture != "llama":
+        kind = loaded.config.architecture
+        raise CheckpointError(f"{loaded.path}: adapters of {kind} need its Hugging Face folder")
+    weights = peft.with_adapter(loaded.weights, loaded.config, folder, family or "llama")
+    return replace(loaded, weights=weights)
 
 
 def _from_a_trainer(path: StrPath) -> bool:
