@@ -14,10 +14,15 @@ from importlib import import_module
 from llama2np import __version__, advice, box
 from llama2np.cli.flags import reported
 from llama2np.output import printable
+from llama2np.store.catalogue import CATALOGUE
+from llama2np.store.names import find
 
 COMMANDS = {
     "run": "continue a text, or chat",
     "chat": "talk with a model",
+    "pull": "download a model by its name",
+    "list": "list the models that were downloaded",
+    "rm": "remove downloaded models",
     "export": "convert a checkpoint or a tokenizer",
     "inspect": "describe a checkpoint",
     "lens": "show the next token that a model would predict after each of its blocks",
@@ -50,7 +55,9 @@ def _without_command(argv: Sequence[str]) -> int:
 
 def _suggestion(word: str) -> str:
     """The end of the error message: a model in place of a command probably should be run."""
-    if word in box.NAMES or os.path.exists(word):
+    if CATALOGUE.get(word) and find(word) is None:
+        return f"; did you mean llama2np pull {word}?"
+    if word in box.NAMES or os.path.exists(word) or find(word):
         return f"; did you mean llama2np run {word}?"
     return advice.did_you_mean(word, [*COMMANDS, "--help", "--version"])
 

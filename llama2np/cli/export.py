@@ -16,6 +16,7 @@ from llama2np.formats.gguf.write import FILE_TYPES
 from llama2np.formats.q80 import Error
 from llama2np.formats.source import Source
 from llama2np.formats.write import write_bin, write_huggingface
+from llama2np.store.names import located
 
 # The flag of each kind of source: its reader, the placeholder of its value, its help text.
 _SOURCES = {
@@ -78,7 +79,7 @@ def _open(options: argparse.Namespace) -> Source:
     for flag, (read, *_) in _SOURCES.items():
         path = getattr(options, flag.replace("-", "_"))
         if path is not None:
-            return read(path)
+            return read(located(path))
     raise ValueError("no source given")  # not reached: argparse requires one
 
 
