@@ -32,12 +32,15 @@ COMMANDS = {
     "warmup": "compile all kernels in advance",
 }
 
+# A module of the name `list` would hide Python's own in this package.
+_MODULES = {"list": "pulled"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `llama2np`: the first argument is the name of a command."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
-        command = import_module(f"llama2np.cli.{argv[0]}")
+        command = import_module(f"llama2np.cli.{_MODULES.get(argv[0], argv[0])}")
         return int(command.main(argv[1:], prog=f"llama2np {argv[0]}"))
     return reported("llama2np", lambda: _without_command(argv))
 

@@ -260,7 +260,7 @@ def reported(prog: str, command: Callable[[], int]) -> int:
                 sys.stdout.flush()
                 return status
         except KeyboardInterrupt as stop:
-            _tell(f"{prog}: {stop or 'interrupted'}")
+            _tell(f"{prog}: {str(stop) or 'interrupted'}")
             return INTERRUPTED
         except BrokenPipeError:
             return PIPE_CLOSED
