@@ -127,7 +127,6 @@ def gguf(tmp_path):
     return (tmp_path / "a.gguf").read_bytes()
 
 
-@pytest.mark.filterwarnings("default")
 @pytest.mark.compiled
 def test_a_folder(server, tmp_path, capsys):
     export("stories-box", tmp_path / "source", version=-1)
@@ -149,7 +148,6 @@ def test_a_folder(server, tmp_path, capsys):
     assert not folder.exists()
 
 
-@pytest.mark.filterwarnings("default")
 def test_a_quantization(server, gguf, capsys):
     files = {"name-Q8_0.gguf": gguf, "name-Q4_K_M.gguf": b"GGUF4", "mmproj-Q8_0.gguf": b"x"}
     server.repositories["org/name"] = files
@@ -164,7 +162,6 @@ def test_a_quantization(server, gguf, capsys):
     assert "has 0 files for Q2_K: name one, org/name:FILE, of name-Q4_K_M.gguf, name-Q8" in said
 
 
-@pytest.mark.filterwarnings("default")
 def test_damaged_on_the_way(server, gguf, capsys):
     server.repositories["org/name"] = {"a.gguf": gguf}
     server.damaged.add("a.gguf")
@@ -176,7 +173,14 @@ def test_damaged_on_the_way(server, gguf, capsys):
     assert names.located("org/name").read_bytes() == gguf
 
 
-@pytest.mark.filterwarnings("default")
+def test_resumes(server, gguf):
+    server.repositories["org/name"] = {"a.gguf": gguf}
+    server.cut.add("a.gguf")
+    assert 0 in (main(["pull", "org/name"]), main(["pull", "org/name"]))
+    assert names.located("org/name").read_bytes() == gguf
+    assert server.resumed
+
+
 @pytest.mark.parametrize(
     "name, said",
     [
@@ -195,7 +199,6 @@ def test_refused(server, name, said, capsys):
     assert names.find(name) is None
 
 
-@pytest.mark.filterwarnings("default")
 def test_offline(server, gguf, monkeypatch, capsys):
     server.repositories["org/name"] = {"a.gguf": gguf}
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

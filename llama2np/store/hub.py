@@ -43,8 +43,6 @@ def fetch(name: str, folder: Path, tell: Callable[[str], None]) -> Pulled:
         size = sum(getattr(entries[each], "size", None) or 0 for each in files)
         licence = _licence(info)
         tell(f"{name}: {len(files)} file(s), {size:,} bytes, licence {licence}")
-        if not sys.stderr.isatty():
-            api.utils.disable_progress_bars()
         for each in files:
             path = Path(
                 api.hf_hub_download(repository, each, revision=info.sha, local_dir=str(folder))
@@ -112,10 +110,12 @@ def _explained(repository: str) -> Iterator[Any]:
     """Yield the package huggingface_hub; its errors become PullErrors of one line."""
     try:
         import huggingface_hub as api
-        from huggingface_hub import errors
+        from huggingface_hub import constants, errors, utils
     except ImportError:
         raise PullError(f"{repository}: {_INSTALL}") from None
-    endpoint = api.constants.ENDPOINT
+    endpoint = constants.ENDPOINT
+    if not sys.stderr.isatty():
+        utils.disable_progress_bars()
     try:
         yield api
     except PullError:
