@@ -18,6 +18,8 @@ from pathlib import Path
 
 # NumPy's own threads gain nothing on matrices as small as here, and cost the other tests' time.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# The models that this user has pulled are not found by the tests.
+os.environ["LLAMA2NP_HOME"] = os.path.join(tempfile.gettempdir(), "llama2np-tests-have-no-models")
 
 import numpy as np
 import pytest

@@ -37,6 +37,8 @@ def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: Screen) -> Non
     engine.set_up(options, screen.note)
     if int8_only:
         _check_int8(options.model)
+    if options.mode == "chat":
+        sampling.set_precision(options)
     model = Llama.load(options.model, options.tokenizer, options.engine)
     if options.mode == "chat":
         turns_for(model.tokenizer, None)  # before anything is asked: ValueError if it cannot chat
@@ -103,7 +105,7 @@ def _tell_logprobs(model: Llama, story: Generation) -> None:
 
 def _chat(model: Llama, options: argparse.Namespace, screen: Screen) -> None:
     """Talk in the model's own template, as the command `chat` does."""
-    options_of_sampling = sampling.sampling_options(options)
+    options_of_sampling = sampling.chat_options(options)
     chat = model.chat(options.system, positions=options.steps, **options_of_sampling)
     converse(chat, screen, options.prompt)
 
