@@ -16,6 +16,7 @@ from llama2np.decoding.completion import Completion
 from llama2np.decoding.options import Request
 from llama2np.decoding.prefixes import Prefixes, pages
 from llama2np.model import rope
+from llama2np.model.networks import check_predicts_tokens
 from llama2np.model.state import State
 from llama2np.model.transformer import BLOCK, Transformer
 from llama2np.text.tokenizer import Tokenizer
@@ -44,6 +45,7 @@ class Batch:
         prompt_tokens: int = 64,
     ):
         self.network, c = network, network.config
+        check_predicts_tokens(c)
         self.max_sequences = whole("max_sequences", max_sequences, 1)
         self._tokenizer = tokenizer.extended(c.vocab_size)
         self._prompt_tokens = whole("prompt_tokens", prompt_tokens, 1)
