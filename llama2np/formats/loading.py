@@ -86,8 +86,7 @@ def with_adapter(loaded: Loaded, folder: StrPath) -> Loaded:
 
 def _from_a_trainer(path: StrPath) -> bool:
     """Whether a file is a .pt of llama2.c's train.py, or looks like one."""
-    located = Path(box.located(path))
-    return kinds.kind_of(located) == "trainer" or located.suffix == ".pt"
+    return kinds.kind_of(path) == "trainer" or Path(path).suffix == ".pt"
 
 
 def transformer(
