@@ -2,7 +2,7 @@
 
 LLAMA2NP_REFERENCE names the folder of the reference data (default: shared/reference beside the
 repository). LLAMA2NP_REQUIRE_ALL=1 makes a test fail, instead of being skipped, where what it needs
-is missing.
+is missing. LLAMA2NP_TEST_PULL=1 lets a test download a model of 93 MB.
 """
 
 import json
