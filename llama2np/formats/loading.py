@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llama2np.formats import checkpoint, gguf, kinds, peft
+from llama2np.formats import checkpoint, gguf, peft
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.gguf.tokenizer import tokenizer_of
 from llama2np.formats.huggingface import sentences
@@ -85,8 +85,8 @@ def with_adapter(loaded: Loaded, folder: StrPath) -> Loaded:
 
 
 def _from_a_trainer(path: StrPath) -> bool:
-    """Whether a file is a .pt of llama2.c's train.py, or looks like one."""
-    return kinds.kind_of(path) == "trainer" or Path(path).suffix == ".pt"
+    """Whether a file has the name of those of llama2.c's train.py."""
+    return Path(path).suffix == ".pt"
 
 
 def transformer(
