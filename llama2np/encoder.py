@@ -169,7 +169,7 @@ class Encoder:
 
         Raises ValueError for a network without one.
         """
-        if "labels" not in self.network.programs:
+        if not {"labels", "pooler"} <= self.network.programs.keys():
             raise ValueError("this network has no head that classifies texts")
         found = []
         for each in [texts] if isinstance(texts, str) else texts:

@@ -24,6 +24,9 @@ COMMAND_LINES = {
     "perplexity": "perplexity {} --file {}.txt",
     "bench": "bench {} --prompt 4 --generate 2 --depth 0 --repeats 1 --threads 1",
     "warmup": "warmup",
+    "generate": "generate --help",  # it prints nothing else on standard output
+    "serve": "serve --help",  # nor does this one
+    "help of chat": "chat --help",
     "help": "--help",
     "version": "--version",
     "help of a command": "inspect --help",

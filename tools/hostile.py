@@ -23,7 +23,7 @@ from random import Random
 import numpy as np
 
 from llama2np.formats import huggingface, inspection, llama2c, meta, safetensors
-from llama2np.formats.checkpoint import CheckpointError, Header, load, save
+from llama2np.formats.checkpoint import CheckpointError, CheckpointWarning, Header, load, save
 from llama2np.formats.huggingface.writing import llama_names
 from llama2np.formats.torch_zip import TorchFile
 from llama2np.formats.write import write_bin, write_huggingface
@@ -31,7 +31,7 @@ from llama2np.llama import Llama
 from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer
 from llama2np.text.tokenizer import Tokenizer, TokenizerError
-from tools import faults, hostile_gguf, hostile_tokenizers, odd
+from tools import faults, hostile_folders, hostile_gguf, hostile_tokenizers, odd
 from tools.torch_files import Tensor, pickled, write_archive
 
 Case = dict[str, bytes | str]
@@ -69,7 +69,7 @@ def exercise(kind: str, folder: Path) -> None:
         "tokenizer folder": hostile_tokenizers.exercise,
         "torch": _exercise_torch,
         "safetensors": lambda f: _exercise_safetensors(f / "model.safetensors"),
-        "hf": lambda f: _convert(f, huggingface.read),
+        "hf": _exercise_folder,
         "meta": lambda f: _convert(f, meta.read),
         "gguf": lambda f: hostile_gguf.exercise(f / "model.gguf"),
         "state": _exercise_state,
@@ -99,6 +99,8 @@ def damaged(kind: str, random: Random) -> Case:
         case[name] = random.choice(odd.SPECIAL)
     elif kind in odd.MADE and random.random() < 0.5:
         case[name] = odd.MADE[kind](random)
+    elif kind == "hf" and random.random() < 0.6:
+        case["config.json"] = hostile_folders.damaged_config(case["config.json"], random)
     elif name.endswith(".json") and random.random() < 0.7:
         case[name] = _damaged_json(case[name], random)
     elif name.endswith(".safetensors") and random.random() < 0.6:
@@ -218,6 +220,13 @@ def _convert(path: Path, read) -> None:
         except OURS:
             continue
     write_huggingface(source, out.with_suffix(".folder"))
+
+
+def _exercise_folder(folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)  # of a head that is said to be tied
+        hostile_folders.exercise(folder)
+        _convert(folder, huggingface.read)
 
 
 def _exercise_state(folder: Path) -> None:
@@ -384,6 +393,10 @@ def _hf_folders() -> list[Case]:
     return [
         {"config.json": described, "model.safetensors": _safetensors(tensors)},
         {"config.json": described, "model.safetensors.index.json": index, **parts},
+        *(
+            {"config.json": json.dumps(c).encode(), "model.safetensors": _safetensors(tensors)}
+            for c, tensors in hostile_folders.folders()
+        ),
     ]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from llama2np.arguments import function, having, none_means_default, whole, wrong
 from llama2np.llama import Llama
+from llama2np.model.networks import check_predicts_tokens
 from llama2np.text.tokenizer import Tokenizer
 
 _ROWS = 64  # tokens whose logits are in memory at the same time
@@ -112,6 +113,7 @@ def _measure(
     """The nats of each model, the sum of KL(last || first), and the number of agreements."""
     for model in models:
         having("model", model, "a Llama", "forward", "tokenizer", "new_state")
+        check_predicts_tokens(model.config)
     progress = function("progress", progress, "a number of bytes")
     context, stride = _checked(models, context, stride)
     reader = _Reader(models[0].tokenizer, text, progress)

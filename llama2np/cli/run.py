@@ -34,6 +34,8 @@ def main(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
 
 def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: Screen) -> None:
     options = _parse(argv, prog, box.STORIES_INT8 if int8_only else box.STORIES)
+    if options.mode == "chat":
+        sampling.set_precision(options)  # before the kernels are imported
     engine.set_up(options, screen.note)
     if int8_only:
         _check_int8(options.model)
@@ -103,7 +105,7 @@ def _tell_logprobs(model: Llama, story: Generation) -> None:
 
 def _chat(model: Llama, options: argparse.Namespace, screen: Screen) -> None:
     """Talk in the model's own template, as the command `chat` does."""
-    options_of_sampling = sampling.sampling_options(options)
+    options_of_sampling = sampling.chat_options(options)
     chat = model.chat(options.system, positions=options.steps, **options_of_sampling)
     converse(chat, screen, options.prompt)
 

@@ -12,6 +12,7 @@ import numpy as np
 from llama2np.arguments import having, none_means_default, number, token_list, whole
 from llama2np.decoding.generation import Model
 from llama2np.decoding.logits import forbid, likeliest, log_softmax
+from llama2np.model.networks import check_predicts_tokens
 from llama2np.model.transformer import State
 from llama2np.text.tokenizer import BOS, EOS
 
@@ -54,6 +55,7 @@ def beam_search(
     EOS are llama2.c's. Raises ValueError.
     """
     having("model", model, "a Llama or a Transformer", "forward", "config")
+    check_predicts_tokens(model.config)
     prompt = token_list("prompt", prompt, model.config.vocab_size)
     beams, max_new_tokens = whole("beams", beams), whole("max_new_tokens", max_new_tokens)
     length_penalty = number("length_penalty", length_penalty)

@@ -15,6 +15,7 @@ from llama2np.decoding.generation import continue_tokens
 from llama2np.decoding.sampler import Sampler
 from llama2np.decoding.turns import Message, checked_messages, turns_for
 from llama2np.files import open_regular, read_at_most
+from llama2np.model.networks import check_predicts_tokens
 from llama2np.model.transformer import State, Transformer
 from llama2np.output import printable
 from llama2np.owner import Owned, Owner
@@ -49,6 +50,7 @@ class Chat:
         those of the context. messages: a conversation to be continued. template: a chat template,
         by default the model's own. Raises ValueError if the model has none.
         """
+        check_predicts_tokens(transformer.config)
         self._transformer = transformer
         self._tokenizer = tokenizer.extended(transformer.config.vocab_size)
         self._sampler = sampler

@@ -15,6 +15,7 @@ from llama2np.decoding.logits import forbid
 from llama2np.decoding.sampler import Sampler
 from llama2np.decoding.transcript import StopReason, Transcript
 from llama2np.model.config import Config
+from llama2np.model.networks import check_predicts_tokens
 from llama2np.model.state import State
 from llama2np.output import brief
 from llama2np.owner import Owned, Owner
@@ -150,6 +151,7 @@ class Generation(Iterator[str]):
     ):
         if not isinstance(state, State):
             raise wrong("state", "a State", state)
+        check_predicts_tokens(model.config)
         _check_draft(draft)
         self.prompt = token_list("prompt", prompt)
         self.state = state  # it has read the prompt and all tokens but the last

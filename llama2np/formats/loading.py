@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llama2np import box
 from llama2np.formats import checkpoint, gguf, kinds, peft
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.gguf.tokenizer import tokenizer_of
@@ -19,6 +18,7 @@ from llama2np.model.config import Config
 from llama2np.model.networks import is_encoder
 from llama2np.model.transformer import Transformer
 from llama2np.model.weights import Weights
+from llama2np.store.names import located
 from llama2np.text.finding import find
 from llama2np.text.numbers import numbers
 from llama2np.text.tokenizer import Tokenizer
@@ -50,14 +50,16 @@ class Loaded:
 
 
 def load(path: StrPath) -> Loaded:
-    """Map a .bin file, a GGUF file or a folder, or read a .pt of llama2.c's trainer.
+    """Map a .bin file, a GGUF file or a folder, or the bundled or pulled model of this name; or
+    read a .pt of llama2.c's trainer.
 
     Raises CheckpointError, and OSError.
     """
+    path = located(path)
     if gguf.is_gguf(path):
         file = gguf.read(path)
         return Loaded(*gguf.network(file), path, gguf_file=file)
-    if not Path(box.located(path)).is_dir() and not _from_a_trainer(path):
+    if not Path(path).is_dir() and not _from_a_trainer(path):
         return Loaded(*checkpoint.load(path), path)
     kind, source = open_any(path)
     if not isinstance(source, Source):  # a folder always has a config
@@ -84,8 +86,7 @@ def with_adapter(loaded: Loaded, folder: StrPath) -> Loaded:
 
 def _from_a_trainer(path: StrPath) -> bool:
     """Whether a file is a .pt of llama2.c's train.py, or looks like one."""
-    located = Path(box.located(path))
-    return kinds.kind_of(located) == "trainer" or located.suffix == ".pt"
+    return kinds.kind_of(path) == "trainer" or Path(path).suffix == ".pt"
 
 
 def transformer(

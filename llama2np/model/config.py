@@ -8,6 +8,11 @@ from llama2np.arguments import number, whole
 # The deepest Llama has 126 layers. Each costs some kB of objects, even with few weights, and a file
 # of 100 MB could claim a million of them.
 MAX_LAYERS = 1024
+# More than any number of a network, and few enough that int64, in which the kernels compute, holds
+# the sum of some of them.
+MAX_NUMBER = 2**48
+# YaRN's turns in the original context, which divide its length.
+_FEWEST_TURNS = 1e-6
 
 
 class _Derived(int):
@@ -48,6 +53,13 @@ class RopeScaling:
                 f"low_freq_factor={self.low_freq_factor} must be positive and less than "
                 f"high_freq_factor={self.high_freq_factor}"
             )
+        if self.original_len > MAX_NUMBER:
+            raise ValueError(f"the original number of positions is {self.original_len}")
+        for name in ("beta_fast", "beta_slow"):
+            if not _FEWEST_TURNS <= getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"{name} must be {_FEWEST_TURNS} or more, not {getattr(self, name)}"
+                )
         for values in (self.short_factors, self.long_factors):
             if not all(0 < value < float("inf") for value in values):
                 raise ValueError("the factors of longrope must be positive")
@@ -73,6 +85,8 @@ class DualChunk:
                 f"dual chunk attention: local_size={self.local_size} must be less than "
                 f"chunk_size={self.chunk_size}"
             )
+        if max(self.chunk_size, self.original_len) > MAX_NUMBER:
+            raise ValueError(f"dual chunk attention: a number is more than {MAX_NUMBER:,}")
         if self.scaling not in ("keys", "both", "none"):
             raise ValueError(f"scaling must be 'keys', 'both' or 'none', not {self.scaling!r}")
 
@@ -139,11 +153,14 @@ class Config:
         if self.n_layers > MAX_LAYERS:
             raise ValueError(f"n_layers must be at most {MAX_LAYERS:,}, not {self.n_layers:,}")
         self._check_heads()
+        self._check_scaling()
         object.__setattr__(self, "windows", tuple(self.windows))
         if self.windows and len(self.windows) != self.n_layers:
             raise ValueError(f"there are {len(self.windows)} windows for {self.n_layers} layers")
-        if not all(isinstance(window, int) and window >= 0 for window in self.windows):
+        if not all(isinstance(window, int) and 0 <= window for window in self.windows):
             raise ValueError(f"windows must be 0 or positive integers, not {self.windows}")
+        if self.windows and max(self.windows) > MAX_NUMBER:
+            raise ValueError(f"a window is {max(self.windows)}, at most it is {MAX_NUMBER:,}")
         if not any(self.windows):
             object.__setattr__(self, "windows", ())
         if not (
@@ -169,6 +186,23 @@ class Config:
                 if self.rotary_dim % 2
                 else f"rotary_dim={self.rotary_dim} is more than head_dim={self.head_dim}"
             )
+
+    def _check_scaling(self) -> None:
+        """Whether the formulas of rope.py can be computed with these numbers."""
+        scaling, pairs = self.rope_scaling, self.rotary_dim // 2
+        if scaling is None:
+            return
+        if scaling.kind == "longrope":
+            counts = len(scaling.short_factors), len(scaling.long_factors)
+            if counts != (pairs, pairs):
+                raise ValueError(
+                    f"longrope has {counts[0]} short and {counts[1]} long factors, expected "
+                    f"{pairs} of each, rotary_dim / 2"
+                )
+        if scaling.kind == "yarn" and self.rope_theta <= 1:
+            raise ValueError(f"yarn needs a rope_theta of more than 1, not {self.rope_theta}")
+        if scaling.kind == "dynamic" and pairs < 2:
+            raise ValueError("dynamic RoPE scaling needs a rotary_dim of 4 or more, not 2")
 
     @property
     def q_dim(self) -> int:
@@ -200,4 +234,6 @@ def _positive(each: Field[Any], value: Any) -> Any:
     absent = each.default == 0 and value == 0
     if not (absent or 0 < value < float("inf")):  # false for nan, too
         raise ValueError(f"{each.name} must be a positive number, not {value}")
+    if each.type is int and value > MAX_NUMBER:
+        raise ValueError(f"{each.name} must be at most {MAX_NUMBER:,}, not {value}")
     return value

@@ -31,6 +31,15 @@ def is_encoder(config: Config) -> bool:
     return config.architecture == "bert"
 
 
+def check_predicts_tokens(config: Config) -> None:
+    """Raise ValueError for a network that classifies texts: its logits are those of labels."""
+    if config.n_labels:
+        raise ValueError(
+            f"this network chooses among {config.n_labels} labels for a text, and does not "
+            "continue it: forward() returns their logits"
+        )
+
+
 def encoder_programs(config: Config, weights: Weights) -> dict[str, Program]:
     """The programs of an encoder: "body", and those of its heads.
 

@@ -13,6 +13,7 @@ import numpy as np
 from llama2np.model.config import Config, DualChunk, RopeScaling
 
 
+@np.errstate(all="ignore")  # an absurd base or factor makes the logits nan
 def frequencies(config: Config, length: int = 1, local: bool = False) -> np.ndarray:
     """The angle of each pair per position, (rotary_dim / 2,) float32.
 

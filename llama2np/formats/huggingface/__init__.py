@@ -46,6 +46,11 @@ def read(folder: str | os.PathLike[str]) -> Source:
         raise CheckpointError(
             f"{params.path}: num_hidden_layers={config.n_layers}, found {len(files)} tensors in all"
         )
+    if config.n_experts * config.n_layers > len(files):
+        raise CheckpointError(
+            f"{params.path}: {config.n_experts} experts in each of {config.n_layers} layers, found "
+            f"{len(files)} tensors in all"
+        )
     found = _by_their_names(files, family, str(folder))
     tied = params.get("tie_word_embeddings", family.tied) is True
     tensors = _by_our_names(found, family, config, params, tied)
@@ -66,10 +71,14 @@ def _labels(params: JsonFile) -> int:
 def _by_their_names(files: dict[str, Stored], family: Family, where: str) -> dict[str, Stored]:
     """The tensors of the files by their names without prefixes."""
     plain = unwrapped({name: name for name in files}, where, family.prefix)
-    found = {}
+    found: dict[str, Stored] = {}
     for name, original in plain.items():
         for old, new in OLD_NAMES.items():
             name = name.replace(old, new)
+        if name in found:
+            raise CheckpointError(
+                f"{where}: {original} is also there by its new name: expected one of them"
+            )
         found[name] = files[original]
     return found
 

@@ -6,8 +6,9 @@ bias) has rows of one value.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -31,8 +32,8 @@ def rows(name: str, *widths: str) -> list[Part]:
 
     def part(i: int) -> Callable[[Stored, Config], Stored]:
         def take(tensor: Stored, config: Config) -> Stored:
-            ends = np.cumsum([0, *(getattr(config, width) for width in widths)])
-            return _rows(tensor, int(ends[i]), int(ends[i + 1]), int(ends[-1]))
+            ends = _ends(config, widths)
+            return _rows(tensor, ends[i], ends[i + 1], ends[-1])
 
         return take
 
@@ -44,7 +45,7 @@ def columns(name: str, *widths: str) -> list[Part]:
 
     def part(i: int) -> Callable[[Stored, Config], Stored]:
         def take(tensor: Stored, config: Config) -> Stored:
-            ends = [int(end) for end in np.cumsum([0, *(getattr(config, w) for w in widths)])]
+            ends = _ends(config, widths)
             if len(tensor.shape) == 1:
                 return _rows(tensor, ends[i], ends[i + 1], ends[-1])
             _expect(tensor, 1, ends[-1])
@@ -90,6 +91,11 @@ def plus_one(name: str) -> Part:
         return replace(tensor, read=read)
 
     return Part(name, take)
+
+
+def _ends(config: Config, widths: Sequence[str]) -> list[int]:
+    """Where the parts of these widths begin, and where the last one ends."""
+    return list(accumulate((getattr(config, width) for width in widths), initial=0))
 
 
 def _rows(tensor: Stored, start: int, end: int, height: int) -> Stored:

@@ -92,10 +92,10 @@ def _longrope(rope: JsonFile, original: int, context: int) -> RopeScaling:
     for name in ("short_factor", "long_factor"):
         values = rope.get(name)
         if not isinstance(values, list) or not all(
-            isinstance(v, int | float) and not isinstance(v, bool) for v in values
+            isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < 1e30 for v in values
         ):
             raise CheckpointError(
-                f"{rope.path}: {name}={brief(values)}, expected a list of numbers"
+                f"{rope.path}: {name}={brief(values)}, expected a list of numbers above 0"
             )
         lists[f"{name}s"] = tuple(float(v) for v in values)
     s = rope.number("factor", context / original)

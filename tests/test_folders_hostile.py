@@ -1,0 +1,127 @@
+"""Folders of transformers whose config.json is wrong are refused in one line."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from llama2np import Batch, Llama, beam_search, evaluate
+from llama2np.encoder import Encoder
+from llama2np.formats import loading
+from llama2np.formats.checkpoint import CheckpointError
+from llama2np.model.config import MAX_NUMBER, Config, DualChunk
+from llama2np.model.encoder import EncoderNetwork
+from llama2np.text.numbers import numbers
+from tools import hostile_folders
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """folder(family, changes of config.json, the number of a valid folder of that family)."""
+
+    def write(family, fields=(), number=0, edit=None):
+        found = [each for each in hostile_folders.folders() if each[0]["model_type"] == family]
+        described, tensors = found[number]
+        if edit:
+            edit(tensors)
+        (tmp_path / "config.json").write_text(json.dumps(described | dict(fields)))
+        save_file(tensors, tmp_path / "model.safetensors")
+        return tmp_path
+
+    return write
+
+
+def longrope(short, long):
+    scaling = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
+    return {"rope_scaling": scaling | {"original_max_position_embeddings": 8}}
+
+
+def yarn(**fields):
+    return {"rope_scaling": {"type": "yarn", "factor": 2.0, **fields}}
+
+
+@pytest.mark.parametrize(
+    "family, fields, said",
+    [
+        ("llama", longrope([1.0], [2.0]), "1 short and 1 long factors, expected 2 of each"),
+        ("llama", longrope([1.0] * 2, [2.0] * 3), "2 short and 3 long factors"),
+        ("llama", longrope([1, 10**400], [1, 1]), "expected a list of numbers above 0"),
+        ("llama", yarn() | {"rope_theta": 1}, "yarn needs a rope_theta of more than 1, not 1.0"),
+        ("llama", yarn(beta_fast=5e-324), "beta_fast must be 1e-06 or more, not 5e-324"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "partial_rotary_factor": 0.5},
+            "needs a rotary_dim of 4 or more, not 2",
+        ),
+        ("llama", {"max_position_embeddings": 10**29}, "seq_len must be at most"),
+        ("mistral", {"sliding_window": 10**29}, f"at most it is {MAX_NUMBER:,}"),
+        (
+            "qwen2",
+            {"dual_chunk_attention_config": {"chunk_size": 10**29, "local_size": 1}},
+            f"a number is more than {MAX_NUMBER:,}",
+        ),
+        ("mixtral", {"num_local_experts": 10**9}, "1000000000 experts in each of 2 layers"),
+    ],
+)
+def test_refused(folder, family, fields, said):
+    path = folder(family, fields)
+    with pytest.raises(CheckpointError) as error:
+        loading.transformer(path)
+    assert said in str(error.value) and str(error.value).startswith(f"{path}/config.json: ")
+
+
+def test_numbers_of_a_config_fit_into_int64():
+    shape = dict(dim=8, hidden_dim=8, n_layers=1, n_heads=2, n_kv_heads=2, vocab_size=8)
+    assert Config(**shape, seq_len=MAX_NUMBER).seq_len == MAX_NUMBER
+    with pytest.raises(ValueError, match="seq_len must be at most"):
+        Config(**shape, seq_len=MAX_NUMBER + 1)
+    with pytest.raises(ValueError, match="a window is"):
+        Config(**shape, seq_len=4, windows=(MAX_NUMBER + 1,))
+    with pytest.raises(ValueError, match="a number is more than"):
+        DualChunk(8, 4, original_len=MAX_NUMBER + 1)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("engine", ("compiled", "numpy"))
+def test_an_absurd_base_is_reported_by_the_sampler(folder, engine):
+    model = Llama.load(folder("llama", {"rope_theta": 1e-300}), engine=engine)
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="logits are not finite"):
+        list(model.generate([1, 2], max_new_tokens=2))
+
+
+def test_a_tensor_by_its_old_and_its_new_name(folder):
+    def edit(tensors):
+        new = "embeddings.LayerNorm.weight"
+        tensors["embeddings.LayerNorm.gamma"] = 2 * tensors[new]
+
+    with pytest.raises(CheckpointError, match=r"is also there by its new name"):
+        loading.load(folder("bert", edit=edit))
+
+
+def test_a_classifier_does_not_continue_texts(folder):
+    model = Llama.load(folder("llama", number=1))
+    assert model.config.n_labels == 3 and model.forward([1], model.new_state()).shape == (3,)
+    for wrong in (
+        lambda: model.generate([1]),
+        lambda: list(model.generate_batch([[1]])),
+        lambda: Batch(model.transformer, model.tokenizer),
+        lambda: beam_search(model, [1]),
+        lambda: evaluate(model, "<1><2>"),
+    ):
+        with pytest.raises(ValueError, match="chooses among 3 labels for a text"):
+            wrong()
+
+
+def test_a_head_for_labels_needs_the_pooler(folder):
+    """As in the folder of a BertForTokenClassification, whose labels are those of tokens."""
+
+    def edit(tensors):
+        for name in ("weight", "bias"):
+            del tensors[f"pooler.dense.{name}"]
+
+    loaded = loading.load(folder("bert", number=1, edit=edit))
+    model = Encoder(EncoderNetwork(loaded.config, loaded.weights), numbers(20, "x"))
+    assert model.forward([[1, 2]]).logits is None
+    with pytest.raises(ValueError, match="no head that classifies texts"):
+        model.classify(["<1>"])
