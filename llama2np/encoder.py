@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llama2np import arguments
 from llama2np.arguments import none_means_default, path_like, text, whole, wrong
 from llama2np.formats import loading
 from llama2np.formats.checkpoint import CheckpointError
@@ -112,9 +113,7 @@ class Encoder:
         max_tokens = max_tokens or self.sentences.max_tokens or None
         if pooling not in ("mean", "cls"):
             raise wrong("pooling", "'mean' or 'cls'", pooling)
-        single = isinstance(texts, str)
-        every: Iterable[str] = [texts] if isinstance(texts, str) else texts
-        rows = [self._tokens(each, max_tokens) for each in every]
+        rows = [self._tokens(each, max_tokens) for each in arguments.texts("texts", texts)]
         vectors = np.empty((len(rows), self.config.dim), np.float32)
         # Texts of about the same length are read together; padding costs no time, but memory.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -128,7 +127,7 @@ class Encoder:
                 vectors[some] = hidden[:, 0]
         if normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return vectors[0] if single else vectors
+        return vectors[0] if isinstance(texts, str) else vectors
 
     def fill_mask(self, sentence: str, top_k: int = 5) -> list[Filled] | list[list[Filled]]:
         """The most probable tokens for "[MASK]" in a sentence, the most probable first.
@@ -172,7 +171,7 @@ class Encoder:
         if not {"labels", "pooler"} <= self.network.programs.keys():
             raise ValueError("this network has no head that classifies texts")
         found = []
-        for each in [texts] if isinstance(texts, str) else texts:
+        for each in arguments.texts("texts", texts):
             logits = self.network.forward([self._tokens(each)]).logits
             assert logits is not None
             shares = np.exp(logits[0] - logits[0].max(), dtype=np.float64)

@@ -125,3 +125,30 @@ def test_a_head_for_labels_needs_the_pooler(folder):
     assert model.forward([[1, 2]]).logits is None
     with pytest.raises(ValueError, match="no head that classifies texts"):
         model.classify(["<1>"])
+
+
+def test_the_calls_of_an_encoder_are_checked(folder):
+    loaded = loading.load(folder("bert"))
+    network = EncoderNetwork(loaded.config, loaded.weights)
+    model = Encoder(network, numbers(20, "x"))
+    for call, said in (
+        (lambda: network.forward([[1]], heads="mlm"), "heads must be some of pooler, mlm"),
+        (lambda: network.mlm(np.zeros(8)), r"hidden must be \(n, 8\), not \(8,\)"),
+        (lambda: network.mlm(np.zeros((2, 5))), r"hidden must be \(n, 8\), not \(2, 5\)"),
+        (lambda: model.embed(3), "texts must be a str or a list of them, not 3"),
+        (lambda: model.embed(["a", 3]), "texts must be a str or a list of them"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+def test_labels_of_the_same_name(folder):
+    names = {"id2label": {"0": "same", "1": "same", "2": "other"}}
+    assert loading.load(folder("llama", names, 1)).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+def test_the_longest_text_of_a_sentence_transformer(folder):
+    path = folder("bert")
+    (path / "sentence_bert_config.json").write_text('{"max_seq_length": 1}')
+    with pytest.raises(CheckpointError, match=r"max_seq_length=1, expected 2 or more"):
+        loading.load(path)

@@ -106,8 +106,10 @@ def transformer(
 
 
 def _labels(config_json: Mapping[str, object], count: int) -> tuple[str, ...]:
-    """The names of the labels, from id2label."""
+    """The names of the labels, from id2label; numbers if they are not distinct."""
     names = config_json.get("id2label")
     if not isinstance(names, dict):
         return ()
-    return tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(count))
+    usual = tuple(f"LABEL_{i}" for i in range(count))
+    found = tuple(str(names.get(str(i), usual[i])) for i in range(count))
+    return found if len(set(found)) == count else usual

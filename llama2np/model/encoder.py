@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llama2np.arguments import wrong
 from llama2np.model.config import Config
 from llama2np.model.engine import Engine
-from llama2np.model.networks import encoder_programs, is_encoder
+from llama2np.model.networks import HEADS, encoder_programs, is_encoder
 from llama2np.model.state import State
 from llama2np.model.transformer import make_engine
 from llama2np.model.weights import Weights
@@ -72,8 +73,11 @@ class EncoderNetwork:
         mask: 0 for padding, which no token attends to; by default all are 1. types: 0 for the
         first, 1 for the second text of a pair; by default all are 0. heads: those of the network's
         that are computed. A token's position is its column. Raises ValueError for other shapes,
-        for ids outside the vocabulary, and for more columns than the network has positions.
+        for ids outside the vocabulary, for more columns than the network has positions, and for a
+        head that no network has.
         """
+        if unknown := [name for name in heads if name not in HEADS]:
+            raise wrong("heads", f"some of {', '.join(HEADS)}", unknown[0])
         ids, mask, types = self._checked(ids, mask, types)
         hidden = np.zeros((*ids.shape, self.config.dim), np.float32)
         for rows in _batches(mask):
@@ -97,11 +101,14 @@ class EncoderNetwork:
     def mlm(self, hidden: np.ndarray) -> np.ndarray:
         """The logits (n, vocab_size) of the tokens at places with hidden states (n, dim).
 
-        Raises ValueError for a network without this head.
+        Raises ValueError for a network without this head, and for another shape.
         """
         if "mlm" not in self.programs:
             raise ValueError("this network has no head that predicts masked tokens")
-        return self._head("mlm", np.asarray(hidden, np.float32))
+        hidden = np.asarray(hidden, np.float32)
+        if hidden.ndim != 2 or hidden.shape[1] != self.config.dim:
+            raise ValueError(f"hidden must be (n, {self.config.dim}), not {hidden.shape}")
+        return self._head("mlm", hidden)
 
     def _read(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.json_file import JsonFile
 
 _POOLING = "1_Pooling/config.json"
@@ -28,5 +29,10 @@ def read(folder: Path) -> Sentences:
         if chosen:
             pooling = " and ".join(_MODES.get(name, name) for name in chosen)
     if (folder / "sentence_bert_config.json").is_file():
-        most = JsonFile(folder / "sentence_bert_config.json").whole("max_seq_length", 0)
+        settings = JsonFile(folder / "sentence_bert_config.json")
+        if (most := settings.whole("max_seq_length", 0)) == 1:
+            raise CheckpointError(
+                f"{settings.path}: max_seq_length=1, expected 2 or more: a text has a first and a "
+                "last token"
+            )
     return Sentences(pooling, most)
