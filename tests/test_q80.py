@@ -67,6 +67,6 @@ def test_weights_that_are_no_numbers(tmp_path, write):
     data = bytearray(path.read_bytes())
     data[-4:] = np.float32(np.nan).tobytes()
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"nan.bin: w_up.0 holds nan or inf"):
+    with pytest.raises(CheckpointError, match=r"nan.bin: layers.0.w_up holds nan or inf"):
         write_bin(llama2c.read_bin(path), tmp_path / "x.bin", 2)
     assert os.listdir(tmp_path) == ["nan.bin"]

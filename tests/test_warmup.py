@@ -118,7 +118,7 @@ print(kernels.counts()[0])
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("missing", ("attention._attend-", "rows.rmsnorm-", "interpreter.go-"))
+@pytest.mark.parametrize("missing", ("attention._attend_", "rows.rmsnorm_", "interpreter.go-"))
 def test_what_was_made_of_code_from_the_cache_can_be_loaded_itself(cold, missing):
     """Kernels that are called by address are compiled or loaded one by one, in any order."""
     cache = cold(missing)
