@@ -61,6 +61,11 @@ def yarn(**fields):
             {"dual_chunk_attention_config": {"chunk_size": 10**29, "local_size": 1}},
             f"a number is more than {MAX_NUMBER:,}",
         ),
+        ("llama", {"head_dim": 3}, "head_dim = 3 is odd"),
+        ("llama", {"tie_word_embeddings": "yes"}, "'yes', expected true or false"),
+        ("llama", {"attention_bias": 1}, "attention_bias=1, expected true or false"),
+        ("qwen2", {"use_sliding_window": 1}, "use_sliding_window=1, expected true or false"),
+        ("gpt_neox", {"use_parallel_residual": 0}, "expected true or false"),
         ("mixtral", {"num_local_experts": 10**9}, "1000000000 experts in each of 2 layers"),
     ],
 )
@@ -97,6 +102,14 @@ def test_a_tensor_by_its_old_and_its_new_name(folder):
 
     with pytest.raises(CheckpointError, match=r"is also there by its new name"):
         loading.load(folder("bert", edit=edit))
+
+
+def test_a_norm_without_dimensions(folder):
+    def edit(tensors):
+        tensors["norm.weight"] = np.zeros((), np.float32)
+
+    with pytest.raises(CheckpointError, match=r"final_norm has shape \(\), expected \(8,\)"):
+        loading.load(folder("gemma", edit=edit))
 
 
 def test_a_classifier_does_not_continue_texts(folder):
