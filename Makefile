@@ -16,8 +16,14 @@ PYTEST = $(BIN)/python -m pytest $(WORKERS)
 run: $(VENV)/installed ## tell a story with MODEL=path.bin (TOKENIZER=path, ARGS="-t 0.8 -n 256")
 	@$(BIN)/python run.py "$(MODEL)" $(if $(TOKENIZER),-z "$(TOKENIZER)") $(ARGS)
 
-chat: $(VENV)/installed ## talk with MODEL=path.bin; not with the model in the box, which only tells
+# The bundled model only tells stories: without a MODEL, chat downloads one (93 MB, Apache-2.0).
+chat: $(VENV)/installed ## talk with SmolLM2, which it downloads first, or with MODEL=path
+ifeq ($(origin MODEL), file)
+	@$(BIN)/llama2np pull smollm2
+	@$(BIN)/llama2np chat smollm2 --seed 42
+else
 	@$(BIN)/python run.py "$(MODEL)" $(if $(TOKENIZER),-z "$(TOKENIZER)") -m chat
+endif
 
 test: $(VENV)/installed-dev ## run the tests: make test ARGS_TEST="-k chat"
 	$(PYTEST) $(ARGS_TEST)
@@ -83,9 +89,8 @@ model: $(VENV)/installed ## tell stories and train a model on them, into build/b
 	$(BIN)/python -m tools.train
 
 # Karpathy's TinyStories models, and the tokenizer they share with Llama 2.
-stories15M.bin stories42M.bin stories110M.bin: | tokenizer.bin
 stories15M.bin stories42M.bin stories110M.bin tokenizer.bin: | $(VENV)/installed ## fetch one of Karpathy's models, or the tokenizer
-	$(BIN)/python -m tools.download $@
+	$(BIN)/llama2np pull $@ --folder .
 
 clean: ## remove compiled kernels, caches and .venv, never a model
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage .coverage.*

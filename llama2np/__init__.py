@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llama2np.analysis.evaluation import Comparison, Evaluation, compare, evaluate
+    from llama2np.analysis.zero_shot import zero_shot
+    from llama2np.classifier import Classifier
     from llama2np.decoding.batch import Batch
     from llama2np.decoding.beam import Beam, beam_search
     from llama2np.decoding.chat import Chat
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from llama2np.encoder import Encoder
     from llama2np.formats.checkpoint import CheckpointError
     from llama2np.formats.export import export
+    from llama2np.learning.gradients import loss_and_gradients
     from llama2np.llama import Llama
     from llama2np.model.config import Config
     from llama2np.model.hooks import Edit, Trace
@@ -30,6 +33,7 @@ __all__ = [
     "Beam",
     "Chat",
     "CheckpointError",
+    "Classifier",
     "Comparison",
     "Completion",
     "Config",
@@ -50,6 +54,8 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "loss_and_gradients",
+    "zero_shot",
 ]
 __version__ = "0.1.0"
 
@@ -59,6 +65,7 @@ _MODULES = {
     "Beam": "decoding.beam",
     "Chat": "decoding.chat",
     "CheckpointError": "formats.checkpoint",
+    "Classifier": "classifier",
     "Comparison": "analysis.evaluation",
     "Completion": "decoding.completion",
     "Config": "model.config",
@@ -79,6 +86,8 @@ _MODULES = {
     "compare": "analysis.evaluation",
     "evaluate": "analysis.evaluation",
     "export": "formats.export",
+    "loss_and_gradients": "learning.gradients",
+    "zero_shot": "analysis.zero_shot",
 }
 
 

@@ -9,20 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llama2np import box
+from llama2np.store.catalogue import CATALOGUE, FILES, canonical
 
 _ROOT = Path(__file__).parents[1]  # in a checkout: the folder with the scripts and the Makefile
 _LONGEST = 60  # characters of a mistyped name that are compared
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/model, as on huggingface.co
-
-_MODELS = "https://huggingface.co/karpathy/tinyllamas/resolve/main"
-_LLAMA2C = "https://raw.githubusercontent.com/karpathy/llama2.c/master"
-# What `make NAME` fetches in a checkout: {name: (size in bytes, source)}.
-DOWNLOADS = {
-    "stories15M.bin": (60_816_028, f"{_MODELS}/stories15M.bin"),
-    "stories42M.bin": (167_020_572, f"{_MODELS}/stories42M.bin"),
-    "stories110M.bin": (438_381_596, f"{_MODELS}/stories110M.bin"),
-    "tokenizer.bin": (433_869, f"{_LLAMA2C}/tokenizer.bin"),
-}
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.+-]+)?")  # owner/model:file, as on huggingface.co
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -55,9 +46,10 @@ def command(name: str) -> str:
 
 
 def fetching(name: str) -> str:
-    """How to get one of DOWNLOADS. Only a checkout has the Makefile that fetches it."""
-    if not _in_checkout():
-        return f"{name} can be downloaded from {DOWNLOADS[name][1]}"
+    """How to get a model of the catalogue, or one of FILES, which a checkout's Makefile fetches."""
+    if not (name in FILES and _in_checkout()):
+        folder = " --folder ." if name == "tokenizer.bin" else ""
+        return f"`llama2np pull {canonical(name)}{folder}` downloads it"
     place = "" if _is_here(_ROOT) else f" in {_ROOT}"
     return f"`make {name}`{place} fetches it"
 
@@ -69,16 +61,16 @@ def missing_model(path: str | os.PathLike[str], bundled: bool) -> str:
     """
     text = os.fspath(path)
     name = os.path.basename(text)
-    if name in DOWNLOADS:
+    if name in FILES or text in CATALOGUE:
         return f"; {fetching(name)}"
     if _HUB_NAME.fullmatch(text) and not os.path.isdir(os.path.dirname(text)):
-        if nearest(name, DOWNLOADS) is None:
-            return "; if that is a model on huggingface.co: download and export its folder"
+        if nearest(name, FILES) is None:
+            return f"; if that is a model on huggingface.co: `llama2np pull {text}` downloads it"
     if not bundled:
         given = f"; `{command('export')} out.bin --bin {text}` takes the bundled model"
         return given if text in box.NAMES else ""
-    if near := nearest(name, [*box.NAMES, *DOWNLOADS]):
-        fetch = f" {fetching(near)}" if near in DOWNLOADS and not os.path.exists(near) else ""
+    if near := nearest(name, [*box.NAMES, *CATALOGUE, *FILES]):
+        fetch = f" {fetching(near)}" if near not in box.NAMES and not os.path.exists(near) else ""
         return f"; did you mean {near}?{fetch}"
     return f"; the bundled models are {' and '.join(box.NAMES)}"
 

@@ -69,6 +69,7 @@ class Llama:
         path: str | os.PathLike[str],
         tokenizer: str | os.PathLike[str] | None = None,
         engine: str = "compiled",
+        adapter: str | os.PathLike[str] | None = None,
     ) -> Llama:
         """Open a model and its tokenizer.
 
@@ -76,13 +77,17 @@ class Llama:
         bundled model, "stories-box" or "stories-box-q8". tokenizer: a file or folder; by default
         that in the model's folder or file, or the tokenizer.bin or tokenizer.model beside it, or
         else in the current folder. For a folder without a tokenizer, tokens are shown as numbers.
-        engine: "compiled", or "numpy", which is slow and needs no numba. Raises ValueError,
-        CheckpointError, TokenizerError and OSError.
+        engine: "compiled", or "numpy", which is slow and needs no numba. adapter: a folder with a
+        LoRA adapter of PEFT's, whose products are added to the weights; the matrices that it
+        changes become float32. Raises ValueError, CheckpointError, TokenizerError and OSError.
         """
         path_like("path", path)
         if tokenizer is not None:
             path_like("tokenizer", tokenizer)
         loaded = loading.load(path)
+        if adapter is not None:
+            path_like("adapter", adapter)
+            loaded = loading.with_adapter(loaded, adapter)
         transformer = loading.transformer(path, engine, loaded)
         return cls(transformer, loaded.tokenizer(tokenizer))
 
@@ -109,8 +114,10 @@ class Llama:
     def prompt_tokens(self, prompt: str | Sequence[int] | np.ndarray | None) -> list[int]:
         """The tokens of a prompt, which is a text or a sequence of tokens.
 
-        Raises ValueError if there are none, or more than the context holds.
+        Raises ValueError if there are none, or more than the context holds, and for a network that
+        does not predict tokens.
         """
+        self._check_predicts_tokens()
         if isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt)
             if not tokens:
@@ -241,6 +248,13 @@ class Llama:
             made.sampler.skip(len(made.prompt) - 1)
         return replace(made, ends=ends)
 
+    def _check_predicts_tokens(self) -> None:
+        if count := self.config.n_labels:
+            raise ValueError(
+                f"this network was trained to classify texts: it has logits of {count} labels, "
+                "which forward() returns, and none of the next token"
+            )
+
     def _conversation(self, messages: Any) -> tuple[list[int], frozenset[int]]:
         """The tokens of a conversation in the model's chat template, and those that end an answer.
 
@@ -272,6 +286,7 @@ class Llama:
         sampling: the fields of `Sampler`. None means the default of an argument. Raises ValueError
         for arguments of another type or out of range.
         """
+        self._check_predicts_tokens()
         if positions is not None and (positions := whole("positions", positions)) < 0:
             raise ValueError(f"positions must be 0 (the context) or more, not {positions}")
         sampler = sampler_of("chat", sampling, self.config.vocab_size)

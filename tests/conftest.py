@@ -2,7 +2,7 @@
 
 LLAMA2NP_REFERENCE names the folder of the reference data (default: shared/reference beside the
 repository). LLAMA2NP_REQUIRE_ALL=1 makes a test fail, instead of being skipped, where what it needs
-is missing.
+is missing. LLAMA2NP_TEST_PULL=1 lets a test download a model of 93 MB.
 """
 
 import json
@@ -18,6 +18,8 @@ from pathlib import Path
 
 # NumPy's own threads gain nothing on matrices as small as here, and cost the other tests' time.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# The models that this user has pulled are not found by the tests.
+os.environ["LLAMA2NP_HOME"] = os.path.join(tempfile.gettempdir(), "llama2np-tests-have-no-models")
 
 import numpy as np
 import pytest

@@ -44,7 +44,7 @@ def tiny(family: str, seed: int = 0, tied: bool = False, **changes) -> tuple[Con
     biased = set(" ".join(of.biases.values()).split())
     tensors = {}
     for name, _ in of.modules(config):
-        if tied and name == "classifier":
+        if (tied and name == "classifier") or (name == "labels" and not config.n_labels):
             continue
         names = [name, f"{name}.bias"] if re.sub(r".*\.", "", name) in biased else [name]
         for each in names:

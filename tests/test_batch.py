@@ -136,6 +136,15 @@ def test_memory_is_a_budget(write, tmp_path):
         assert found.tokens == alone.tokens
 
 
+def test_a_context_each_is_enough_for_all(model):
+    """Sequences that cannot grow do not keep others from beginning."""
+    batch = Batch(model.transformer, model.tokenizer, max_sequences=5)
+    for i in range(5):
+        batch.add(model.request("AB" * (i + 1), {"temperature": 0, "max_new_tokens": 9}))
+    batch.step()
+    assert batch.waiting == 0 and batch.pages <= batch.max_pages == 5
+
+
 def test_a_long_prompt_does_not_hold_up_the_others(model):
     batch = Batch(model.transformer, model.tokenizer, prompt_tokens=8)
     short = batch.add(model.request("AB", {"temperature": 0, "max_new_tokens": 60}))
@@ -158,11 +167,11 @@ def test_it_joins_and_leaves_at_any_step(model):
             prompt = LONG[: random.integers(1, 70)]
             options = {"seed": len(asked) + 1, "max_new_tokens": int(random.integers(0, 15))}
             asked.append((batch.add(model.request(prompt, options)), prompt, options))
-        if asked and random.random() < 0.1:
-            victim = asked[random.integers(len(asked))][0]
-            if not victim.done:
-                victim.cancel()
-                cancelled.add(victim.index)
+        going = [each for each, *_ in asked if not each.done]
+        if going and random.random() < 0.1:
+            victim = going[random.integers(len(going))]
+            victim.cancel()
+            cancelled.add(victim.index)
         for each, piece in batch.step():
             news[each.index] = news.get(each.index, "") + piece
     assert cancelled

@@ -49,6 +49,11 @@ def test_how_it_works(folder):
 
 
 @pytest.mark.compiled
+def test_learning(folder):
+    assert run_examples((DOCS / "learning.md").read_text(), "learning.md") >= 5
+
+
+@pytest.mark.compiled
 def test_contributing(folder):
     text = (DOCS.parent / "CONTRIBUTING.md").read_text()
     assert run_examples(text, "CONTRIBUTING.md") >= 5

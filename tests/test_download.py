@@ -1,31 +1,32 @@
-"""tools/download.py against a server on this machine, with files of its own."""
+"""`llama2np pull` of single files, against a server on this machine, with files of its own."""
 
+import hashlib
 import io
 import os
 import random
 import re
 import socket
-import subprocess
 import sys
 import threading
 from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from math import prod
-from pathlib import Path
 from urllib.request import install_opener
 
 import pytest
 
+from llama2np.cli.pull import main as pull
 from llama2np.formats.checkpoint import Header
 from llama2np.model.config import Config
-from tools import download
+from llama2np.store import download, pulling
+from llama2np.store.catalogue import FILES, Item
 
-ROOT = Path(__file__).resolve().parents[1]
 NAME = "a.bin"
 DATA = random.Random(0).randbytes(600_000)  # more than two chunks
 SIZE = len(DATA)
 HELD = 200_000  # what a .part has in the tests of resuming
 OLD = DATA[:HELD]
+SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -95,15 +96,18 @@ def server(monkeypatch):
 
 
 class Folder:
-    """A folder to download into: what it holds, and what the tool said last."""
+    """A folder to download into: what it holds, and what the command said last."""
 
-    def __init__(self, path, capsys):
+    def __init__(self, path, capsys, monkeypatch):
         self.file, self.part = path / NAME, path / f"{NAME}.part"
-        self._path, self._capsys = path, capsys
+        self._path, self._capsys, self._monkeypatch = path, capsys, monkeypatch
 
     def get(self, url):
-        status = download.main([NAME], {NAME: (SIZE, url)}, self._path)
+        files = {NAME: Item(NAME, SIZE, SHA256, url=url)}
+        self._monkeypatch.setattr(pulling, "FILES", files)
+        status = pull([NAME, "--folder", str(self._path)], prog="pull")
         self.out, self.err = self._capsys.readouterr()
+        self.err = self.err.removeprefix("pull: ")
         return status
 
     def has(self, **expected):
@@ -113,8 +117,8 @@ class Folder:
 
 
 @pytest.fixture
-def folder(tmp_path, capsys):
-    return Folder(tmp_path, capsys)
+def folder(tmp_path, capsys, monkeypatch):
+    return Folder(tmp_path, capsys, monkeypatch)
 
 
 def test_sizes_are_those_of_the_format():
@@ -126,18 +130,20 @@ def test_sizes_are_those_of_the_format():
     for name, config in shapes.items():
         header = Header(version=0, config=config, tied=True)
         size = len(header.to_bytes()) + sum(4 * prod(shape) for _, shape in header.tensors())
-        assert download.FILES[name][0] == size, name
-    assert download.FILES.keys() == shapes.keys() | {"tokenizer.bin"}
+        assert FILES[name].size == size, name
+    assert FILES.keys() == shapes.keys() | {"tokenizer.bin"}
 
 
 def test_size_of_the_tokenizer(reference):
     tokenizer = reference / "llama32k/tokenizer.bin"
-    assert download.FILES["tokenizer.bin"][0] == tokenizer.stat().st_size
+    assert FILES["tokenizer.bin"].sha256 == download.digest_of(tokenizer)
+    assert FILES["tokenizer.bin"].size == tokenizer.stat().st_size
 
 
 def test_sources_end_in_the_name():
-    for name, (_, url) in download.FILES.items():
-        assert url.startswith("https://") and url.endswith(f"/{name}")
+    for name, item in FILES.items():
+        assert item.url.startswith("https://") and item.url.endswith(f"/{name}")
+        assert re.fullmatch("[0-9a-f]{64}", item.sha256)
 
 
 def test_downloads(server, folder):
@@ -193,9 +199,9 @@ def test_a_whole_part_is_only_renamed(server, folder):
 
 
 def test_a_file_that_is_here_is_left_alone(server, folder):
-    folder.file.write_bytes(b"x" * SIZE)
+    folder.file.write_bytes(DATA)
     assert folder.get(f"{server.url}/file") == 0
-    assert folder.has(file=b"x" * SIZE)
+    assert folder.has(file=DATA)
     assert folder.out == "a.bin: already here, 600,000 bytes\n"
     assert server.ranges == []
 
@@ -364,20 +370,34 @@ def test_a_folder_that_cannot_be_written(server, folder):
     assert folder.err == "a.bin: cannot be written here (Is a directory)\n"
 
 
-@pytest.mark.parametrize("argv", [["stories1M.bin"], [], ["stories15M.bin", "tokenizer.bin"]])
-def test_a_name_it_does_not_know(argv, tmp_path, capsys):
-    assert download.main(argv, folder=tmp_path) == 1
-    assert capsys.readouterr().err == (
-        f"{' '.join(argv) or 'no name'}: expected one of "
-        "stories15M.bin, stories42M.bin, stories110M.bin, tokenizer.bin\n"
+@pytest.mark.parametrize("name", ("file", "part"))
+def test_a_file_with_other_bytes_is_left_alone(server, folder, name):
+    getattr(folder, name).write_bytes(b"x" * SIZE)
+    assert folder.get(f"{server.url}/file") == 1
+    assert folder.has(**{name: b"x" * SIZE})
+    other = hashlib.sha256(b"x" * SIZE).hexdigest()
+    assert folder.err == (
+        f"a.bin: needs sha256 {SHA256}, {getattr(folder, name)} has {other}: "
+        "move or remove that, then run the same command again\n"
     )
 
 
-def test_runs_as_a_module():
-    command = [sys.executable, "-m", "tools.download", "stories1M.bin"]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 1
-    assert ran.stdout == "" and ran.stderr.startswith("stories1M.bin: expected one of ")
+def test_a_name_it_does_not_know(tmp_path, capsys):
+    assert pull(["stories1M.bin", "--folder", str(tmp_path)], prog="pull") == 1
+    assert capsys.readouterr().err == (
+        "pull: expected one of smollm2, stories15M, stories42M, stories110M, stories15M.bin, "
+        "tokenizer.bin, stories42M.bin, stories110M.bin; found stories1M.bin; "
+        "did you mean stories15M.bin?\n"
+    )
+
+
+def test_a_model_comes_with_its_tokenizer(server, tmp_path, monkeypatch, capsys):
+    known = pulling.CATALOGUE["stories15M"]
+    items = [Item(item.name, SIZE, SHA256, url=f"{server.url}/file") for item in known.items]
+    monkeypatch.setitem(pulling.CATALOGUE, "stories15M", type(known)(tuple(items), "MIT"))
+    assert pull(["stories15M.bin", "--folder", str(tmp_path)], prog="pull") == 0
+    names = {"stories15M.bin", "tokenizer.bin"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def unreachable(folder, url, host, reason):

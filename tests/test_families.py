@@ -146,6 +146,15 @@ def test_logits_of_labels(network, expected, name, engine):
         np.testing.assert_allclose(found, logits, **CLOSE)
 
 
+def test_a_network_for_labels_does_not_continue_texts(reference):
+    model = Llama.load(reference / "architectures" / "gpt2_seqcls")
+    for use in (model.generate, model.chat):
+        with pytest.raises(
+            ValueError, match="trained to classify texts: it has logits of 2 labels"
+        ):
+            use()
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoders(reference, expected, name, engine):

@@ -327,7 +327,7 @@ def test_a_tokenizer_that_runs_is_named_beside_one_that_does_not(put, tmp_path):
 
 
 def test_paths_can_be_pasted(put):
-    path = put(MODELS["trainer"][0], "my model.pt")
+    path = put(MODELS["trainer"][0], "my model")
     assert f"--checkpoint '{path}'`" in refused(Llama.load, path)
 
 
@@ -371,9 +371,9 @@ def test_a_missing_model_that_can_be_fetched(tmp_path, monkeypatch, capsys):
 def test_what_pip_installed_never_advises_make(tmp_path):
     """Nor export.py, which is not installed."""
     shutil.copytree(ROOT / "llama2np", tmp_path / "llama2np")
-    (tmp_path / "model.pt").write_bytes(MODELS["trainer"][0])
+    (tmp_path / "trained").write_bytes(MODELS["trainer"][0])
     (tmp_path / "model.bin").write_bytes(GOOD)
-    models = ["stories15M.bin", "stories15.bin", "model.bin", "model.pt", "-z tokenizer.bin"]
+    models = ["stories15M.bin", "stories15.bin", "model.bin", "trained", "-z tokenizer.bin"]
     code = f"""
 from llama2np.cli import main
 for words in {models}:
@@ -383,10 +383,10 @@ for words in {models}:
     done = subprocess.run(python, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "make" not in done.stderr and ".py" not in done.stderr
     said = done.stderr.splitlines()
-    assert "https://huggingface.co/karpathy/tinyllamas/resolve/main/stories15M.bin" in said[0]
+    assert "`llama2np pull stories15M` downloads it" in said[0]
     assert "did you mean stories15M.bin?" in said[1]
-    assert "llama2.c/master/tokenizer.bin" in said[2] and "llama2.c/master/tokenizer.bin" in said[4]
-    assert "`llama2np export out.bin --checkpoint model.pt`" in said[3]
+    assert all("`llama2np pull tokenizer.bin --folder .`" in line for line in (said[2], said[4]))
+    assert "`llama2np export out.bin --checkpoint trained`" in said[3]
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ for words in {models}:
         ("stories_box_q8", "stories-box-q8?"),
         ("stories-box.bin", "stories-box?"),
         ("stories15m.bin", "stories15M.bin?"),
-        ("models/stories42M", "stories42M.bin?"),
+        ("models/stories42", "stories42M?"),
     ],
 )
 def test_the_nearest_model(name, meant):
@@ -407,7 +407,7 @@ def test_the_nearest_model(name, meant):
 def test_a_name_of_a_hub(capsys):
     for words in ("run meta-llama/Llama-2-7b", "export x --hf TinyLlama/TinyLlama-1.1B-Chat-v1.0"):
         assert main(words.split()) == 1
-        assert "on huggingface.co: download and export" in capsys.readouterr().err
+        assert "on huggingface.co: `llama2np pull " in capsys.readouterr().err
 
 
 def test_a_suggestion_is_made_once(capsys):

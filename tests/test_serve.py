@@ -1,5 +1,6 @@
 """The server: its endpoints in this process, and OpenAI's own client against a real one."""
 
+import asyncio
 import base64
 import json
 import socket
@@ -241,6 +242,10 @@ def test_json_that_follows_a_schema(served):
             },
             *(400, "response_format: "),
         ),
+        ("completions", b'{"prompt": "\\ud800"}', 400, ""),
+        ("completions", b'{"model": "\\ud800"}', 404, "there is no model"),
+        ("completions", b'{"seed": 1%s}' % (b"0" * 5000), 400, "the body is not JSON"),
+        ("completions", b'{"prompt": [1%s]}' % (b"0" * 300), 400, "prompt must be"),
         ("embeddings", {"input": "A"}, 400, "tiny generates text: embeddings need an encoder"),
         ("nothing", {}, 404, "there is nothing at /v1/nothing"),
     ],
@@ -271,7 +276,7 @@ def test_limits(served):
     response = client.post("/v1/completions", content=b"{}", headers={"content-type": "text/plain"})
     assert response.status_code == 415
     assert client.get("/v1/completions").status_code == 405
-    with slow_steps(client):
+    with slow_steps(client.service):
         first = threading.Thread(
             target=client.post, args=("/v1/completions",), kwargs={"json": {"n": 3}}
         )
@@ -285,9 +290,9 @@ def test_limits(served):
 
 
 @contextmanager
-def slow_steps(client):
-    """Let the worker wait after each step until the block has ended."""
-    gate, batch = threading.Event(), client.service.worker.batch
+def slow_steps(service):
+    """Let the worker wait before each step until the block has ended."""
+    gate, batch = threading.Event(), service.worker.batch
     step = batch.step
 
     def slow():
@@ -499,6 +504,35 @@ def test_a_client_that_goes_away(real, stream):
     finally:
         worker.batch.step = step
         gate.release()
+
+
+def test_a_client_that_goes_away_at_once(tiny):
+    """Before the first event is sent."""
+    service = Service(tiny, "tiny")
+    try:
+        with slow_steps(service):
+            app, sent = make_app(service), []
+            body = json.dumps({"prompt": "A", "max_tokens": 90, "stream": True}).encode()
+            messages = [{"type": "http.request", "body": body}, {"type": "http.disconnect"}]
+
+            async def receive():
+                return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+            async def send(message):
+                sent.append(message)
+                await asyncio.sleep(60)  # a connection that takes nothing
+
+            head = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+            scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": head}
+            scope |= {"query_string": b"", "root_path": "", "app": app}
+            asyncio.run(app(scope, receive, send))
+            wait_until(lambda: service.worker._running)
+            (ticket,) = service.worker._running.values()
+            assert ticket.cancelled
+        wait_until(lambda: service.worker.busy == 0)
+        assert ticket.completion.stop_reason == "cancelled"
+    finally:
+        service.close()
 
 
 def test_shutting_down_lets_answers_end(tiny):

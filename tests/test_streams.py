@@ -24,6 +24,12 @@ COMMAND_LINES = {
     "perplexity": "perplexity {} --file {}.txt",
     "bench": "bench {} --prompt 4 --generate 2 --depth 0 --repeats 1 --threads 1",
     "warmup": "warmup",
+    # These do their work in files, or need some: tests of their own run them.
+    **{name: f"{name} --help" for name in ("train", "finetune", "classify", "tokenizer")},
+    **{name: f"{name} --help" for name in ("pull", "list", "rm")},
+    "generate": "generate --help",  # it prints nothing else on standard output
+    "serve": "serve --help",  # nor does this one
+    "help of chat": "chat --help",
     "help": "--help",
     "version": "--version",
     "help of a command": "inspect --help",

@@ -188,8 +188,9 @@ def test_wrong_words(tmp_path, story, tokenizer, capsys, words, text):
 
 
 FOLDERS = (
-    "llama_bias qwen2_tied qwen3 phi3_swa phi2 gpt2 gptneox_parallel gemma gemma3 mixtral bert_mlm"
-).split()
+    *("llama_bias", "qwen2_tied", "qwen3", "phi3_swa", "phi2", "gpt2", "gptneox_parallel"),
+    *("gemma", "gemma3", "mixtral", "bert_mlm"),
+)
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -11,18 +11,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from llama2np import box
 from llama2np.bench.machine import description
 from llama2np.bench.measure import MachineResult, PeerResult, Report, Result, Series
 from llama2np.model.transformer import Transformer
 from llama2np.model.weights import Int8, Matrix
+from llama2np.store.names import located
 
 
 def about(path: str | os.PathLike[str], transformer: Transformer) -> dict[str, object]:
     """The description of the model and the machine, for all formats but CSV."""
     weights = transformer.weights
     own = {id(tensor): tensor for tensor in weights.values()}  # a tied classifier counts once
-    file = Path(box.located(path))
+    file = Path(located(path))
     return {
         "model": os.path.basename(path),
         "format": " and ".join(sorted({_format(m) for m in weights.matrices.values()})),

@@ -14,12 +14,17 @@ from importlib import import_module
 from llama2np import __version__, advice, box
 from llama2np.cli.flags import reported
 from llama2np.output import printable
+from llama2np.store.catalogue import CATALOGUE
+from llama2np.store.names import find
 
 COMMANDS = {
     "run": "continue a text, or chat",
     "chat": "talk with a model",
     "generate": "continue all prompts of a file, many at once",
     "serve": "answer OpenAI's clients over HTTP",
+    "pull": "download a model by its name",
+    "list": "list the models that were downloaded",
+    "rm": "remove downloaded models",
     "export": "convert a checkpoint or a tokenizer",
     "inspect": "describe a checkpoint",
     "lens": "show the next token that a model would predict after each of its blocks",
@@ -33,12 +38,15 @@ COMMANDS = {
     "warmup": "compile all kernels in advance",
 }
 
+# A module of the name `list` would hide Python's own in this package.
+_MODULES = {"list": "pulled"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `llama2np`: the first argument is the name of a command."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
-        command = import_module(f"llama2np.cli.{argv[0]}")
+        command = import_module(f"llama2np.cli.{_MODULES.get(argv[0], argv[0])}")
         return int(command.main(argv[1:], prog=f"llama2np {argv[0]}"))
     return reported("llama2np", lambda: _without_command(argv))
 
@@ -56,7 +64,9 @@ def _without_command(argv: Sequence[str]) -> int:
 
 def _suggestion(word: str) -> str:
     """The end of the error message: a model in place of a command probably should be run."""
-    if word in box.NAMES or os.path.exists(word):
+    if CATALOGUE.get(word) and find(word) is None:
+        return f"; did you mean llama2np pull {word}?"
+    if word in box.NAMES or os.path.exists(word) or find(word):
         return f"; did you mean llama2np run {word}?"
     return advice.did_you_mean(word, [*COMMANDS, "--help", "--version"])
 

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from llama2np import box, kernels
+from llama2np import kernels
 from llama2np.bench import form
 from llama2np.bench.measure import measure, plan
 from llama2np.bench.peer import LLAMA2C, Peer
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
 from llama2np.cli.model import MODEL_HELP, plotting
 from llama2np.formats import loading
+from llama2np.store.names import located
 
 
 def main(argv: Sequence[str], prog: str) -> int:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str], prog: str) -> int:
 def _bench(options: argparse.Namespace) -> None:
     plot = _plotting(options.plot) if options.plot else None
     pattern = options.peer_pattern or LLAMA2C
-    model = os.fspath(box.located(options.model))
+    model = os.fspath(located(options.model))
     peers = [Peer(peer, model, pattern) for peer in options.peer]
     transformer = loading.transformer(options.model)
     tasks = plan(transformer.config.seq_len, options.prompt, options.generate, options.depth)

@@ -82,12 +82,13 @@ def converse(chat: Chat, screen: Screen, first: str | None = None) -> None:
 def _run(options: argparse.Namespace, prog: str, screen: Screen) -> None:
     check_can_chat(options.model, "llama2np run")
     template = None if options.template is None else read_template(options.template)
+    sampling.set_precision(options)
     model = load_model(options)
     chat = model.chat(
         options.system,
         positions=options.steps,
         template=template,
-        **sampling.sampling_options(options),
+        **sampling.chat_options(options),
     )
     if options.load is not None:
         chat.load(options.load)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from llama2np import box
 from llama2np.atomic import is_stdout
 from llama2np.cli.flags import Parser, choice, flag_value, guarded, joined, number, path_value
 from llama2np.formats import huggingface, llama2c, meta, tokenizer_bin
@@ -16,6 +17,7 @@ from llama2np.formats.gguf.write import FILE_TYPES
 from llama2np.formats.q80 import Error
 from llama2np.formats.source import Source
 from llama2np.formats.write import write_bin, write_huggingface
+from llama2np.store.names import located
 
 # The flag of each kind of source: its reader, the placeholder of its value, its help text.
 _SOURCES = {
@@ -78,7 +80,8 @@ def _open(options: argparse.Namespace) -> Source:
     for flag, (read, *_) in _SOURCES.items():
         path = getattr(options, flag.replace("-", "_"))
         if path is not None:
-            return read(path)
+            # The readers know the names of bundled models: they are for --bin alone.
+            return read(path if box.in_box(path) else located(path))
     raise ValueError("no source given")  # not reached: argparse requires one
 
 

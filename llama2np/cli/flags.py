@@ -259,8 +259,8 @@ def reported(prog: str, command: Callable[[], int]) -> int:
                     raise
                 sys.stdout.flush()
                 return status
-        except KeyboardInterrupt:
-            _tell(f"{prog}: interrupted")
+        except KeyboardInterrupt as stop:
+            _tell(f"{prog}: {str(stop) or 'interrupted'}")
             return INTERRUPTED
         except BrokenPipeError:
             return PIPE_CLOSED

@@ -67,10 +67,14 @@ def settings_of(options: argparse.Namespace, steps: int) -> Settings:
     )
 
 
-def run(trainer: Trainer, every: int, until: int | None = None) -> None:
-    """Train up to a step, by default the last, with a progress bar on a terminal."""
+def tell_start(trainer: Trainer) -> None:
+    """Say that training goes on from a checkpoint, if it does."""
     if trainer.step:
         print(f"going on after step {trainer.step:,}", file=sys.stderr)
+
+
+def run(trainer: Trainer, every: int, until: int | None = None) -> None:
+    """Train up to a step, by default the last, with a progress bar on a terminal."""
     with progress(trainer.settings.steps, " steps", trainer.step) as told:
         trainer.run(until, every, lambda _, loss: told(1, f"loss {loss:.3f}"))
 

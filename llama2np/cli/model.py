@@ -11,7 +11,10 @@ from llama2np.cli import engine
 from llama2np.cli.flags import flag_value, piped
 from llama2np.llama import Llama
 
-MODEL_HELP = f"the checkpoint, a .bin file, or a bundled model: {' or '.join(box.NAMES)}"
+MODEL_HELP = (
+    "the model: a folder, a .gguf or .bin file, the name of a downloaded one (llama2np pull), or a "
+    f" bundled one: {' or '.join(box.NAMES)}"
+)
 
 TOKENIZER_HELP = (
     "a tokenizer.json, tokenizer.model or tokenizer.bin, or a folder with one (default: the "

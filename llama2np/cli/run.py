@@ -15,6 +15,7 @@ from llama2np.cli.flags import Parser, check_utf8, choice, flag_value, joined, n
 from llama2np.cli.model import MODEL_HELP, TOKENIZER_HELP
 from llama2np.cli.screen import Screen, in_a_terminal
 from llama2np.decoding.generation import Generation
+from llama2np.decoding.turns import turns_for
 from llama2np.formats import kinds
 from llama2np.formats.checkpoint import CheckpointError, read_header
 from llama2np.llama import Llama
@@ -33,11 +34,14 @@ def main(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
 
 def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: Screen) -> None:
     options = _parse(argv, prog, box.STORIES_INT8 if int8_only else box.STORIES)
+    if options.mode == "chat":
+        sampling.set_precision(options)  # before the kernels are imported
     engine.set_up(options, screen.note)
     if int8_only:
         _check_int8(options.model)
     model = Llama.load(options.model, options.tokenizer, options.engine)
     if options.mode == "chat":
+        turns_for(model.tokenizer, None)  # before anything is asked: ValueError if it cannot chat
         (_chat_as_run_c if model.tokenizer.chat_template is None else _chat)(model, options, screen)
     else:
         _generate(model, options, screen)
@@ -101,7 +105,7 @@ def _tell_logprobs(model: Llama, story: Generation) -> None:
 
 def _chat(model: Llama, options: argparse.Namespace, screen: Screen) -> None:
     """Talk in the model's own template, as the command `chat` does."""
-    options_of_sampling = sampling.sampling_options(options)
+    options_of_sampling = sampling.chat_options(options)
     chat = model.chat(options.system, positions=options.steps, **options_of_sampling)
     converse(chat, screen, options.prompt)
 

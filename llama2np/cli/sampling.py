@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from typing import Any, cast
 
 from llama2np.cli.flags import flag_value, number
 from llama2np.decoding.sampler import Sampler, SamplingOptions
+from llama2np.store.catalogue import recommended
 
 _PENALTY = number(float, -100, 100)
 
@@ -82,6 +84,24 @@ def sampling_options(options: argparse.Namespace) -> SamplingOptions:
     if values["logit_bias"] is not None:
         values["logit_bias"] = dict(values["logit_bias"])
     return cast(SamplingOptions, {name: x for name, x in values.items() if x is not None})
+
+
+def chat_options(options: argparse.Namespace) -> SamplingOptions:
+    """`sampling_options` for a chat: for those not set, what the authors of the model recommend."""
+    known = recommended(options.model)
+    defaults = dict(known.sampling) if known else {}
+    return cast(SamplingOptions, {**defaults, **sampling_options(options)})
+
+
+def set_precision(options: argparse.Namespace) -> None:
+    """Compute with nearly exact input where a model of the catalogue needs that to chat.
+
+    The kernels read this setting when they are imported, with the first network. What the user has
+    set stays.
+    """
+    known = recommended(options.model)
+    if known is not None and known.exact_input:
+        os.environ.setdefault("LLAMA2NP_TERMS", "2")
 
 
 def _bias(value: str) -> tuple[int, float]:

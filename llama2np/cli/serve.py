@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import logging
 import os
 import socket
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from llama2np.cli import engine
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, number
 from llama2np.cli.generate import add_batch_flags
 from llama2np.cli.model import add_model, load_model
@@ -40,6 +42,8 @@ def _serve(options: argparse.Namespace) -> None:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"{service.name}: http://{shown}:{port}, OpenAI's interface at /v1", file=sys.stderr)
+        # asyncio warns about each client that has gone away.
+        logging.getLogger("asyncio").setLevel(logging.ERROR)
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -80,9 +84,10 @@ def _made(options: argparse.Namespace) -> tuple[Service, Starlette]:
 
 
 def _model(options: argparse.Namespace) -> Llama | Encoder:
-    if Path(options.model).is_dir() and is_encoder(loading.load(options.model).config):
-        return Encoder.load(options.model, options.tokenizer, options.engine or "compiled")
-    return load_model(options)
+    if not is_encoder(loading.load(options.model).config):
+        return load_model(options)
+    engine.set_up(options, lambda note: print(note, file=sys.stderr, flush=True))
+    return Encoder.load(options.model, options.tokenizer, options.engine)
 
 
 def _is_local(host: str) -> bool:

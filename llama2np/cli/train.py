@@ -9,6 +9,7 @@ from pathlib import Path
 from llama2np.cli import learning
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
 from llama2np.formats import loading
+from llama2np.formats.huggingface.writing import as_folder
 from llama2np.formats.source import Source
 from llama2np.learning import corpus
 from llama2np.learning.initial import initial_llama
@@ -46,6 +47,7 @@ def _train(options: argparse.Namespace) -> None:
     parameters = parameters_of(program)
     paths = {"checkpoint": out / "training.npz", "log": out / "losses.jsonl"}
     trainer = Trainer(program, parameters, windows, settings, **paths)
+    learning.tell_start(trainer)
     learning.run(trainer, options.every)
     _tell(trainer, settings)
     if options.dev:
@@ -86,7 +88,10 @@ def _opened(options: argparse.Namespace) -> tuple[Source, Program, Tokenizer]:
         raise ValueError(f"--init has a shape of its own: use it without {', '.join(given)}")
     loaded = loading.load(options.init)
     program = loading.transformer(options.init, "numpy", loaded).program
-    return source_of(options.init), program, loaded.tokenizer(options.tokenizer)
+    source = source_of(options.init)
+    if source.original is None:
+        as_folder(source, "float32")  # so that what cannot be written is an error now
+    return source, program, loaded.tokenizer(options.tokenizer)
 
 
 def _windows(

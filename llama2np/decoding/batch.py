@@ -50,11 +50,11 @@ class Batch:
         self._tokenizer = tokenizer.extended(c.vocab_size)
         self._prompt_tokens = whole("prompt_tokens", prompt_tokens, 1)
         self._chunk = State(c).chunk
-        bytes_of_position = 8 * c.n_layers * c.kv_dim
-        if max_positions is None:
-            max_positions = min(max_sequences * c.seq_len, _MEMORY // bytes_of_position)
         context = -(-c.seq_len // self._chunk)
-        self.max_pages = max(whole("max_positions", max_positions, 1) // self._chunk, context)
+        bytes_of_page = 8 * c.n_layers * c.kv_dim * self._chunk
+        self.max_pages = min(self.max_sequences * context, max(_MEMORY // bytes_of_page, context))
+        if max_positions is not None:
+            self.max_pages = max(whole("max_positions", max_positions, 1) // self._chunk, context)
         # Such networks must read a prompt in one call, and a text that was given up is another one.
         self._by_length = rope.depends_on_length(c)
         self._prefixes = Prefixes(0 if self._by_length else self.max_sequences)
@@ -141,16 +141,14 @@ class Batch:
         """Let waiting sequences begin, as long as there is memory for one more page of each."""
         while self._waiting and len(self._active) < self.max_sequences:
             new = self._waiting[0]
-            needed = self._pages_at_the_end(new) if self._by_length else len(self._active) + 1
-            held = sum(map(self._pages_at_the_end, self._active)) if self._by_length else 0
-            if self._active and not self._room(needed + held):
+            if self._by_length:
+                needed = sum(map(self._pages_at_the_end, [new, *self._active]))
+            else:
+                grow = sum(self._pages_at_the_end(each) > _held(each) for each in self._active)
+                needed = pages(each.state for each in self._active) + grow + 1
+            if self._active and needed > self.max_pages:
                 return
             self._active.append(self._waiting.popleft())
-
-    def _room(self, needed: int) -> bool:
-        """Whether there are pages for this; those that are kept are given up for it."""
-        held = 0 if self._by_length else pages(each.state for each in self._active)
-        return held + needed <= self.max_pages
 
     def _pages_at_the_end(self, each: Completion) -> int:
         return -(-(len(each.prompt) + each.limit - 1) // self._chunk)
@@ -225,6 +223,11 @@ class Batch:
                 [pieces[i][1] for i in rows], [states[i] for i in rows]
             )
         return logits
+
+
+def _held(each: Completion) -> int:
+    """The chunks of KV cache of a sequence."""
+    return 0 if each.state is None else len(each.state.addresses)
 
 
 def complete(

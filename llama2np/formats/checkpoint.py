@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from llama2np import advice, box
+from llama2np import advice
 from llama2np.arguments import whole
 from llama2np.atomic import replacing
 from llama2np.files import open_regular
@@ -26,6 +26,7 @@ from llama2np.formats.mapped import map_weights
 from llama2np.model.config import Config
 from llama2np.model.weights import LAYER_SHAPES, MATRICES, SHAPES, Dense, Int8, Weights
 from llama2np.output import printable
+from llama2np.store.names import located
 
 MAGIC = 0x616B3432  # "ak42": the first word of every version but 0
 _HEADER_SIZE = {0: 28, 1: 256, 2: 256}
@@ -144,7 +145,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def _opened(path: str | os.PathLike[str]) -> BinaryIO:
-    return open_regular(box.located(path))
+    return open_regular(located(path))
 
 
 def _read_header(path: str | os.PathLike[str], file: BinaryIO) -> Header:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from llama2np import box
 from llama2np.formats import gguf, huggingface, kinds, llama2c, meta, safetensors
 from llama2np.formats.checkpoint import CheckpointError, read_header
 from llama2np.formats.dtypes import quiet
@@ -19,6 +18,7 @@ from llama2np.formats.source import Source, Stored
 from llama2np.formats.torch_zip import TorchFile
 from llama2np.model.config import Config
 from llama2np.output import printable
+from llama2np.store.names import located
 
 _ALWAYS = "rope_theta", "norm_eps", "head_dim", "rotary_dim"  # are shown also if they are usual
 
@@ -57,7 +57,7 @@ def open_any(path: str | os.PathLike[str]) -> tuple[str, Source | dict[str, Stor
 
     The first value is the name of the kind. Raises CheckpointError, and OSError.
     """
-    path = Path(box.located(path))
+    path = Path(located(path))
     if path.is_dir():
         if (path / "params.json").exists():
             return "Meta", meta.read(path)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llama2np import box
-from llama2np.formats import checkpoint, gguf, kinds
+from llama2np.formats import checkpoint, gguf, peft
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.gguf.tokenizer import tokenizer_of
 from llama2np.formats.huggingface import sentences
@@ -19,6 +18,7 @@ from llama2np.model.config import Config
 from llama2np.model.networks import is_encoder
 from llama2np.model.transformer import Transformer
 from llama2np.model.weights import Weights
+from llama2np.store.names import located
 from llama2np.text.finding import find
 from llama2np.text.numbers import numbers
 from llama2np.text.tokenizer import Tokenizer
@@ -36,6 +36,7 @@ class Loaded:
     labels: tuple[str, ...] = ()  # of a network that classifies texts
     sentences: Sentences = Sentences()
     gguf_file: gguf.GgufFile | None = None
+    family: str | None = None  # model_type of a Hugging Face folder
 
     def tokenizer(self, named: StrPath | None = None) -> Tokenizer:
         """The model's tokenizer, or the one that the user has named.
@@ -49,14 +50,16 @@ class Loaded:
 
 
 def load(path: StrPath) -> Loaded:
-    """Map a .bin file, a GGUF file or a folder, or read a .pt of llama2.c's trainer.
+    """Map a .bin file, a GGUF file or a folder, or the bundled or pulled model of this name; or
+    read a .pt of llama2.c's trainer.
 
     Raises CheckpointError, and OSError.
     """
+    path = located(path)
     if gguf.is_gguf(path):
         file = gguf.read(path)
         return Loaded(*gguf.network(file), path, gguf_file=file)
-    if not Path(box.located(path)).is_dir() and not _from_a_trainer(path):
+    if not Path(path).is_dir() and not _from_a_trainer(path):
         return Loaded(*checkpoint.load(path), path)
     kind, source = open_any(path)
     if not isinstance(source, Source):  # a folder always has a config
@@ -64,13 +67,26 @@ def load(path: StrPath) -> Loaded:
     original = {} if source.original is None else source.original.config
     labels = _labels(original, source.config.n_labels)
     settings = sentences.read(Path(path)) if is_encoder(source.config) else Sentences()
-    return Loaded(source.config, source.weights(), path, labels, settings)
+    family = str(original["model_type"]) if "model_type" in original else None
+    return Loaded(source.config, source.weights(), path, labels, settings, family=family)
+
+
+def with_adapter(loaded: Loaded, folder: StrPath) -> Loaded:
+    """A model with the LoRA adapter of a folder added to its weights.
+
+    Raises CheckpointError, and OSError.
+    """
+    family = loaded.family
+    if family is None and loaded.config.architecture != "llama":
+        kind = loaded.config.architecture
+        raise CheckpointError(f"{loaded.path}: adapters of {kind} need its Hugging Face folder")
+    weights = peft.with_adapter(loaded.weights, loaded.config, folder, family or "llama")
+    return replace(loaded, weights=weights)
 
 
 def _from_a_trainer(path: StrPath) -> bool:
-    """Whether a file is a .pt of llama2.c's train.py, or looks like one."""
-    located = Path(box.located(path))
-    return kinds.kind_of(located) == "trainer" or located.suffix == ".pt"
+    """Whether a file has the name of those of llama2.c's train.py."""
+    return Path(path).suffix == ".pt"
 
 
 def transformer(

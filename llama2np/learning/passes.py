@@ -14,9 +14,8 @@ import numpy as np
 from llama2np.learning.batch import Batch
 from llama2np.learning.dropout import Dropout
 from llama2np.learning.ops import OPS
-from llama2np.model.blocks import Blocks
 from llama2np.model.program import Program, Step, Value
-from llama2np.model.weights import Dense, Int8, Tensor
+from llama2np.model.weights import as_array
 
 Parameters = Mapping[str, np.ndarray]
 
@@ -222,19 +221,6 @@ def shared_names(program: Program) -> dict[str, str]:
     """{name of a tensor: the first name of the same tensor}: a tied classifier's is "embedding"."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(t), name) for name, t in program.weights.items()}
-
-
-def as_array(tensor: Tensor) -> np.ndarray:
-    """A tensor of any number format as float32: (d, n) or (n,); a view where it is so already."""
-    if isinstance(tensor, Blocks):
-        return tensor.dequantize()
-    if isinstance(tensor, Int8):
-        return tensor.rows(np.arange(tensor.shape[0]))
-    if isinstance(tensor, Dense):
-        return np.asarray(tensor.w, np.float32)
-    if not isinstance(tensor, np.ndarray):
-        raise ValueError(f"{tensor!r} has no values")
-    return tensor
 
 
 def parameters_of(

@@ -248,6 +248,19 @@ def _own(tensor: Tensor) -> Tensor:
     return type(tensor)(*(_own(array) for array in tensor.arrays))  # type: ignore[arg-type]
 
 
+def as_array(tensor: Tensor) -> np.ndarray:
+    """A tensor of any number format as float32: (d, n) or (n,); a view where it is so already."""
+    if isinstance(tensor, Blocks):
+        return tensor.dequantize()
+    if isinstance(tensor, Int8):
+        return tensor.rows(np.arange(tensor.shape[0]))
+    if isinstance(tensor, Dense):
+        return np.asarray(tensor.w, np.float32)
+    if not isinstance(tensor, np.ndarray):
+        raise ValueError(f"{tensor!r} has no values")
+    return tensor
+
+
 def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless the tensor is a matrix of shape (d, n), or a float32 vector (n,)."""
     if isinstance(tensor, Outline):

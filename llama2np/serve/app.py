@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -10,12 +12,12 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive
 
 from llama2np.encoder import Encoder
-from llama2np.serve import guard
+from llama2np.serve import guard, looking
 from llama2np.serve.chats import chats
 from llama2np.serve.completions import completions
 from llama2np.serve.embeddings import embeddings
@@ -29,6 +31,9 @@ _POSTS: dict[str, Answer] = {
     "/v1/completions": completions,
     "/v1/chat/completions": chats,
     "/v1/embeddings": embeddings,
+    "/look/lens": looking.lens,
+    "/look/attention": looking.attention,
+    "/look/generate": looking.generate,
 }
 
 
@@ -46,6 +51,8 @@ def make_app(service: Service) -> Starlette:
     gets: dict[str, tuple[Callable[[Service], Response], bool]] = {
         "/v1/models": (_models, True),
         "/metrics": (_metrics, True),
+        "/look/facts": (_facts, True),
+        "/": (_page, False),
         "/health": (_health, False),
     }
     for path, (answer, secret) in gets.items():
@@ -143,6 +150,19 @@ def _metrics(service: Service) -> Response:
     return PlainTextResponse(service.metrics.text(gauges), media_type=kind)
 
 
-def page() -> str:
-    """The page at /: see page.html."""
-    return files("llama2np.serve").joinpath("page.html").read_text("utf-8")
+def _facts(service: Service) -> Response:
+    return JSONResponse(looking.facts(service))
+
+
+def _page(service: Service) -> Response:
+    """page.html. Its own script runs, and no other; it can reach this server, and no other."""
+    text = files("llama2np.serve").joinpath("page.html").read_text("utf-8")
+    script = text.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+    headers = {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
+    return HTMLResponse(text, headers=headers | {"X-Content-Type-Options": "nosniff"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -31,6 +31,7 @@ class _Asked:
     requests: list[Request]
     logprobs: bool
     with_usage: bool
+    ids: bool  # vLLM's return_token_ids
 
 
 async def chats(service: Service, fields: Fields, receive: Receive) -> Any:
@@ -38,7 +39,8 @@ async def chats(service: Service, fields: Fields, receive: Receive) -> Any:
     service.check_model(fields)
     asked = await run_in_threadpool(_asked, service, fields)  # a grammar may take a while
     if fields.flag("stream"):
-        return Events(_streamed(service, asked, service.generator.start(asked.requests)))
+        started = service.generator.start(asked.requests)
+        return Events(_streamed(service, asked, started), started)
     done = await unless_gone(receive, service.generator.finish(asked.requests))
     body, tokenizer = service.head("chat.completion", "chatcmpl"), service.llama.tokenizer
     body["choices"] = []
@@ -48,6 +50,9 @@ async def chats(service: Service, fields: Fields, receive: Receive) -> Any:
         if asked.logprobs:
             last = logprobs.shown(each, len(each.tokens))
             choice["logprobs"] = logprobs.for_chat(tokenizer, each, 0, last)
+        if asked.ids:
+            choice["token_ids"] = each.tokens
+            body["prompt_token_ids"] = each.prompt
         body["choices"].append(choice | {"finish_reason": finish_reason(each)})
     return JSONResponse(body | {"usage": usage(done, [asked.requests[0].prompt])})
 
@@ -58,14 +63,17 @@ async def _streamed(
     head, tokenizer = service.head("chat.completion.chunk", "chatcmpl"), service.llama.tokenizer
     seen, done = [0] * len(asked.requests), list[Completion]()
     async with aclosing(started) as news:
-        for i in range(len(asked.requests)):
-            yield head | {"choices": [_part(i, {"role": "assistant", "content": ""})]}
+        for i, request in enumerate(asked.requests):
+            first = head | {"choices": [_part(i, {"role": "assistant", "content": ""})]}
+            yield first | ({"prompt_token_ids": request.prompt} if asked.ids else {})
         async for each in news:
             choice = _part(each.index, {"content": each.piece} if each.piece else {})
             if asked.logprobs:
                 last = logprobs.shown(each.completion, each.count)
                 found = logprobs.for_chat(tokenizer, each.completion, seen[each.index], last)
                 choice["logprobs"] = found if found["content"] else None
+            if asked.ids:
+                choice["token_ids"] = each.completion.tokens[seen[each.index] : each.count]
             seen[each.index] = each.count
             if each.piece or choice["logprobs"]:
                 yield head | {"choices": [choice]}
@@ -104,7 +112,7 @@ def _asked(service: Service, fields: Fields) -> _Asked:
     with_usage = Fields(fields.get("stream_options", {}), " for stream_options").flag(
         "include_usage"
     )
-    return _Asked([replace(each) for each in made], wanted, with_usage)
+    return _Asked(made, wanted, with_usage, fields.flag("return_token_ids"))
 
 
 def _messages(fields: Fields) -> list[dict[str, str]]:

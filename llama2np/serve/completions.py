@@ -31,6 +31,7 @@ class _Asked:
     echo: list[str]  # what each choice begins with
     logprobs: bool
     with_usage: bool
+    ids: bool  # vLLM's return_token_ids
 
 
 async def completions(service: Service, fields: Fields, receive: Receive) -> Any:
@@ -38,7 +39,8 @@ async def completions(service: Service, fields: Fields, receive: Receive) -> Any
     service.check_model(fields)
     asked = _asked(service, fields)
     if fields.flag("stream"):
-        return Events(_streamed(service, asked, service.generator.start(asked.requests)))
+        started = service.generator.start(asked.requests)
+        return Events(_streamed(service, asked, started), started)
     done = await unless_gone(receive, service.generator.finish(asked.requests))
     body = service.head("text_completion", "cmpl")
     body["choices"] = [
@@ -85,7 +87,11 @@ def _choice(
         last, tokenizer = logprobs.shown(completion, last), service.llama.tokenizer
         found = logprobs.for_completion(tokenizer, completion, first, last, len(asked.echo[index]))
     reason = finish_reason(completion) if done else None
-    return {"index": index, "text": text, "logprobs": found, "finish_reason": reason}
+    choice = {"index": index, "text": text, "logprobs": found, "finish_reason": reason}
+    if asked.ids:
+        choice["token_ids"] = completion.tokens[first:last]
+        choice["prompt_token_ids"] = completion.prompt if not first else None
+    return choice
 
 
 def _asked(service: Service, fields: Fields) -> _Asked:
@@ -103,7 +109,8 @@ def _asked(service: Service, fields: Fields) -> _Asked:
     with_usage = Fields(fields.get("stream_options", {}), " for stream_options").flag(
         "include_usage"
     )
-    return _Asked(prompts, requests, echo, common["logprobs"] is not None, with_usage)
+    ids = fields.flag("return_token_ids")
+    return _Asked(prompts, requests, echo, common["logprobs"] is not None, with_usage, ids)
 
 
 def _request(service: Service, prompt: Any, each: dict[str, Any]) -> Request:

@@ -40,9 +40,8 @@ class Constrained:
             self._raise_error()
         else:
             self._matcher_mask(allowed)
-        ends = [token for token in self.ends if token < len(logits)]
         if self._matcher.is_accepting() or self._matcher.is_stopped():
-            allowed[ends] = True
+            allowed[self._ends(logits)] = True
         if not allowed.any():
             raise ValueError("response_format: no token of this model can continue the text")
         logits[~allowed] = _NEVER
@@ -54,7 +53,10 @@ class Constrained:
         self._raise_error()
         bits = np.unpackbits(data.view(np.uint8), bitorder="little")[: len(allowed)]
         allowed[: len(bits)] = bits.astype(bool)
-        allowed[list(self.ends)] = False
+        allowed[self._ends(allowed)] = False
+
+    def _ends(self, row: np.ndarray) -> list[int]:
+        return [token for token in self.ends if token < len(row)]
 
     def _raise_error(self) -> None:
         if self._matcher.is_error():

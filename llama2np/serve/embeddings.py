@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 from starlette.types import Receive
 
 from llama2np.serve.errors import ApiError
 from llama2np.serve.fields import Fields
-from llama2np.serve.generating import unless_gone
 from llama2np.serve.service import Service
 
 _MOST_TEXTS = 2048  # OpenAI's
@@ -31,12 +30,12 @@ async def embeddings(service: Service, fields: Fields, receive: Receive) -> Any:
     if fields.get("dimensions", encoder.config.dim) != encoder.config.dim:
         raise ApiError(400, f"dimensions must be {encoder.config.dim}, the model's", "dimensions")
 
-    def work() -> tuple[np.ndarray, int]:
+    def work(_: Callable[[], bool]) -> tuple[np.ndarray, int]:
         count = sum(len(encoder.tokenizer.encode(text)) for text in texts)
         return encoder.embed(texts), count
 
     try:
-        vectors, count = await unless_gone(receive, run_in_threadpool(work))
+        vectors, count = await service.aside.run(receive, work)
     except ValueError as error:
         raise ApiError(400, str(error), "input") from None
     rows = [

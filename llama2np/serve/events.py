@@ -9,7 +9,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from llama2np.serve.errors import ApiError
-from llama2np.serve.generating import Gone, unless_gone
+from llama2np.serve.generating import Gone, Started, unless_gone
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -21,12 +21,12 @@ _HEADERS = [
 class Events:
     """A response: each object of `source` as an event, then [DONE].
 
-    An ApiError in between becomes an event with "error". source: closed at the end, also if the
-    client goes away.
+    An ApiError in between becomes an event with "error". source: made from what `started` yields.
+    Both are closed at the end, also if the client goes away before the first event.
     """
 
-    def __init__(self, source: AsyncGenerator[dict[str, Any], None]):
-        self._source = source
+    def __init__(self, source: AsyncGenerator[dict[str, Any], None], started: Started):
+        self._source, self._started = source, started
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
@@ -36,6 +36,7 @@ class Events:
             pass
         finally:
             await self._source.aclose()
+            await self._started.aclose()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TypeVar
 
 from starlette.types import Receive
@@ -40,7 +40,8 @@ class Generator:
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[News]()
 
         def notify(news: News) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, news)
+            with suppress(RuntimeError):  # the loop has ended, and its client with it
+                loop.call_soon_threadsafe(queue.put_nowait, news)
 
         try:
             tickets = self._worker.submit(requests, notify)

@@ -51,7 +51,7 @@ class Metrics:
         """Count what a step has added to a sequence."""
         each = news.completion
         with self._lock:
-            if news.count == 1 and not (news.done and len(each.tokens) > 1):
+            if news.first:
                 self._first.add(news.seconds)
             if news.done:
                 self._all.add(news.seconds)

@@ -12,12 +12,14 @@ from llama2np.decoding.batch import Batch
 from llama2np.decoding.completion import Completion
 from llama2np.encoder import Encoder
 from llama2np.llama import Llama
+from llama2np.serve.aside import Aside
 from llama2np.serve.errors import ApiError
 from llama2np.serve.fields import Fields
 from llama2np.serve.generating import Generator
 from llama2np.serve.metrics import Metrics
 from llama2np.serve.worker import Worker
 
+_MOST_ASIDE = 8
 _FINISH = {"end": "stop", "stop": "stop", "max_new_tokens": "length", "context": "length"}
 
 
@@ -53,6 +55,11 @@ class Service:
         """The worker, for coroutines."""
         return Generator(self.worker, self.metrics)
 
+    @cached_property
+    def aside(self) -> Aside:
+        """The thread for other work than generating."""
+        return Aside(_MOST_ASIDE)
+
     @property
     def llama(self) -> Llama:
         """The model, if it generates text. Raises ApiError for an encoder."""
@@ -68,9 +75,10 @@ class Service:
         raise ApiError(400, f"{self.name} generates text: embeddings need an encoder, such as BERT")
 
     def close(self) -> None:
-        """End the worker's thread, if it has begun."""
-        if "worker" in self.__dict__:
-            self.worker.close()
+        """End the threads, if they have begun."""
+        for name in ("worker", "aside"):
+            if name in self.__dict__:
+                getattr(self, name).close()
 
     def check_model(self, fields: Fields) -> None:
         """Raise an ApiError if a request is for another model."""

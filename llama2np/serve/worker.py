@@ -31,6 +31,7 @@ class News:
     count: int  # the tokens so far
     done: bool
     seconds: float  # since it was submitted
+    first: bool  # whether these are the first news with a token
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Ticket:
     since: float
     completion: Completion | None = None
     cancelled: bool = False
+    begun: bool = False  # whether it has a token
 
     def cancel(self) -> None:
         """End the sequence with the next step. Any thread may call this, also after its end."""
@@ -143,4 +145,5 @@ class Worker:
             with self._change:
                 del self._running[completion.index]
         seconds, count = time.perf_counter() - ticket.since, len(completion.tokens)
-        ticket.notify(News(completion, ticket.index, piece, count, completion.done, seconds))
+        first, ticket.begun = count > 0 and not ticket.begun, count > 0
+        ticket.notify(News(completion, ticket.index, piece, count, completion.done, seconds, first))

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from llama2np import advice, box
+from llama2np.store.names import located
 from llama2np.text.errors import TokenizerError
 from llama2np.text.loading import form_of
 from llama2np.text.numbers import numbers
@@ -17,14 +18,15 @@ StrPath = str | os.PathLike[str]
 def find(path: StrPath, vocab_size: int, named: StrPath | None = None) -> Tokenizer:
     """The tokenizer for the model at `path`.
 
-    named: the file or folder of a tokenizer that the user has named, or a bundled model. Otherwise
-    it is that in the model's folder (if the model is one), or the tokenizer.bin or tokenizer.model
-    beside the model, or else in the current folder. Raises TokenizerError, and OSError.
+    named: the file or folder of a tokenizer that the user has named, or a bundled or pulled model.
+    Otherwise it is that in the model's folder (if the model is one), or the tokenizer.bin or
+    tokenizer.model beside the model, or else in the current folder. Raises TokenizerError, and
+    OSError.
     """
     if box.in_box(path if named is None else named):
         return Tokenizer.load(box.TOKENIZER, vocab_size)
     if named is not None:
-        return Tokenizer.load(named, vocab_size)
+        return Tokenizer.load(located(named), vocab_size)
     if Path(path).is_dir():
         found = form_of(Path(path)) is not None
         return Tokenizer.load(path, vocab_size) if found else numbers(vocab_size, os.fspath(path))

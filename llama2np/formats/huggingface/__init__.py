@@ -35,6 +35,8 @@ def read(folder: str | os.PathLike[str]) -> Source:
     folder = Path(folder)
     params = JsonFile(folder / "config.json")
     config = config_of(params, _labels(params))
+    if config.n_labels:  # only logits of tokens are capped
+        config = replace(config, logit_softcap=0.0)
     family = FAMILIES[str(params.get("model_type"))]
     ignored = re.compile(rf"(.*\.)?({family.ignored})")
     files = {n: tensor for n, tensor in tensors_of(folder).items() if not ignored.fullmatch(n)}
@@ -89,6 +91,7 @@ def _by_our_names(
     modules = dict(family.modules(config))
     if config.n_labels and config.architecture != "bert":
         modules["classifier"] = "score"
+        biased.discard("classifier")
     for ours, theirs in modules.items():
         name = theirs.name if isinstance(theirs, Part) else theirs
         kinds_ = ["weight", "bias"] if ours.split(".")[-1] in biased else ["weight"]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from llama2np.files import open_regular, read_at_most
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.huggingface.families import FAMILIES, Family
 from llama2np.formats.huggingface.parts import Part
-from llama2np.formats.source import Source, Stored, halved
+from llama2np.formats.source import Original, Source, Stored, halved
 from llama2np.model.config import Config
+from llama2np.model.weights import described
+from llama2np.output import brief
 
 # The files of a tokenizer, which belong to a folder that can be run.
 _TOKENIZER = (
@@ -21,11 +26,19 @@ _TOKENIZER = (
 )
 _LARGEST = 2**27  # bytes of such a file
 
+# What config.json of a Llama has, as it is written here.
+_HELD = (
+    *("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len"),
+    *("rope_theta", "norm_eps"),
+)
+_OTHERS = "head_dim", "rope_halves"
+
 
 def as_folder(source: Source, dtype: str) -> tuple[dict[str, Any], dict[str, Stored]]:
     """config.json, and {name in the file: tensor}. Raises CheckpointError."""
     original = source.original
     if original is None:
+        _check_plain(source)
         return _llama_config(source, dtype), dict(_llama_tensors(source))
     config = dict(original.config)
     config["dtype" if "dtype" in config else "torch_dtype"] = dtype
@@ -33,6 +46,26 @@ def as_folder(source: Source, dtype: str) -> tuple[dict[str, Any], dict[str, Sto
         name = "n_positions" if "n_positions" in config else "max_position_embeddings"
         config[name] = source.config.seq_len
     return config, dict(original.tensors)
+
+
+def with_labels(source: Source, head: np.ndarray, labels: Sequence[str]) -> Source:
+    """A network with a head for labels, (n_labels, dim) float32, in place of that for tokens.
+
+    It is written as transformers' ...ForSequenceClassification. Raises CheckpointError.
+    """
+    config, tensors = as_folder(source, "float32")
+    (name, *_) = config["architectures"]
+    for old in ("ForCausalLM", "LMHeadModel"):
+        name = name.removesuffix(old)
+    config["architectures"] = [f"{name}ForSequenceClassification"]
+    config["id2label"] = {str(i): label for i, label in enumerate(labels)}
+    config["label2id"] = {label: i for i, label in enumerate(labels)}
+    kept = {n: t for n, t in tensors.items() if not n.startswith(("lm_head.", "embed_out."))}
+    kept["score.weight"] = Stored.view(head)
+    ours = {n: t for n, t in source.tensors.items() if not n.startswith("classifier")}
+    ours["classifier"] = kept["score.weight"]
+    shape = replace(source.config, n_labels=len(labels), logit_softcap=0.0)
+    return Source(source.path, shape, False, ours, original=Original(config, kept))
 
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
@@ -57,6 +90,24 @@ def llama_names(config: Config) -> Iterator[tuple[str, str]]:
         yield ours, f"{prefix}{theirs}.weight"
 
 
+def _check_plain(source: Source) -> None:
+    """Raise CheckpointError unless config.json of a Llama says all about the network."""
+    c, where = source.config, source.path
+    if c.architecture != "llama":
+        raise CheckpointError(f"{where}: {c.architecture} cannot be written as a folder yet")
+    plain = Config(*(getattr(c, name) for name in _HELD), **{n: getattr(c, n) for n in _OTHERS})
+    for field in fields(Config):
+        if getattr(c, field.name) != getattr(plain, field.name):
+            raise CheckpointError(
+                f"{where}: {field.name}={brief(getattr(c, field.name))} cannot be written as a "
+                "folder of a Llama yet"
+            )
+    if extra := sorted(source.tensors.keys() - dict(llama_names(c)).keys()):
+        raise CheckpointError(
+            f"{where}: has {described(extra[0])}, which a folder of a Llama cannot hold yet"
+        )
+
+
 def _llama_tensors(source: Source) -> Iterator[tuple[str, Stored]]:
     """Yield the tensors of a Llama, with the rows of wq and wk in Hugging Face's order."""
     for ours, theirs in llama_names(source.config):
@@ -69,8 +120,6 @@ def _llama_tensors(source: Source) -> Iterator[tuple[str, Stored]]:
 def _llama_config(source: Source, dtype: str) -> dict[str, Any]:
     """config.json of a Llama, for old and new versions of transformers."""
     c = source.config
-    if c.architecture != "llama":
-        raise CheckpointError(f"{source.path}: {c.architecture} cannot be written as a folder yet")
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

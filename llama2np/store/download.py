@@ -1,16 +1,15 @@
-"""Fetch one of Karpathy's TinyStories models, or Llama 2's tokenizer, into the current folder.
+"""A file from a server. An interrupted download leaves NAME.part, and the same call resumes it.
 
-python -m tools.download stories15M.bin
-
-An interrupted download leaves NAME.part, and the same command resumes it. While it runs, a second
-download of the same file is an error. There are no checksums: only the size of a file is checked.
+While it runs, a second download of the same file into the same folder is an error. The size and the
+sha256 of the file are checked before it gets its name.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import BinaryIO
@@ -20,17 +19,17 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from llama2np.advice import DOWNLOADS as FILES
 from llama2np.atomic import sync_folder
+from llama2np.store.catalogue import Item
+from llama2np.store.errors import PullError
 
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 _TIMEOUT = 30  # seconds without an answer, or without a byte
 _CHUNK = 2**18
-_INTERRUPTED = 130  # 128 + SIGINT: what a shell reports
 _RESUME = "run the same command again to resume"
 
 
@@ -38,38 +37,43 @@ class _Failed(Exception):
     """A failed download. The text has what was expected, what was found, and what to do."""
 
 
-def main(
-    argv: Sequence[str], files: Mapping[str, tuple[int, str]] = FILES, folder: Path = Path()
-) -> int:
-    """Download the file that `argv` names into `folder`; return the exit status."""
-    if len(argv) != 1 or argv[0] not in files:
-        found = " ".join(argv) or "no name"
-        print(f"{found}: expected one of {', '.join(files)}", file=sys.stderr)
-        return 1
-    name = argv[0]
-    size, url = files[name]
+def fetch(item: Item, folder: Path, tell: Callable[[str], None]) -> None:
+    """Download a file into `folder`, if it is not there. tell: is called with messages.
+
+    Raises PullError, and KeyboardInterrupt with a text that says how much is there.
+    """
+    name, size = item.name, item.size
     path, part = folder / name, folder / f"{name}.part"
     try:
         if path.exists():
             _check_size(path, size)
-            print(f"{name}: already here, {size:,} bytes")
+            _check_digest(path, item.sha256)
+            tell(f"{name}: already here, {size:,} bytes")
         else:
-            _fetch(name, size, url, part)
+            _fetch(name, size, item.url, part, tell)
             _check_size(part, size)
+            _check_digest(part, item.sha256)
             os.replace(part, path)
             sync_folder(folder)
-        return 0
     except KeyboardInterrupt:
-        message, status = f"stopped at {_size(part):,} of {size:,} bytes: {_RESUME}", _INTERRUPTED
+        message = f"stopped at {_size(part):,} of {size:,} bytes: {_RESUME}"
+        raise KeyboardInterrupt(f"{name}: {message}") from None
     except _Failed as error:
-        message, status = str(error), 1
+        raise PullError(f"{name}: {error}") from None
     except OSError as error:  # from the disk; errors of the network became _Failed
-        message, status = f"cannot be written here ({_reason(error)})", 1
-    print(f"{name}: {message}", file=sys.stderr)
-    return status
+        raise PullError(f"{name}: cannot be written here ({_reason(error)})") from None
 
 
-def _fetch(name: str, size: int, url: str, part: Path) -> None:
+def digest_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal digits. Raises OSError."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _fetch(name: str, size: int, url: str, part: Path, tell: Callable[[str], None]) -> None:
     """Download into `part` up to `size` bytes; resume after those it has if the server can."""
     found = start = _size(part)
     if start == size:  # it was interrupted just before its renaming
@@ -81,7 +85,7 @@ def _fetch(name: str, size: int, url: str, part: Path) -> None:
         terminal = sys.stderr.isatty()
         if not terminal:
             resumed = f", resumed at {start:,}" if start else ""
-            print(f"{name}: {size:,} bytes from {url}{resumed}", flush=True)
+            tell(f"{name}: {size:,} bytes from {url}{resumed}")
         bar = tqdm(
             desc=name, initial=start, total=size, unit="B", unit_scale=True, disable=not terminal
         )
@@ -116,7 +120,8 @@ def _open(url: str, start: int) -> HTTPResponse:
     # If the server redirects, as huggingface.co does, urllib repeats the Range.
     request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
-        return urlopen(request, timeout=_TIMEOUT)
+        response: HTTPResponse = urlopen(request, timeout=_TIMEOUT)
+        return response
     except HTTPError as error:
         error.close()
         if error.code == 416 and start:
@@ -169,6 +174,15 @@ def _check_size(path: Path, size: int) -> None:
         )
 
 
+def _check_digest(path: Path, sha256: str) -> None:
+    """sha256: "" if it is not known."""
+    if sha256 and (found := digest_of(path)) != sha256:
+        raise _Failed(
+            f"needs sha256 {sha256}, {path} has {found}: "
+            "move or remove that, then run the same command again"
+        )
+
+
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -186,7 +200,3 @@ def _reason(error: Exception) -> str:
     inner = getattr(error, "reason", error)
     text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
     return " ".join(text.split())
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

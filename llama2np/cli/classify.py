@@ -1,0 +1,98 @@
+"""The command `classify`: a label for each text, by a trained classifier or by any model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from llama2np.analysis.metrics import Report
+from llama2np.analysis.zero_shot import PROMPT, zero_shot
+from llama2np.atomic import write_file
+from llama2np.classifier import Classifier
+from llama2np.cli import engine, learning
+from llama2np.cli.flags import Parser, flag_value, guarded, joined, path_value
+from llama2np.cli.model import add_model
+from llama2np.formats import loading
+from llama2np.learning.examples import Examples
+from llama2np.llama import Llama
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Choose a label for each text; return the exit status."""
+    return guarded(prog, lambda: _classify(_parse(argv, prog)))
+
+
+def _classify(options: argparse.Namespace) -> None:
+    engine.set_up(options, lambda note: print(note, file=sys.stderr, flush=True))
+    labels = tuple(options.labels.split(",")) if options.labels else ()
+    trained = bool(loading.load(options.model).config.n_labels)
+    if trained == bool(labels):
+        raise ValueError(
+            f"{options.model}: has labels of its own: use it without --labels"
+            if trained
+            else "--labels A,B is needed: this model has no labels of its own"
+        )
+    how = options.model, options.tokenizer, options.engine
+    if trained:
+        classifier = Classifier.load(*how)
+        labels = classifier.labels
+    examples = Examples.read(options.data, labels)
+    with learning.progress(len(examples.texts), " texts") as told:
+        if trained:
+            scores = classifier.logits(examples.texts, told)
+        else:
+            model, prompt = Llama.load(*how), options.prompt
+            scores = zero_shot(model, examples.texts, labels, prompt, options.normalize, told)
+    predicted = scores.argmax(-1)
+    for line in Report.of(predicted, examples.labels, labels).lines():
+        print(line)
+    if options.out is not None:
+        lines = _lines(examples, predicted, scores, labels)
+        write_file(options.out, "".join(lines).encode())
+
+
+def _lines(
+    examples: Examples, predicted: np.ndarray, scores: np.ndarray, labels: Sequence[str]
+) -> list[str]:
+    """A line of JSON for each text."""
+    lines = []
+    for text, label, found, row in zip(
+        examples.texts, examples.labels, predicted, scores, strict=True
+    ):
+        each = {"text": text, "label": labels[label], "predicted": labels[found]}
+        told = {name: round(float(score), 5) for name, score in zip(labels, row, strict=True)}
+        lines.append(json.dumps(each | {"scores": told}, ensure_ascii=False) + "\n")
+    return lines
+
+
+def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
+    parser = Parser(
+        prog=prog,
+        description="Choose a label for each text, and tell how often it is the right one: by a "
+        "classifier that finetune has written, or by how well a model predicts each label's name.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add_model(parser)
+    add(
+        "--data",
+        type=path_value,
+        required=True,
+        metavar="FILE",
+        help="lines of `label ||| sentence`, or a .csv or .jsonl with text and label",
+    )
+    add("--labels", type=flag_value, metavar="A,B", help="names of the labels 0, 1 ...")
+    add(
+        "--prompt",
+        type=flag_value,
+        default=f".{PROMPT}",
+        metavar="TEXT",
+        help="what comes before a label, with {text} for the text",
+    )
+    add("--normalize", action="store_true", help="divide a label's score by its tokens")
+    add("--out", type=path_value, metavar="FILE", help="write the predictions, lines of JSON")
+    return parser.parse_args(list(joined(argv, parser)))

