@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from llama2np import Batch, Llama, beam_search, evaluate
+from llama2np import Batch, Edit, Llama, beam_search, evaluate
 from llama2np.encoder import Encoder
 from llama2np.formats import loading
 from llama2np.formats.checkpoint import CheckpointError
@@ -122,7 +122,9 @@ def test_a_classifier_does_not_continue_texts(folder):
         lambda: beam_search(model, [1]),
         lambda: evaluate(model, "<1><2>"),
     ):
-        with pytest.raises(ValueError, match="chooses among 3 labels for a text"):
+        with pytest.raises(
+            ValueError, match="trained to classify texts: it has logits of 3 labels"
+        ):
             wrong()
 
 
@@ -165,3 +167,32 @@ def test_the_longest_text_of_a_sentence_transformer(folder):
     (path / "sentence_bert_config.json").write_text('{"max_seq_length": 1}')
     with pytest.raises(CheckpointError, match=r"max_seq_length=1, expected 2 or more"):
         loading.load(path)
+
+
+@pytest.mark.parametrize("used", (1, 7, 40))
+def test_many_experts(folder, used):
+    """All engines choose the same, also where the router's logits are equal or not finite."""
+    random = np.random.default_rng(0)
+
+    def edit(tensors):
+        for layer in range(2):
+            block = f"layers.{layer}.block_sparse_moe"
+            tensors[f"{block}.gate.weight"] = np.repeat(
+                random.normal(size=(20, 8)).astype(np.float32), 2, axis=0
+            )
+            for e in range(40):
+                for name, shape in (("w1", (12, 8)), ("w2", (8, 12)), ("w3", (12, 8))):
+                    values = random.normal(0, 0.3, shape).astype(np.float32)
+                    tensors[f"{block}.experts.{e}.{name}.weight"] = values
+
+    path = folder("mixtral", {"num_local_experts": 40, "num_experts_per_tok": used}, edit=edit)
+    compiled, simple = (Llama.load(path, engine=engine) for engine in ("compiled", "numpy"))
+    tokens = random.integers(0, 20, 13)
+    a, b = (model.forward(tokens, model.new_state(), True) for model in (compiled, simple))
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+    def spoil(router, place):
+        router[::2] = np.nan
+
+    spoiled = compiled.with_hooks(Edit("router", spoil))
+    assert np.isnan(spoiled.forward(tokens, spoiled.new_state())).all()
