@@ -249,6 +249,16 @@ class Llama:
             made.sampler.skip(len(made.prompt) - 1)
         return replace(made, ends=ends)
 
+    def _conversation(self, messages: Any) -> tuple[list[int], frozenset[int]]:
+        """The tokens of a conversation in the model's chat template, and those that end an answer.
+
+        Raises ValueError if the last message is not the user's, and for a model without a template.
+        """
+        checked = checked_messages(messages)
+        if not checked or checked[-1]["role"] != "user":
+            raise ValueError("the last message must be the user's")
+        return self._turns.prompt(checked, None), self._turns.ends
+
     @cached_property
     def _turns(self) -> Turns:
         return turns_for(self.tokenizer, None)
