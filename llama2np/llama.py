@@ -21,6 +21,7 @@ from llama2np.decoding.sampler import SamplingOptions
 from llama2np.decoding.turns import Turns, checked_messages, turns_for
 from llama2np.formats import loading
 from llama2np.model.config import Config
+from llama2np.model.networks import check_predicts_tokens
 from llama2np.model.transformer import State, Transformer
 from llama2np.output import brief
 from llama2np.text.tokenizer import Tokenizer
@@ -117,7 +118,7 @@ class Llama:
         Raises ValueError if there are none, or more than the context holds, and for a network that
         does not predict tokens.
         """
-        self._check_predicts_tokens()
+        check_predicts_tokens(self.config)
         if isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt)
             if not tokens:
@@ -248,13 +249,6 @@ class Llama:
             made.sampler.skip(len(made.prompt) - 1)
         return replace(made, ends=ends)
 
-    def _check_predicts_tokens(self) -> None:
-        if count := self.config.n_labels:
-            raise ValueError(
-                f"this network was trained to classify texts: it has logits of {count} labels, "
-                "which forward() returns, and none of the next token"
-            )
-
     def _conversation(self, messages: Any) -> tuple[list[int], frozenset[int]]:
         """The tokens of a conversation in the model's chat template, and those that end an answer.
 
@@ -286,7 +280,7 @@ class Llama:
         sampling: the fields of `Sampler`. None means the default of an argument. Raises ValueError
         for arguments of another type or out of range.
         """
-        self._check_predicts_tokens()
+        check_predicts_tokens(self.config)
         if positions is not None and (positions := whole("positions", positions)) < 0:
             raise ValueError(f"positions must be 0 (the context) or more, not {positions}")
         sampler = sampler_of("chat", sampling, self.config.vocab_size)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from llama2np import Batch, Llama, beam_search, evaluate
+from llama2np import Batch, Edit, Llama, beam_search, evaluate
 from llama2np.encoder import Encoder
 from llama2np.formats import loading
 from llama2np.formats.checkpoint import CheckpointError
@@ -61,6 +61,11 @@ def yarn(**fields):
             {"dual_chunk_attention_config": {"chunk_size": 10**29, "local_size": 1}},
             f"a number is more than {MAX_NUMBER:,}",
         ),
+        ("llama", {"head_dim": 3}, "head_dim = 3 is odd"),
+        ("llama", {"tie_word_embeddings": "yes"}, "'yes', expected true or false"),
+        ("llama", {"attention_bias": 1}, "attention_bias=1, expected true or false"),
+        ("qwen2", {"use_sliding_window": 1}, "use_sliding_window=1, expected true or false"),
+        ("gpt_neox", {"use_parallel_residual": 0}, "expected true or false"),
         ("mixtral", {"num_local_experts": 10**9}, "1000000000 experts in each of 2 layers"),
     ],
 )
@@ -83,7 +88,9 @@ def test_numbers_of_a_config_fit_into_int64():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("engine", ("compiled", "numpy"))
+@pytest.mark.parametrize(  # without JIT, NumPy warns of the kernels' arithmetic, too
+    "engine", (pytest.param("compiled", marks=pytest.mark.compiled), "numpy")
+)
 def test_an_absurd_base_is_reported_by_the_sampler(folder, engine):
     model = Llama.load(folder("llama", {"rope_theta": 1e-300}), engine=engine)
     with np.errstate(all="ignore"), pytest.raises(ValueError, match="logits are not finite"):
@@ -99,6 +106,14 @@ def test_a_tensor_by_its_old_and_its_new_name(folder):
         loading.load(folder("bert", edit=edit))
 
 
+def test_a_norm_without_dimensions(folder):
+    def edit(tensors):
+        tensors["norm.weight"] = np.zeros((), np.float32)
+
+    with pytest.raises(CheckpointError, match=r"final_norm has shape \(\), expected \(8,\)"):
+        loading.load(folder("gemma", edit=edit))
+
+
 def test_a_classifier_does_not_continue_texts(folder):
     model = Llama.load(folder("llama", number=1))
     assert model.config.n_labels == 3 and model.forward([1], model.new_state()).shape == (3,)
@@ -109,7 +124,9 @@ def test_a_classifier_does_not_continue_texts(folder):
         lambda: beam_search(model, [1]),
         lambda: evaluate(model, "<1><2>"),
     ):
-        with pytest.raises(ValueError, match="chooses among 3 labels for a text"):
+        with pytest.raises(
+            ValueError, match="trained to classify texts: it has logits of 3 labels"
+        ):
             wrong()
 
 
@@ -152,3 +169,32 @@ def test_the_longest_text_of_a_sentence_transformer(folder):
     (path / "sentence_bert_config.json").write_text('{"max_seq_length": 1}')
     with pytest.raises(CheckpointError, match=r"max_seq_length=1, expected 2 or more"):
         loading.load(path)
+
+
+@pytest.mark.parametrize("used", (1, 7, 40))
+def test_many_experts(folder, used):
+    """All engines choose the same, also where the router's logits are equal or not finite."""
+    random = np.random.default_rng(0)
+
+    def edit(tensors):
+        for layer in range(2):
+            block = f"layers.{layer}.block_sparse_moe"
+            tensors[f"{block}.gate.weight"] = np.repeat(
+                random.normal(size=(20, 8)).astype(np.float32), 2, axis=0
+            )
+            for e in range(40):
+                for name, shape in (("w1", (12, 8)), ("w2", (8, 12)), ("w3", (12, 8))):
+                    values = random.normal(0, 0.3, shape).astype(np.float32)
+                    tensors[f"{block}.experts.{e}.{name}.weight"] = values
+
+    path = folder("mixtral", {"num_local_experts": 40, "num_experts_per_tok": used}, edit=edit)
+    compiled, simple = (Llama.load(path, engine=engine) for engine in ("compiled", "numpy"))
+    tokens = random.integers(0, 20, 13)
+    a, b = (model.forward(tokens, model.new_state(), True) for model in (compiled, simple))
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+    def spoil(router, place):
+        router[::2] = np.nan
+
+    spoiled = compiled.with_hooks(Edit("router", spoil))
+    assert np.isnan(spoiled.forward(tokens, spoiled.new_state())).all()

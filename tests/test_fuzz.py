@@ -20,7 +20,8 @@ def test_undamaged_files_can_be_used(tmp_path, kind):
 
 # Without JIT, NumPy warns of the numbers in damaged weights.
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.compiled] * (kind == "bin")) for kind in KINDS]
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.compiled] * (kind in ("bin", "hf"))) for kind in KINDS],
 )
 def test_damaged_files_are_refused_or_harmless(tmp_path_factory, kind):
     """By our own errors, in a second of the processor, in memory that follows from their size."""

@@ -55,6 +55,13 @@ class JsonFile:
         """A number above 0; `default` if the field is missing or null."""
         return float(self._checked(key, default, (int, float), "a number above 0"))
 
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false; `default` if the field is missing or null."""
+        value = self._fields.get(key)
+        if not isinstance(value, bool | None):
+            raise CheckpointError(f"{self.path}: {key}={brief(value)}, expected true or false")
+        return default if value is None else value
+
     def _checked(self, key: str, default: Any, kind: type | tuple[type, ...], expected: str) -> Any:
         value: Any = self._fields.get(key)
         if value is None:

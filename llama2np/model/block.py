@@ -297,7 +297,8 @@ class Block:
 
     def _norm(self, op: str, x: Value, weight: str, name: str | None) -> Value:
         full = self._full(weight)
-        width = self.weights[full].shape[0] if full in self.weights else x.width
+        shape = self.weights[full].shape if full in self.weights else ()
+        width = shape[0] if shape else x.width  # what is no vector is refused below
         per_head = op == "rmsnorm" and width == self.config.head_dim and x.width % width == 0
         self._tensor(full, (width if per_head else x.width,))
         bias = self._bias(weight) if op == "layernorm" else ""

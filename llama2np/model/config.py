@@ -180,7 +180,9 @@ class Config:
         if not self.rotary_dim:
             object.__setattr__(self, "rotary_dim", _Derived(self.head_dim))
         if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
-            what = "dim / n_heads" if self.rotary_dim == self.head_dim else "rotary_dim"
+            derived = self.rotary_dim == self.head_dim == self.dim / self.n_heads
+            own = "head_dim" if self.rotary_dim == self.head_dim else "rotary_dim"
+            what = "dim / n_heads" if derived else own
             raise ValueError(
                 f"{what} = {self.rotary_dim} is odd: rotary positions need pairs of values"
                 if self.rotary_dim % 2

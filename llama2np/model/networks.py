@@ -35,8 +35,8 @@ def check_predicts_tokens(config: Config) -> None:
     """Raise ValueError for a network that classifies texts: its logits are those of labels."""
     if config.n_labels:
         raise ValueError(
-            f"this network chooses among {config.n_labels} labels for a text, and does not "
-            "continue it: forward() returns their logits"
+            "this network was trained to classify texts: it has logits of "
+            f"{config.n_labels} labels, which forward() returns, and none of the next token"
         )
 
 

@@ -14,7 +14,6 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from llama2np.formats import kinds
 from llama2np.formats.checkpoint import CheckpointError
@@ -28,7 +27,6 @@ from llama2np.formats.json_file import JsonFile
 from llama2np.formats.names import unwrapped
 from llama2np.formats.source import Original, Source, Stored, checked
 from llama2np.model.config import Config
-from llama2np.output import brief
 
 
 @kinds.reader("hf", CheckpointError)
@@ -52,7 +50,7 @@ def read(folder: str | os.PathLike[str]) -> Source:
             f"{len(files)} tensors in all"
         )
     found = _by_their_names(files, family, str(folder))
-    tied = params.get("tie_word_embeddings", family.tied) is True
+    tied = params.flag("tie_word_embeddings", family.tied)
     tensors = _by_our_names(found, family, config, params, tied)
     source = checked(str(folder), config, tensors, tied, sorted(found))
     return replace(source, original=Original(params.fields, files))
@@ -133,11 +131,6 @@ def _biased(family: Family, params: JsonFile) -> set[str]:
     """Our names of the modules that have a bias."""
     names: set[str] = set()
     for flag, modules in family.biases.items():
-        value: Any = True
-        if flag:
-            value = params.get(flag, family.biased_by_default)
-            if value not in (True, False, None):
-                raise CheckpointError(f"{params.path}: {flag}={brief(value)}, expected a boolean")
-        if value:
+        if not flag or params.flag(flag, family.biased_by_default):
             names |= set(modules.split())
     return names

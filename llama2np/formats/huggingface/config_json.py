@@ -126,7 +126,7 @@ def _mixtral(params: JsonFile) -> Fields:
 
 def _qwen(params: JsonFile, **defaults: Any) -> Fields:
     fields = _decoder(params, kv_heads=32, seq_len=32768, **defaults)
-    if params.get("use_sliding_window") is True:
+    if params.flag("use_sliding_window"):
         window, full = _sliding(params, 4096), params.get("max_window_layers", 28)
         if not isinstance(full, int) or isinstance(full, bool):
             raise _refused(params, "max_window_layers", 28)
@@ -176,8 +176,8 @@ def _gpt_neox(params: JsonFile) -> Fields:
     fields = _decoder(
         params, eps_name="layer_norm_eps", eps=1e-5, activation="gelu", partial_rotary=0.25
     )
-    parallel = params.get("use_parallel_residual", True)
-    return fields | {"gelu_exact": 1, "parallel_residual": int(parallel is not False)}
+    parallel = params.flag("use_parallel_residual", True)
+    return fields | {"gelu_exact": 1, "parallel_residual": int(parallel)}
 
 
 def _gpt2(params: JsonFile) -> Fields:
@@ -193,7 +193,7 @@ def _gpt2(params: JsonFile) -> Fields:
         "vocab_size": params.whole("vocab_size"),
         "seq_len": params.whole("n_positions", 1024),
         "norm_eps": params.number("layer_norm_epsilon", 1e-5),
-        "attention_scale_by_layer": int(params.get("scale_attn_by_inverse_layer_idx") is True),
+        "attention_scale_by_layer": int(params.flag("scale_attn_by_inverse_layer_idx")),
     }
 
 
@@ -249,7 +249,7 @@ def _bert(params: JsonFile) -> Fields:
     heads = params.whole("num_attention_heads")
     if params.get("hidden_act", "gelu") not in ("gelu", *_ACTIVATIONS["tanh"]):
         raise _refused(params, "hidden_act", "gelu")
-    if params.get("is_decoder") is True:
+    if params.flag("is_decoder"):
         raise _refused(params, "is_decoder", False)
     return {
         "dim": params.whole("hidden_size"),

@@ -69,7 +69,7 @@ def _scaling(params: JsonFile, rope: JsonFile, fields: Fields) -> RopeScaling | 
         numbers |= {
             "beta_fast": rope.number("beta_fast", 32),
             "beta_slow": rope.number("beta_slow", 1),
-            "truncate": rope.get("truncate", True) is not False,
+            "truncate": rope.flag("truncate", True),
             "attention_factor": rope.number("attention_factor", _yarn_factor(rope)),
         }
     return RopeScaling(kind, **numbers)

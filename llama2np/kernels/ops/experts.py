@@ -30,7 +30,8 @@ _MATRICES = "w:2 scales:2 out:2"
 def choose(s, run, first, last, scratch):
     """The `used` experts with the largest router logits (rows, n), and their shares, of each row.
 
-    Of equal logits, the first is larger. The logits become their softmax.
+    Of equal logits, the first is larger. The logits are overwritten: by their exponentials, then
+    by -1 for those that are chosen.
     """
     n, used = s["n"], s["used"]
     logits = rows_of(run, s["router"], n, first, last)
@@ -44,13 +45,12 @@ def choose(s, run, first, last, scratch):
         for k in range(used):
             best = np.int64(-1)
             for e in range(n):
-                taken = False
-                for before in range(k):
-                    taken = taken or chosen[t, before] == e
+                taken = logits[t, e] < 0  # false for nan
                 if not taken and (best < 0 or logits[t, e] > logits[t, best]):
                     best = e
             chosen[t, k], shares[t, k] = best, logits[t, best]
             part += logits[t, best]
+            logits[t, best] = -1
         for k in range(used):
             shares[t, k] /= total if s["probabilities"] else part
 
@@ -66,17 +66,23 @@ def sort(s, run, first, last, scratch):
     places = int32s(place(run, s["places"]), 1, rows * used)[0]
     starts = int32s(place(run, s["starts"]), 1, n_experts + 1)[0]
     active = int32s(place(run, s["active"]), 1, rows * (used + 1))[0]
-    at, count = 0, 0
+    for e in range(n_experts + 1):
+        starts[e] = 0
+    for k in range(rows * used):
+        starts[chosen[k] + 1] += 1
+    count = 0
     for e in range(n_experts):
-        starts[e] = at
-        for k in range(rows * used):
-            if chosen[k] == e:
-                places[k] = at
-                at += 1
-        if at > starts[e]:
+        if starts[e + 1]:
             count += 1
             active[count] = e
-    starts[n_experts], active[0] = at, count
+        starts[e + 1] += starts[e]
+    active[0] = count
+    for k in range(rows * used):  # a start moves on to the next place of its expert ...
+        places[k] = starts[chosen[k]]
+        starts[chosen[k]] += 1
+    for e in range(n_experts, 0, -1):  # ... until it is that of the next expert
+        starts[e] = starts[e - 1]
+    starts[0] = 0
 
 
 @op("x places out used")
