@@ -56,6 +56,9 @@ class Llama:
         # A network may have more rows than its tokenizer has pieces: for padding and added tokens.
         rows = transformer.config.vocab_size
         self.tokenizer = tokenizer and tokenizer.extended(rows)  # None for a network without one
+        # Options of `generate` that a folder's generation_config.json suggests; they are only a
+        # hint: model.generate(prompt, **model.suggested_sampling) uses them.
+        self.suggested_sampling: dict[str, float] = {}
 
     def __repr__(self) -> str:
         c = self.config
@@ -90,7 +93,9 @@ class Llama:
             path_like("adapter", adapter)
             loaded = loading.with_adapter(loaded, adapter)
         transformer = loading.transformer(path, engine, loaded)
-        return cls(transformer, loaded.tokenizer(tokenizer))
+        model = cls(transformer, loaded.tokenizer(tokenizer))
+        model.suggested_sampling = loaded.suggested_sampling
+        return model
 
     @property
     def config(self) -> Config:
@@ -295,4 +300,6 @@ class Llama:
         Results that no Edit changes are the same to the bit. Raises ValueError for a layer that the
         network does not have.
         """
-        return Llama(self.transformer.with_hooks(hooks), self.tokenizer)
+        twin = Llama(self.transformer.with_hooks(hooks), self.tokenizer)
+        twin.suggested_sampling = self.suggested_sampling
+        return twin

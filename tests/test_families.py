@@ -4,6 +4,7 @@ Each folder runs through the same tests; what a network is made of does not matt
 """
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -406,6 +407,19 @@ def test_everything_that_looks_inside(llama, name):
     program = model.transformer.program
     assert bytes_to_generate(program, 8, 1) > bytes_to_generate(program, 0, 1) > 0
     assert operations_to_read(program, 0, 8) > 0
+
+
+def test_the_suggested_sampling_is_a_hint(reference, tmp_path):
+    folder = shutil.copytree(reference / "architectures" / "qwen2_tied", tmp_path / "folder")
+    suggested = {"temperature": 0.7, "top_k": 20, "top_p": 0.8}
+    fields = suggested | {"do_sample": True, "min_p": None, "eos_token_id": [2]}
+    (folder / "generation_config.json").write_text(json.dumps(fields))
+    model = Llama.load(folder)
+    assert model.suggested_sampling == suggested == model.with_hooks().suggested_sampling
+    story = model.generate([5, 6], seed=1, max_new_tokens=3, **model.suggested_sampling)
+    assert len(story.tokens) == 3
+    (folder / "generation_config.json").unlink()
+    assert Llama.load(folder).suggested_sampling == {}
 
 
 def test_a_folder_without_a_tokenizer(reference):

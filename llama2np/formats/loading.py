@@ -13,6 +13,7 @@ from llama2np.formats.gguf.tokenizer import tokenizer_of
 from llama2np.formats.huggingface import sentences
 from llama2np.formats.huggingface.sentences import Sentences
 from llama2np.formats.inspection import open_any
+from llama2np.formats.json_file import JsonFile
 from llama2np.formats.source import Source
 from llama2np.model.config import Config
 from llama2np.model.networks import is_encoder
@@ -24,6 +25,7 @@ from llama2np.text.numbers import numbers
 from llama2np.text.tokenizer import Tokenizer
 
 StrPath = str | os.PathLike[str]
+_SAMPLING = "temperature", "top_p", "top_k", "min_p", "repetition_penalty"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,23 @@ class Loaded:
     sentences: Sentences = Sentences()
     gguf_file: gguf.GgufFile | None = None
     family: str | None = None  # model_type of a Hugging Face folder
+
+    @property
+    def suggested_sampling(self) -> dict[str, float]:
+        """The sampling that the authors suggest, from generation_config.json; {} without one.
+
+        Raises CheckpointError, and OSError.
+        """
+        path = Path(self.path) / "generation_config.json"
+        if not path.is_file():
+            return {}
+        fields = JsonFile(path).fields
+        numbers = {name: fields.get(name) for name in _SAMPLING}
+        return {
+            name: value
+            for name, value in numbers.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
 
     def tokenizer(self, named: StrPath | None = None) -> Tokenizer:
         """The model's tokenizer, or the one that the user has named.
