@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from llama2np.decoding.logits import log_softmax
 from llama2np.formats import loading
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.model.transformer import State, Transformer
@@ -51,10 +52,10 @@ class Classifier:
         network = loading.transformer(path, engine, loaded)
         return cls(network, loaded.tokenizer(tokenizer), loaded.labels)
 
-    def logits(self, texts: Sequence[str], told: Callable[[int], object] = int) -> np.ndarray:
+    def logits(self, texts: Sequence[str], progress: Callable[[int], object] = int) -> np.ndarray:
         """The logits of the labels: (texts, labels) float32.
 
-        A text that is longer than the context is cut off there. told: called with the number of
+        A text that is longer than the context is cut off there. progress: called with the number of
         texts that have been read.
         """
         config = self.transformer.config
@@ -64,12 +65,11 @@ class Classifier:
             some = rows[start : start + _BATCH]
             states = [State(config) for _ in some]
             found[start : start + _BATCH] = self.transformer.forward_rows(some, states)
-            told(len(some))
+            progress(len(some))
         return found
 
     def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
         """The probability of each label, for each text."""
-        logits = self.logits([texts] if isinstance(texts, str) else texts).astype(np.float64)
-        shares = np.exp(logits - logits.max(-1, keepdims=True))
-        shares /= shares.sum(-1, keepdims=True)
+        logits = self.logits([texts] if isinstance(texts, str) else texts)
+        shares = np.exp(log_softmax(logits))
         return [dict(zip(self.labels, row.tolist(), strict=True)) for row in shares]

@@ -10,6 +10,7 @@ import numpy as np
 
 from llama2np import arguments
 from llama2np.arguments import none_means_default, path_like, text, whole, wrong
+from llama2np.decoding.logits import log_softmax
 from llama2np.formats import loading
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.huggingface.sentences import Sentences
@@ -152,8 +153,7 @@ class Encoder:
     def _filled(
         self, tokens: list[int], place: int, logits: np.ndarray, top_k: int
     ) -> list[Filled]:
-        shares = np.exp(logits - logits.max(), dtype=np.float64)
-        shares /= shares.sum()
+        shares = np.exp(log_softmax(logits))
         filled = []
         for token in np.argsort(-shares, kind="stable")[:top_k].tolist():
             whole_text = self.tokenizer.decode(
@@ -174,10 +174,9 @@ class Encoder:
         for each in arguments.texts("texts", texts):
             logits = self.network.forward([self._tokens(each)]).logits
             assert logits is not None
-            shares = np.exp(logits[0] - logits[0].max(), dtype=np.float64)
-            shares /= shares.sum()
+            shares = np.exp(log_softmax(logits[0])).tolist()
             names = self.labels or [f"LABEL_{i}" for i in range(len(shares))]
-            found.append(dict(zip(names, shares.tolist(), strict=True)))
+            found.append(dict(zip(names, shares, strict=True)))
         return found
 
     def _tokens(self, each: str, max_tokens: int | None = None) -> list[int]:

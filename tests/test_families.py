@@ -362,12 +362,13 @@ def llama(reference, tmp_path_factory):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", [name for name in DECODERS if name != "qwen2_dca"])
 def test_greedy_tokens(reference, expected, name, engine):
-    """As a folder is: without a tokenizer here, so nothing ends the text."""
+    """As a folder is: without a tokenizer here, so nothing ends the text.
+
+    transformers' tokens of qwen2_dca are those without dual chunk attention.
+    """
     model, answers = Llama.load(reference / "architectures" / name, engine=engine), expected(name)
-    if name == "qwen2_dca":
-        return  # transformers' tokens are those without dual chunk attention
     story = model.generate(answers["greedy_prompt"], temperature=0, max_new_tokens=24)
     assert story.tokens == answers["greedy_tokens"].tolist()
     assert story.text == "".join(f"<{token}>" for token in story.tokens)

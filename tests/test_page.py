@@ -13,8 +13,8 @@ from llama2np import Edit, Llama, Trace
 from llama2np.analysis.lens import best, labels, logit_lens
 
 try:
+    from serving import running
     from starlette.testclient import TestClient
-    from test_serve import running
 
     from llama2np.serve.app import make_app
     from llama2np.serve.service import Service

@@ -1,82 +1,18 @@
-"""The server: its endpoints in this process, and OpenAI's own client against a real one."""
+"""The server's endpoints, in this process."""
 
-import asyncio
+# Fixtures are imported by name, and the tests take them as arguments:
+# ruff: noqa: F401, F811
+
 import base64
 import json
-import socket
 import threading
-import time
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from conftest import TINY, missing, write_tokenizer
+from conftest import TINY
+from serving import CHAT, alone, events, needs_packages, served, slow_steps, tiny, wait_until
 
-from llama2np import Llama
-from llama2np.cli import main
 from llama2np.encoder import Encoder
-from llama2np.formats.checkpoint import Header
-
-try:
-    import openai
-    import uvicorn
-    from starlette.testclient import TestClient
-
-    from llama2np.serve.app import make_app
-    from llama2np.serve.service import Service
-except ImportError as error:
-    REASON = f"the server's packages are not installed: {error}"
-    openai = None
-
-CHAT = [{"role": "user", "content": "Hi"}]
-
-
-@pytest.fixture(autouse=True)
-def _needs_packages():
-    if openai is None:
-        missing(REASON)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A random model with Llama 2's template."""
-    from conftest import random_tensors
-
-    from llama2np.formats.checkpoint import save
-
-    folder, header = tmp_path_factory.mktemp("serve"), Header(1, TINY, True)
-    save(folder / "tiny.bin", header, random_tensors(header))
-    return Llama.load(folder / "tiny.bin", write_tokenizer(folder / "t.bin"))
-
-
-@pytest.fixture
-def served(tiny):
-    """served(**options of Service) -> a client of an app in this process."""
-    opened = []
-
-    def serve(model=tiny, **options):
-        service = Service(model, "tiny", **options)
-        client = TestClient(make_app(service), base_url="http://localhost")
-        client.__enter__()
-        opened.append(client)
-        client.service = service
-        return client
-
-    yield serve
-    for client in opened:
-        client.__exit__(None, None, None)
-
-
-def alone(model, prompt, **options):
-    """What the library makes of a prompt, with OpenAI's defaults."""
-    return model.generate(prompt, **{"top_p": 1, "temperature": 1, **options})
-
-
-def events(response):
-    """The objects of a stream, which must end with [DONE]."""
-    lines = [line for line in response.text.split("\n\n") if line]
-    assert lines[-1] == "data: [DONE]" and all(line.startswith("data: ") for line in lines)
-    return [json.loads(line[6:]) for line in lines[:-1]]
 
 
 def test_models(served):
@@ -289,32 +225,6 @@ def test_limits(served):
     assert client.post("/v1/completions", json={}).status_code == 200
 
 
-@contextmanager
-def slow_steps(service):
-    """Let the worker wait before each step until the block has ended."""
-    gate, batch = threading.Event(), service.worker.batch
-    step = batch.step
-
-    def slow():
-        gate.wait(30)
-        return step()
-
-    batch.step = slow
-    try:
-        yield
-    finally:
-        gate.set()
-        batch.step = step
-
-
-def wait_until(condition):
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen")
-
-
 def test_a_key(served):
     client = served(api_key="secret")
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic secret"}):
@@ -402,171 +312,3 @@ def test_a_failure_of_the_network_is_an_answer(served, monkeypatch):
         assert "no room" in parts[-1]["error"]["message"]
     assert client.post("/v1/completions", json={}).status_code == 200
     assert client.service.worker.busy == 0
-
-
-# --- a real server ---
-
-
-@pytest.fixture(scope="module")
-def real(tiny):
-    """A server on a free port, with its Service and an OpenAI client."""
-    if openai is None:
-        missing(REASON)
-    with running(tiny) as found:
-        yield found
-
-
-@contextmanager
-def running(model, **options):
-    service = Service(model, "tiny", **options)
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(make_app(service), log_level="warning", timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    wait_until(lambda: server.started)
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        client.service, client.url, client.server = service, url, server
-        yield client
-    server.should_exit = True
-    thread.join()
-    listener.close()
-    service.close()
-
-
-def test_openai_s_client(real, tiny):
-    assert [model.id for model in real.models.list()] == ["tiny"]
-    text = alone(tiny, "AB", max_new_tokens=6, seed=2).read()
-    done = real.completions.create(model="tiny", prompt="AB", max_tokens=6, seed=2)
-    assert done.choices[0].text == text and done.usage.completion_tokens == 6
-    stream = real.completions.create(model="tiny", prompt="AB", max_tokens=6, seed=2, stream=True)
-    assert "".join(part.choices[0].text for part in stream) == text
-    ask = {"model": "tiny", "messages": CHAT, "seed": 2, "max_tokens": 6, "n": 2, "logprobs": True}
-    done = real.chat.completions.create(**ask, top_logprobs=3)
-    assert len(done.choices) == 2 and len(done.choices[0].logprobs.content[0].top_logprobs) == 3
-    texts = ["", ""]
-    options = {"stream": True, "stream_options": {"include_usage": True}}
-    for part in real.chat.completions.create(**ask, **options):
-        for choice in part.choices:
-            texts[choice.index] += choice.delta.content or ""
-    assert texts == [choice.message.content for choice in done.choices]
-    assert part.usage.completion_tokens == 12
-    with pytest.raises(openai.BadRequestError, match="temperature must be a number"):
-        real.completions.create(model="tiny", prompt="AB", temperature=-1)
-    with pytest.raises(openai.NotFoundError, match="there is no model"):
-        real.completions.create(model="gpt", prompt="AB")
-
-
-def test_many_clients_at_once(real, tiny):
-    def ask(i):
-        ask = {"model": "tiny", "prompt": "A" * (i + 1), "seed": i + 1, "max_tokens": 10}
-        found[i] = real.completions.create(**ask).choices[0].text
-
-    found = {}
-    threads = [threading.Thread(target=ask, args=(i,)) for i in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for i in range(12):
-        assert found[i] == alone(tiny, "A" * (i + 1), seed=i + 1, max_new_tokens=10).read()
-
-
-@pytest.mark.parametrize("stream", (True, False))
-def test_a_client_that_goes_away(real, stream):
-    """Its work stops within a step."""
-    worker, gate, steps = real.service.worker, threading.Semaphore(0), []
-    step = worker.batch.step
-
-    def counted():
-        gate.acquire(timeout=30)
-        steps.append(len(worker.batch))
-        return step()
-
-    worker.batch.step = counted
-    try:
-        body = json.dumps({"prompt": "A", "max_tokens": 90, "stream": stream, "temperature": 0})
-        connection = socket.create_connection(("127.0.0.1", int(real.url.rpartition(":")[2])))
-        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
-        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        connection.sendall((head + body).encode())
-        for _ in range(3):
-            gate.release()
-        wait_until(lambda: len(steps) == 3)
-        connection.close()
-        (ticket,) = worker._running.values()
-        wait_until(lambda: ticket.cancelled)
-        gate.release()
-        wait_until(lambda: worker.busy == 0)
-        assert len(steps) <= 4 and ticket.completion.stop_reason == "cancelled"
-    finally:
-        worker.batch.step = step
-        gate.release()
-
-
-def test_a_client_that_goes_away_at_once(tiny):
-    """Before the first event is sent."""
-    service = Service(tiny, "tiny")
-    try:
-        with slow_steps(service):
-            app, sent = make_app(service), []
-            body = json.dumps({"prompt": "A", "max_tokens": 90, "stream": True}).encode()
-            messages = [{"type": "http.request", "body": body}, {"type": "http.disconnect"}]
-
-            async def receive():
-                return messages.pop(0) if messages else {"type": "http.disconnect"}
-
-            async def send(message):
-                sent.append(message)
-                await asyncio.sleep(60)  # a connection that takes nothing
-
-            head = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-            scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": head}
-            scope |= {"query_string": b"", "root_path": "", "app": app}
-            asyncio.run(app(scope, receive, send))
-            wait_until(lambda: service.worker._running)
-            (ticket,) = service.worker._running.values()
-            assert ticket.cancelled
-        wait_until(lambda: service.worker.busy == 0)
-        assert ticket.completion.stop_reason == "cancelled"
-    finally:
-        service.close()
-
-
-def test_shutting_down_lets_answers_end(tiny):
-    with running(tiny) as client:
-        stream = client.completions.create(
-            model="tiny", prompt="A", max_tokens=80, stream=True, temperature=0
-        )
-        text = next(stream).choices[0].text
-        client.server.should_exit = True
-        text += "".join(part.choices[0].text for part in stream)
-    assert text == alone(tiny, "A", max_new_tokens=80, temperature=0).read()
-    assert client.service.worker.busy == 0 and not client.service.worker._thread.is_alive()
-
-
-def test_the_command_refuses_to_be_open_to_all(capsys, monkeypatch):
-    monkeypatch.delenv("LLAMA2NP_API_KEY", raising=False)
-    assert main(["serve", "stories-box", "--host", "0.0.0.0"]) == 1
-    assert "lets other machines in: set an API key" in capsys.readouterr().err
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        assert main(["serve", "stories-box", "--port", port]) == 1
-    assert f"127.0.0.1 port {port}: Address already in use" in capsys.readouterr().err
-
-
-def test_the_command_serves(capsys, monkeypatch):
-    def run(server, sockets):
-        sockets[0].listen()
-        ran.append(server.config.app)
-
-    ran = []
-    monkeypatch.setattr(uvicorn.Server, "run", run)
-    assert main(["serve", "stories-box", "--port", "0", "--name", "box"]) == 0
-    assert "box: http://127.0.0.1:" in capsys.readouterr().err
-    with TestClient(ran[0], base_url="http://127.0.0.1") as client:
-        assert client.get("/v1/models").json()["data"][0]["id"] == "box"

@@ -9,10 +9,11 @@ from llama2np.formats import llama2c, write
 from llama2np.formats.tokenizer_bin import write_bin
 from llama2np.model.config import Config
 from llama2np.text.tokenizer import BOS, Tokenizer
+from llama2np.text.training import train_sentencepiece
 from tools.stories.teller import tell
 from tools.stories.words import said_again
 from tools.training.copying import said_twice
-from tools.training.corpus import HELD_OUT, Corpus, batches, encode, train_tokenizer
+from tools.training.corpus import HELD_OUT, Corpus, batches, encode
 from tools.training.schedule import Settings, rate_at
 
 CONFIG = Config(
@@ -62,7 +63,7 @@ def test_batches_hold_each_story_at_most_once(corpus):
 
 def test_stories_as_tokens(tmp_path):
     model = tmp_path / "tokenizer.model"
-    train_tokenizer([tell(i).text for i in range(400)], model, 1008)
+    train_sentencepiece([tell(i).text for i in range(400)], model, 1008)
     write_bin(model, tmp_path / "tokenizer.bin")
     stories = [tell(HELD_OUT + i) for i in range(30)]
     corpus = encode(iter(stories), model, 10_000)

@@ -46,7 +46,7 @@ def exercise(path: Path) -> None:
         except CheckpointError:
             pass  # a type that cannot be read
     try:
-        _use(Tokenizer.load(path))
+        use(Tokenizer.load(path))
     except TokenizerError as error:
         if not str(error).isprintable():
             raise AssertionError(f"an error that is not one clean line: {error!r}") from error
@@ -72,7 +72,8 @@ def exercise(path: Path) -> None:
             continue
 
 
-def _use(tokenizer: Tokenizer) -> None:
+def use(tokenizer: Tokenizer) -> None:
+    """Encode and decode some texts."""
     for text in ("", "AB abc", "naïve 日本 \0 <0x41>"):
         tokens = tokenizer.encode(text, eos=True)
         if not all(0 <= token < tokenizer.vocab_size for token in tokens):

@@ -19,13 +19,13 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 from llama2np.atomic import write_file  # noqa: E402
 from llama2np.formats import llama2c, tokenizer_bin, write  # noqa: E402
 from llama2np.model.config import Config  # noqa: E402
+from llama2np.text.training import train_sentencepiece  # noqa: E402
 from tools.stories.words import names, words  # noqa: E402
 from tools.training.corpus import (  # noqa: E402
     HELD_OUT,
     Corpus,
     encode,
     stories,
-    train_tokenizer,
 )
 from tools.training.schedule import Settings  # noqa: E402
 
@@ -42,7 +42,7 @@ def prepare(folder: Path, count: int) -> tuple[Corpus, Corpus]:
     model = folder / "tokenizer.model"
     if not model.exists():
         texts = [story.text for story in stories(0, min(count, TOKENIZER_STORIES))]
-        train_tokenizer(texts, model, CONFIG.vocab_size)
+        train_sentencepiece(texts, model, CONFIG.vocab_size)
         tokenizer_bin.write_bin(model, folder / "tokenizer.bin")
     found = []
     for name, first, number in (("train", 0, count), ("held-out", HELD_OUT, HELD_OUT_STORIES)):

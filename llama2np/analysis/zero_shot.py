@@ -19,14 +19,14 @@ def zero_shot(
     labels: Sequence[str],
     prompt: str = PROMPT,
     normalize: bool = False,
-    told: Callable[[int], object] = int,
+    progress: Callable[[int], object] = int,
 ) -> np.ndarray:
     """The log-probabilities of labels as what follows a prompt: (texts, labels) float64.
 
-    Each is the sum over all tokens of " LABEL" after the prompt, in which "{text}" stands for the
-    text; a text that is too long for the context loses its end. normalize: divide by the number of
-    tokens, so that long labels are not at a disadvantage. told: called with 1 after each text.
-    Raises ValueError for fewer than two labels, and for a prompt without {text}.
+    Each is the sum over all tokens of " LABEL" after the prompt, in which "{text}" is replaced by
+    the text; a text that is too long for the context loses its end. normalize: divide by the number
+    of tokens, so that long labels are not at a disadvantage. progress: called with 1 after each
+    text. Raises ValueError for fewer than two labels, and for a prompt without {text}.
     """
     if len(set(labels)) < 2 or len(set(labels)) < len(labels):
         raise ValueError(f"expected two or more different labels, found {', '.join(labels)}")
@@ -35,7 +35,7 @@ def zero_shot(
     found = []
     for text in texts:
         found.append(_scores(model, text, labels, prompt, normalize))
-        told(1)
+        progress(1)
     return np.array(found).reshape(-1, len(labels))
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from llama2np.cli import sampling
-from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
+from llama2np.cli.flags import Parser, guarded, joined, number, path_value
 from llama2np.cli.model import add_model, load_model
 from llama2np.decoding.batch import Batch, complete
 from llama2np.decoding.completion import Completion
@@ -152,19 +152,7 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
         help="where a line is appended for each answer, in the order in which they are ready",
     )
     sampling.add_flags(add)
-    add(
-        "--max-new-tokens",
-        type=number(int, 0, None),
-        metavar="N",
-        help="tokens to generate for each prompt (default: to the end of the context)",
-    )
-    add(
-        "--stop",
-        type=flag_value,
-        action="append",
-        metavar="TEXT",
-        help="stop before this text; may be repeated",
-    )
+    sampling.add_ends(add, "tokens to generate for each prompt (default: to the context's end)")
     add_batch_flags(parser)
     return parser.parse_args(list(joined(argv, parser)))
 

@@ -156,19 +156,7 @@ def _parse(argv: Sequence[str], prog: str, default: str) -> argparse.Namespace:
         help="positions to fill, the prompt included; 0 is the model's context "
         f"(default {_STEPS}; with --max-new-tokens 0)",
     )
-    add(
-        "--max-new-tokens",
-        type=number(int, 0, None),
-        metavar="N",
-        help="tokens to generate, the prompt not included",
-    )
-    add(
-        "--stop",
-        type=flag_value,
-        action="append",
-        metavar="TEXT",
-        help="stop before this text; may be repeated",
-    )
+    sampling.add_ends(add, "tokens to generate, the prompt not included")
     add(
         "--logprobs",
         type=number(int, 0, None),

@@ -115,3 +115,15 @@ def _bias(value: str) -> tuple[int, float]:
             f"expected TOKEN=X, such as 13=-5 or 13=-inf, found {flag_value(value)!r}"
         )
     return parsed
+
+
+def add_ends(add: Callable[..., Any], max_new_tokens: str) -> None:
+    """Add the flags for the end of a text. max_new_tokens: the help of that flag."""
+    add("--max-new-tokens", type=number(int, 0, None), metavar="N", help=max_new_tokens)
+    add(
+        "--stop",
+        type=flag_value,
+        action="append",
+        metavar="TEXT",
+        help="stop before this text; may be repeated",
+    )

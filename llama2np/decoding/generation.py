@@ -130,9 +130,9 @@ class Generation(Iterator[str]):
     """A text that is being generated: an iterator over its pieces.
 
     A piece is a str for each token, "" inside a character. The attributes describe what has been
-    generated so far; `read` returns the rest. If `tokens` or `text` is asked for before the first
-    piece, all is generated. None means the default of an argument. Raises ValueError for arguments
-    of another type.
+    generated so far; `read` returns the rest. If `tokens` or `text` is read before the first
+    piece is, the whole text is generated. None means the default of an argument. Raises ValueError
+    for arguments of another type.
     """
 
     @none_means_default

@@ -2,7 +2,8 @@
 
 | part | contents |
 |---|---|
-| engine.py, lower.py, interpreter.py | a program as tables of numbers, and the loop over a table |
+| engine.py, interpreter.py | a program as tables of numbers, and the loop over a table |
+| lower.py, products.py, entries.py | from steps to a table; the choice of matrix products |
 | ops/ | the computation of each step |
 | matmul/ | matrix products |
 | runtime/ | support: compilation, its cache, threads, memory |

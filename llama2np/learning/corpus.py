@@ -53,12 +53,12 @@ def _text(lines: list[str]) -> Iterator[str]:
 
 
 def write_tokens(
-    path: StrPath, paths: Iterable[StrPath], encode: Encode, told: Callable[[int], object] = int
+    path: StrPath, paths: Iterable[StrPath], encode: Encode, progress: Callable[[int], object] = int
 ) -> int:
     """Write the tokens of files, int32 one after the other; return their number.
 
-    encode: from a text to its tokens, with BOS; told: called with the characters of each text. Only
-    one text is in memory. Raises ValueError for files without a text, and OSError.
+    encode: from a text to its tokens, with BOS; progress: called with the characters of each text.
+    Only one text is in memory. Raises ValueError for files without a text, and OSError.
     """
     count, paths = 0, list(paths)
     with replacing(path) as file:
@@ -66,7 +66,7 @@ def write_tokens(
             tokens = np.array(encode(text), "<i4")
             file.write(tokens.tobytes())
             count += len(tokens)
-            told(len(text))
+            progress(len(text))
         if count < 2:
             raise ValueError(f"{', '.join(map(str, paths))}: {count} tokens, expected 2 or more")
     return count

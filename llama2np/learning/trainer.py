@@ -125,12 +125,12 @@ class Trainer:
         self,
         until: int | None = None,
         every: int = 100,
-        told: Callable[[int, float], object] = lambda step, loss: None,
+        progress: Callable[[int, float], object] = lambda step, loss: None,
     ) -> None:
         """Train up to a step, by default the last; write the checkpoint after each `every` steps.
 
-        told: called after each step with its number and loss. Raises ValueError if the loss is no
-        number, and OSError if a file cannot be written; the last checkpoint then is whole.
+        progress: called after each step with its number and loss. Raises ValueError if the loss is
+        no number, and OSError if a file cannot be written; the last checkpoint then is whole.
         """
         until = self.settings.steps if until is None else until
         with self._opened_log() as log:
@@ -143,7 +143,7 @@ class Trainer:
                     log.flush()
                 if self.step % every == 0 or self.step == until:
                     self.save()
-                told(self.step, self.losses[-1])
+                progress(self.step, self.losses[-1])
 
     def one_step(self) -> dict[str, Any]:
         """Take one step; return its line of the log, without the time."""

@@ -1,7 +1,7 @@
 """Matrices in the number formats of GGUF, as they lie in the file.
 
 A row is a sequence of blocks. A block has some values (32 or 256) as small integers, with one or
-more scales in front of or behind them. Nothing is expanded here but the rows that are asked for;
+more scales before or after them. Only the rows that the caller requests are expanded here;
 the engines multiply with the blocks themselves.
 
 Each format is a function from the bytes of blocks to their values, in the arithmetic of the package

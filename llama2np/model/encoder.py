@@ -23,7 +23,7 @@ _ROWS = 512
 class Encoded:
     """What an encoder says about a batch of B texts of up to T tokens; float32, 0 for padding.
 
-    A value is None if the network has no such head, or if it was not asked for.
+    A value is None if the network has no such head, or if the head was not requested.
     """
 
     last_hidden_state: np.ndarray  # (B, T, dim)

@@ -58,7 +58,7 @@ class Program:
 
     @property
     def has_logits(self) -> bool:
-        """Whether the last step computes logits: only those rows that are asked for."""
+        """Whether the last step computes logits, which is done only for some of the rows."""
         return self.steps[-1].op == "logits"
 
     @property

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from llama2np.atomic import replacing, write_file
+from llama2np.atomic import replacing
 from llama2np.text.tokenizer import BOS
 from tools.stories.teller import Story, tell
 from tools.stories.words import said_again
@@ -23,28 +22,6 @@ def stories(first: int, count: int) -> Iterator[Story]:
     """Stories first to first + count, told by all processors."""
     with Pool() as pool:
         yield from pool.imap(tell, range(first, first + count), chunksize=500)
-
-
-def train_tokenizer(texts: Sequence[str], path: Path, pieces: int) -> None:
-    """Write a sentencepiece model with the options of llama2.c's tinystories.py."""
-    model = io.BytesIO()
-    lines = (line for text in texts for line in text.split("\n"))
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=lines,
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=pieces,
-        character_coverage=1.0,
-        byte_fallback=True,
-        split_digits=True,
-        allow_whitespace_only_pieces=True,
-        normalization_rule_name="identity",
-        unk_surface=r" \342\201\207 ",
-        self_test_sample_size=0,
-        num_threads=1,  # more of them make the result depend on the machine
-        minloglevel=1,
-    )
-    write_file(path, model.getvalue())
 
 
 @dataclass(frozen=True)

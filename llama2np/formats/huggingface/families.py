@@ -1,7 +1,8 @@
 """The families of transformers: the name of each tensor, and the architecture that computes it.
 
-A name of ours, such as "wq", stands for their module: its "weight" is wq, its "bias" wq.bias. In a
-name of a block, {} is the number of the block. The names are those in the files less the prefix.
+A name of ours, such as "wq", belongs to a module of theirs: its "weight" is wq, its "bias" wq.bias.
+In a name of a block, {} is the number of the block. The names are those in the files less the
+prefix.
 """
 
 from __future__ import annotations
