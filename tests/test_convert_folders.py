@@ -17,7 +17,7 @@ from llama2np.formats.huggingface.writing import llama_names
 from llama2np.formats.source import Stored, concatenated, halved, interleaved
 from llama2np.formats.write import write_bin
 from llama2np.model.config import Config
-from tools.hostile import parts_of
+from tools.hostile_valid import parts_of
 from tools.torch_files import Tensor, pickled, write_archive
 
 CONFIG = Config(16, 24, 2, 4, 2, 40, 64)

@@ -14,7 +14,7 @@ from llama2np.formats import huggingface, llama2c, meta
 from llama2np.formats.checkpoint import CheckpointError, CheckpointWarning
 from llama2np.formats.huggingface.writing import llama_names
 from llama2np.formats.names import bare
-from tools.hostile import parts_of
+from tools.hostile_valid import parts_of
 from tools.torch_files import Tensor, pickled, write_archive
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
