@@ -5,8 +5,8 @@ from itertools import product
 
 import numpy as np
 import pytest
+from hf_folder import CONFIG, HF, HF_CONFIG, random_tensors, read
 from safetensors.numpy import save_file
-from test_convert_folders import CONFIG, HF, HF_CONFIG, random_tensors, read
 
 from llama2np import export
 from llama2np.cli import main
