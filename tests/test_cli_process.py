@@ -22,6 +22,7 @@ def folder(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("tiny"))
 
 
+NUMPY = ("--engine", "numpy")  # half of the time, for what is not about kernels
 PROMPT = "Ünï 日本 🦙"
 
 
@@ -70,23 +71,28 @@ def test_standard_input_that_is_not_utf_8(folder, start):
     assert err.count(b"\n") == 1
 
 
-def test_a_prompt_from_standard_input(folder, start):
+def test_a_prompt_from_standard_input(folder, start, capfdbinary):
     """To the last byte, but for the newline that ends it."""
-    prompt = f" A\n {PROMPT} \n"
-    child = start(folder / "model.bin", "-i", "-", *GREEDY, stdin=subprocess.PIPE)
+    prompt, argv = f" A\n {PROMPT} \n", (folder / "model.bin", *GREEDY, *NUMPY)
+    child = start(*argv, "-i", "-", stdin=subprocess.PIPE)
     status, out, err = finished(child, f"{prompt}\n".encode())
     assert status == 0 and err.startswith(b"achieved tok/s: ")
-    assert out == finished(start(folder / "model.bin", *GREEDY, "-i", prompt))[1]
-    child = start(folder / "model.bin", "-i", "-", *GREEDY, stdin=subprocess.PIPE)
+    assert run([*map(str, argv), "-i", prompt], prog="run.py") == 0
+    assert out == capfdbinary.readouterr().out
+    child = start(*argv, "-i", "-", stdin=subprocess.PIPE)
     assert finished(child, f"{prompt}\r\n".encode())[1] == out  # as Windows ends a line
     assert out.startswith(prompt.encode())
 
 
-@pytest.mark.parametrize("setting", ["LC_ALL=C", "LANG=C", "PYTHONIOENCODING=ascii"])
-def test_whatever_the_locale_text_is_utf_8(folder, start, setting):
+@pytest.mark.parametrize(
+    ("setting", "engine"),
+    [("LC_ALL=C", ()), ("LANG=C", NUMPY), ("PYTHONIOENCODING=ascii", NUMPY)],
+    ids=["LC_ALL=C", "LANG=C", "PYTHONIOENCODING=ascii"],
+)
+def test_whatever_the_locale_text_is_utf_8(folder, start, setting, engine):
     bare = {k: v for k, v in os.environ.items() if k != "LANG" and not k.startswith("LC_")}
     env = bare | dict([setting.split("=")])
-    status, out, err = finished(start(folder / "model.bin", "-i", PROMPT, env=env))
+    status, out, err = finished(start(folder / "model.bin", "-i", PROMPT, *engine, env=env))
     assert status == 0
     assert out.startswith(PROMPT.encode())
 

@@ -141,7 +141,6 @@ def test_what_cannot_be_loaded_is_compiled_again(tmp_path):
 
 
 @pytest.mark.compiled
-@pytest.mark.compiled
 def test_closures_of_two_processes_are_not_confused(monkeypatch):
     """numba counts its kernels, so two processes may give the same number to two closures of one
     function; a kernel that calls both must call both.
