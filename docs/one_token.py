@@ -13,9 +13,9 @@
 # %% [markdown]
 # # One token, step by step
 #
-# A language model reads tokens and says, for each of them, what may come next. Here we take one
-# token by the hand and walk it through a whole network: every array, every shape, in plain NumPy,
-# one or two lines for each step. At each station we compare with what llama2np computed.
+# A language model reads tokens and says, for each of them, what may come next. Here we follow one
+# token through a whole network: every array and every shape, in plain NumPy, with one or two lines
+# for each step. After each step we compare our array with the one that llama2np computed.
 #
 # The network is a Llama: small enough to look at all of it, built exactly like the large ones.
 
@@ -32,9 +32,9 @@ c = model.config
 print(c)
 
 # %% [markdown]
-# `dim` is the width of the *residual stream*: the vector that travels with each token through all
-# the blocks. Every block reads it and adds something to it, twice: once after looking at the other
-# tokens (attention), once after thinking by itself (feed-forward).
+# `dim` is the width of the *residual stream*: a vector for each token, which passes through all the
+# blocks. Every block reads it and adds something to it, twice: first from the other tokens
+# (attention), then from this token alone (feed-forward).
 #
 # ## Text becomes tokens
 #
@@ -57,7 +57,7 @@ weights = model.transformer.weights
 
 
 def check(name, ours, theirs):
-    """Say the shape of an array, and that the network has computed the same."""
+    """Print the shape of an array, if the network has computed the same array."""
     np.testing.assert_allclose(ours, theirs, atol=1e-3, rtol=1e-3)
     print(f"{name:<12}{ours.shape!s:<12} as in the network")
 
@@ -76,8 +76,8 @@ print("the table:", weights.embedding.w.shape, "(vocab_size, dim)")
 # %% [markdown]
 # ## Attention, first half: query, key, value
 #
-# Before a block reads the stream, it brings it to a common size: RMSNorm divides by the root of the
-# mean square, and multiplies by a learned weight for each of the `dim` values.
+# Before a block reads the stream, it scales it to a standard size: RMSNorm divides by the root of
+# the mean square, and multiplies by a learned weight for each of the `dim` values.
 
 # %%
 layer = weights.layers[0]
@@ -93,7 +93,7 @@ check("h", h, trace["attn_norm", 0][pos])
 # %% [markdown]
 # Three matrices turn it into a **query** (what do I look for?), a **key** (what can I be found by?)
 # and a **value** (what do I give to whoever finds me?), and each of these is cut into *heads*,
-# that look for different things. Here several query heads share a head of keys and values: that is
+# which look for different things. Here several query heads share a head of keys and values. This is
 # *grouped-query* attention, which makes the cache smaller.
 
 # %%
@@ -105,9 +105,9 @@ check("v", v, trace["v", 0][pos])
 # %% [markdown]
 # ## Where am I? Rotary positions
 #
-# So far nothing says that our token is the last one. RoPE does it by turning pairs of values of q
-# and k, as the hands of clocks: by an angle that grows with the position, fast for the first pair,
-# slowly for the last. The product of a turned query and a turned key then depends on *how far
+# So far nothing says that our token is the last one. RoPE does this by turning pairs of values of q
+# and k, like the hands of clocks: by an angle that grows with the position, fast for the first
+# pair, slowly for the last. The product of a turned query and a turned key then depends on *how far
 # apart* the two tokens are, and no longer on where they are.
 
 # %%
@@ -134,9 +134,9 @@ plt.show()
 # %% [markdown]
 # ## Attention, second half: look back and gather
 #
-# The keys and values of all tokens before ours are in the *KV cache*: nobody computes them again.
-# The query of a head is multiplied with each key; softmax turns the products into shares that sum
-# to 1; and with these shares the head takes a mean of the values.
+# The keys and values of all tokens before ours are in the *KV cache*: they are not computed again.
+# The query of a head is multiplied with each key. Softmax turns the products into shares that sum
+# to 1. The head's result is the mean of the values, weighted by these shares.
 
 # %%
 keys, values = trace["k", 0], trace["v", 0]  # (positions, n_kv_heads, head_dim)
@@ -144,7 +144,7 @@ keys, values = trace["k", 0], trace["v", 0]  # (positions, n_kv_heads, head_dim)
 
 def attend(q, keys, values):
     """Return the shares (n_heads, positions) and the gathered values (n_heads, head_dim)."""
-    shared = c.n_heads // c.n_kv_heads  # query heads to a head of keys and values
+    shared = c.n_heads // c.n_kv_heads  # query heads for each head of keys and values
     keys, values = (np.repeat(a.swapaxes(0, 1), shared, axis=0) for a in (keys, values))
     scores = np.einsum("hd,hpd->hp", q, keys) / np.sqrt(c.head_dim)
     shares = np.exp(scores - scores.max(1, keepdims=True))
@@ -167,19 +167,20 @@ axis.set_yticks(range(c.n_heads), [f"head {i}" for i in range(c.n_heads)])
 plt.show()
 
 # %% [markdown]
-# One more matrix brings what the heads gathered back to the width of the stream, and it is
-# **added**. The stream is never replaced: each block only leaves a note in it.
+# One more matrix turns the results of all heads into a vector of the width of the stream. This
+# vector is **added** to the stream. The stream is never replaced: blocks only add to it.
 
 # %%
 x = x + layer.wo.w @ mixed.ravel()
 check("x", x, trace["resid_mid", 0][pos])
 
 # %% [markdown]
-# ## Feed-forward: thinking alone
+# ## Feed-forward: each token alone
 #
-# Normalised again, the stream is widened to `hidden_dim` values by two matrices. One of them is a
-# *gate*: silu lets large values through and closes for negative ones, and the product decides which
-# of the `hidden_dim` little detectors speak. A third matrix narrows the result, and it is added.
+# The stream is normalised again, and two matrices turn it into `hidden_dim` values each. The values
+# of one matrix are a *gate*: silu keeps large values and makes negative ones almost zero. So the
+# product decides which of the `hidden_dim` values count. A third matrix makes `dim` values of the
+# product, and they are added to the stream.
 
 # %%
 h = rmsnorm(x, layer.ffn_norm)
@@ -207,8 +208,9 @@ for i, layer in enumerate(weights.layers):
     check(f"x, block {i}", x, trace["resid_post", i][pos])
 
 # %% [markdown]
-# The stream of our token, from the embedding (below) up. A column is one of the `dim` values. The
-# embedding is a faint beginning; each block writes more, and much of what is written stays.
+# This picture is the stream of our token, from the embedding (bottom row) to the last block. A
+# column is one of the `dim` values. The values of the embedding are small; each block adds more,
+# and much of it is still there at the end.
 
 # %%
 stream = np.stack([trace["embedding"][pos], *trace["resid_post"][:, pos]])
@@ -220,10 +222,11 @@ axis.set(xlabel="value of the residual stream")
 plt.show()
 
 # %% [markdown]
-# ## And out: a number for each token of the vocabulary
+# ## The output: a number for each token of the vocabulary
 #
-# A last norm, and the product with the classifier, which in this network is the embedding table
-# again: the stream is compared with each token's vector. Softmax makes probabilities of it.
+# After a last norm, the stream is multiplied by the classifier. In this network the classifier is
+# the embedding table, so the stream is compared with each token's vector. Softmax turns the
+# products into probabilities.
 
 # %%
 found = weights.classifier.w @ rmsnorm(x, weights.final_norm)
@@ -240,5 +243,5 @@ plt.show()
 # That is all. To write a story, a sampler picks one of these tokens, the network reads it as the
 # next one, and its keys and values join the cache.
 #
-# What the numbers on the way mean is another question: that is where
-# [What a head looks at](what_a_head_looks_at.md) begins.
+# What these numbers mean is another question. [What a head looks at](what_a_head_looks_at.md)
+# begins to answer it.

@@ -14,8 +14,8 @@
 # # What a head looks at
 #
 # An attention head gives each token a row of shares: how much it takes from each token up to
-# itself. These shares can be drawn, and they tempt us to read meaning into them. We look first,
-# then count, and then do the experiment that decides: switch a head off, and see what is lost.
+# itself. These shares can be drawn, and it is tempting to read a meaning into them. We look first,
+# then count, and then do the decisive experiment: switch a head off, and see what is lost.
 
 # %%
 import matplotlib.pyplot as plt
@@ -32,9 +32,9 @@ c = model.config
 # %% [markdown]
 # ## Look
 #
-# Rows are the tokens that look, columns those that are looked at; nothing is right of the
-# diagonal, because nobody sees the future. A row of pictures is a layer. (`llama2np attend
-# stories-box -i "..."` draws the same.)
+# Rows are the tokens that look, columns the tokens that they look at. Nothing is to the right of
+# the diagonal, because a token cannot look at later ones. A row of pictures is a layer. (`llama2np
+# attend stories-box -i "..."` draws the same.)
 
 # %%
 tokens = model.tokenizer.encode("Tom had a dog and a cat. The dog liked Tom, but the cat did not.")
@@ -53,16 +53,16 @@ attention_maps(
 plt.show()
 
 # %% [markdown]
-# Some patterns come again and again, in models of any size: a line along the diagonal, of heads
-# that look at the token itself or at those **just before**; scattered dots, which depend on what
-# the tokens *are*; and columns, below a token that all look at, such as the full stop where a
-# sentence began. A dark first column is of heads that rest: shares have to sum to 1, so a head that
-# finds nothing puts them on `<s>`.
+# Some patterns occur in models of any size. A line along the diagonal means that the head looks at
+# the token itself or at those **just before** it. Scattered dots depend on what the tokens *are*. A
+# dark column belongs to a token that all later ones look at, such as the full stop before a
+# sentence. A dark first column means that the head has found nothing: shares must sum to 1, so it
+# gives them to `<s>`.
 #
 # ## Count
 #
-# A sentence is an anecdote. So let us measure over whole stories how far back each head looks: what
-# it gives to the token itself, to the one before, to the one before that ...
+# One sentence proves little. So we measure over whole stories how far back each head looks: what it
+# gives to the token itself, to the one before, to the one before that ...
 
 # %%
 with open("stories.txt", encoding="utf-8") as file:
@@ -73,7 +73,7 @@ def profile(story, far=12):
     """The mean share of the token d positions back: (n_layers, n_heads, far)."""
     trace = Trace("attention")
     model.with_hooks(trace).forward(model.tokenizer.encode(story), model.new_state())
-    attention = trace["attention"][:, :, far:]  # rows that have so many before them
+    attention = trace["attention"][:, :, far:]  # rows with at least `far` tokens before them
     return np.stack(
         [attention.diagonal(far - d, axis1=2, axis2=3).mean(-1) for d in range(far)], axis=-1
     )
@@ -93,14 +93,15 @@ for layer, near in enumerate(distances.sum(2).mean(1)):
     print(f"layer {layer}: {1 - near:.0%} of its attention goes farther than that")
 
 # %% [markdown]
-# The first layer of this model hardly looks around: a token takes from itself. The next looks
-# farthest, over the whole story; those above it put the last few tokens together.
+# In the first layer of this model, a token takes mostly from itself. The second layer looks
+# farthest, over the whole story. The layers after it combine the last few tokens.
 
 # %% [markdown]
-# A third kind needs a text made for it. Take random tokens, and say them twice. Whoever reads
-# "A B ... A" can know that "B" follows only by finding the first "A" and looking at *what came
-# after it*. A head that does so is an **induction head** (Olsson et al. 2022): it copies, whatever
-# the tokens mean. It is how a model can use what it reads and never saw in training.
+# Another kind of head is found with a special text: random tokens, and then the same tokens again.
+# A reader of "A B ... A" can know that "B" follows only by finding the first "A" and looking at
+# *what came after it*. A head that does so is an **induction head** (Olsson et al. 2022): it
+# copies, whatever the tokens mean. In this way a model can use a text that it has never seen in
+# training.
 
 # %%
 count = 60
@@ -114,8 +115,8 @@ layer, head = np.unravel_index(induction.argmax(), induction.shape)
 print("induction", induction.shape, f"most in layer {layer}, head {head}: {induction.max():.1%}")
 
 # %% [markdown]
-# Does the model copy at all, then? Its loss on the random tokens says so: the first time nobody can
-# know them; the second time one could.
+# Does this model copy at all? Its loss on the random tokens tells: the first time they cannot be
+# predicted; the second time they can be copied.
 
 # %%
 logits = model.forward(twice, model.new_state(), all_logits=True).astype(float)
@@ -130,20 +131,20 @@ print("So it copies." if copies else "So it does not copy: it knows stories, not
 # %% [markdown]
 # ## Switch it off
 #
-# What a head looks at does not say that anybody listens. An `Edit` changes an array on its way:
-# here it replaces what one head has gathered, before `wo` mixes it into the stream. Then we measure
-# how much worse the model predicts the stories.
+# That a head looks at something does not mean that the network uses its result. An `Edit` changes
+# an array during the pass: here it replaces the result of one head before `wo`. Then we measure how
+# much worse the model predicts the stories.
 
 
 # %%
 def cost(model):
-    """What a token of the stories costs, in nats."""
+    """The mean loss for a token of the stories, in nats."""
     found = [evaluate(model, story) for story in stories]
     return sum(x.nats for x in found) / sum(x.tokens for x in found)
 
 
 def without(layer, head, put):
-    """The model in which that head always says the same: put[layer, head]."""
+    """The model in which the result of that head is always put[layer, head]."""
 
     def ablate(mixed, place):
         mixed[:, head] = put[layer, head]  # mixed: (T, n_heads, head_dim)
@@ -156,16 +157,16 @@ print(f"with all heads {whole:.3f} nats per token")
 
 
 def losses(put):
-    """What it costs to do without each head: (n_layers, n_heads)."""
+    """How much greater the loss is without each head: (n_layers, n_heads)."""
     costs = [cost(without(*head, put)) for head in heads]
     return np.reshape(costs, (c.n_layers, c.n_heads)) - whole
 
 
 # %% [markdown]
-# Zero is not nothing, though. What a head says *always*, whatever it looks at, the blocks after it
-# have come to rely on, and zero takes that away too. So we do the experiment twice: once with zero,
-# once with the head's mean over all stories. The second keeps what it always says, and takes only
-# what it says *because of where it looks*.
+# But zero removes too much. A part of a head's result is always the same, wherever it looks. The
+# blocks after it rely on this part, and zero removes it, too. So we do the experiment twice: once
+# with zero, once with the head's mean over all stories. The mean keeps the constant part, and
+# removes only the part that depends *on where the head looks*.
 
 # %%
 trace = Trace("mixed")
@@ -192,10 +193,11 @@ for head in sorted(heads, key=lambda head: -mean[head])[:4]:
     print(f"It gives {near:.0%} to the last 4 tokens, {far:.0%} to what is more than 11 back")
 
 # %% [markdown]
-# Most heads can be spared one at a time: others do nearly the same. A few cannot, and they need not
-# be those whose picture was the prettiest: here they are the first layer's, which drew a plain
-# line. Looking suggests, counting describes, and switching off
-# decides, if one minds what is put in the place.
+# Most heads can be removed one at a time: others do nearly the same. A few cannot, and they are not
+# always those with the most interesting picture: here they are the heads of the first layer, whose
+# picture was a plain line. Looking suggests, counting describes, and switching off decides, if the
+# replacement is chosen with care.
 #
-# The same three lines can ask much more: an `Edit` of `attention` forbids one look instead of all,
-# an `Edit` of `resid_post` puts the stream of another sentence in place of this one's.
+# The same three lines can answer many other questions: an `Edit` of `attention` can remove one
+# share instead of a whole head, and an `Edit` of `resid_post` can insert the stream of another
+# sentence.

@@ -13,10 +13,11 @@
 # %% [markdown]
 # # What quantization costs
 #
-# Generating a token reads every weight once. So a model whose weights are a quarter of the size is
-# about that much faster, if the processor keeps up, and it fits where four times less fits. The
-# price is that the weights are no longer quite what training made them. Here we look at what is
-# lost: in a weight, in a matrix, in what the model says, and in how well it predicts a text.
+# Generating a token reads every weight once. So a model whose weights have a quarter of the size is
+# about four times as fast, if the processor keeps up, and needs a quarter of the memory. The price
+# is that the weights are no longer exactly those of the training. Here we look at what is lost: in
+# a weight, in a matrix, in the probabilities of the next token, and in how well a text is
+# predicted.
 
 # %%
 import matplotlib.pyplot as plt
@@ -50,9 +51,9 @@ print("  numbers       ", matrix.q[0, :4], "* scale", matrix.scales[0, 0])
 print("  what they give", matrix.q[0, :4] * matrix.scales[0, 0])
 
 # %% [markdown]
-# The error of a weight is at most half a step, and spread evenly below that. A step is as wide as
-# the largest weight of the group asks for: one large weight makes its neighbours coarse. That is
-# why groups are small.
+# The error of a weight is at most half a step, and it is evenly distributed in this range. The
+# largest weight of a group decides how wide a step is, so one large weight makes its neighbours
+# less precise. That is why groups are small.
 
 # %%
 restored = matrix.q * np.repeat(matrix.scales, group, axis=1)
@@ -67,12 +68,12 @@ relative = np.linalg.norm(restored - original) / np.linalg.norm(original)
 print(f"error of the matrix: {relative:.2%} of its size")
 
 # %% [markdown]
-# ## What the model says
+# ## What the model predicts
 #
-# Small errors add up over the blocks, and some cancel. What counts is the end: the probabilities of
-# the next token. Here are both models', token by token of a sentence, and the
-# *Kullback-Leibler divergence* of one from the other: the nats (1 nat is 1.44 bits) that one loses
-# by expecting what the other says.
+# Small errors add up over the blocks, and some cancel. What counts is the result: the probabilities
+# of the next token. For each token of a sentence we compare those of both models, by the
+# *Kullback-Leibler divergence*: the nats (1 nat is 1.44 bits) that are lost on average if the next
+# token has the probabilities of the original, and the small model predicts it.
 
 # %%
 tokens = model.tokenizer.encode("One day, Tom saw a big dog in the park. The dog was sad.")
@@ -107,11 +108,11 @@ print("the same most probable token:", (p.argmax(1) == q.argmax(1)).sum(), "of",
 # %% [markdown]
 # ## How well it predicts a text
 #
-# Perplexity is the effective number of equally likely choices for each next token. `compare` puts
-# a text through both models. Ours are a few stories of the kind that the model learned from, but
-# which it has never read. (`llama2np perplexity stories-box-q8 --against stories-box --file
-# stories.txt` does it on the command line, for the file as one text: there each story comes as a
-# surprise after the one before it, so perplexity is higher.)
+# Perplexity is the effective number of equally likely choices for each next token. `compare` puts a
+# text through both models. Our texts are a few stories of the kind that the model was trained on,
+# but they were not in its training data. (`llama2np perplexity stories-box-q8 --against stories-box
+# --file stories.txt` does it on the command line, for the file as one text: there the beginning of
+# each story is unexpected after the story before, so perplexity is higher.)
 
 # %%
 with open("stories.txt", encoding="utf-8") as file:
@@ -133,9 +134,9 @@ print(f"Q8_0     {nats_small:.4f} nats per token, perplexity {np.exp(nats_small)
 print(f"divergence {divergence:.5f} nats per token, agreement {agreement:.1%}")
 
 # %% [markdown]
-# Eight bits cost next to nothing.
+# Eight bits cost almost nothing.
 #
-# ## How far can one go?
+# ## How few bits are enough?
 #
 # A network here is only arrays, so we can try what no file format has: round the same groups to
 # fewer bits, put the result in place of the weights, and measure again. (The activations stay
@@ -144,7 +145,7 @@ print(f"divergence {divergence:.5f} nats per token, agreement {agreement:.1%}")
 
 # %%
 def rounded(dense, bits):
-    """The matrix, its groups rounded to `bits` bits: 2 ** bits - 1 values around 0."""
+    """The matrix with its groups rounded to `bits` bits: 2 ** bits - 1 values around 0."""
     groups, most = dense.w.reshape(-1, group), 2 ** (bits - 1) - 1
     scales = np.abs(groups).max(1, keepdims=True) / most + np.float32(1e-30)
     return Dense((np.round(groups / scales) * scales).reshape(dense.w.shape))
@@ -174,9 +175,10 @@ plt.show()
 
 # %% [markdown]
 # Each bit less doubles the step, so the squared error, and with it the divergence, grows about
-# fourfold: a straight line on the left. On the right one sees nothing of it for a long time, then
-# everything at once. That is the whole secret of quantization: the errors are there from the
-# start, but the model does not notice until they are as large as what it wants to say.
+# fourfold: a straight line in the left picture. In the right picture nothing is visible for a long
+# time, and then the loss grows fast. This is the main fact about quantization: the errors are there
+# from the start, but they do not matter until they are as large as the differences that a
+# prediction depends on.
 #
-# How bent the curve is depends on the model. A large one has more room, and bears 4 bits well; a
-# tiny one uses every bit it has.
+# At how many bits this happens depends on the model. A large one works well with 4 bits; a tiny one
+# needs more.
