@@ -174,7 +174,10 @@ def test_without_matplotlib(tiny, refused, monkeypatch):
         (("--layer", 3), "--layer: expected 0 to 2, found 3"),
         (("--head", 6), "--head: expected 0 to 5, found 6"),
         (("--head", -1), "--head: expected a whole number of 0 or more, found '-1'"),
-        (("-o", "map.jpg"), "map.jpg: the name of a picture must end in .html, .htm, .png, .svg, .p"),
+        (
+            ("-o", "map.jpg"),
+            "map.jpg: the name of a picture must end in .html, .htm, .png, .svg",
+        ),
         (("-o", "none/map.png"), "none"),
         (("-i", "A" * 96), "the prompt has 98 tokens, the context holds 96"),
     ),
