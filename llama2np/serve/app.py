@@ -38,10 +38,11 @@ _KINDS = "html", "css", "js"  # of the page's files
 
 
 def make_app(service: Service) -> Starlette:
-    """The ASGI application. When it ends, the worker's thread ends, too."""
+    """The ASGI application. It begins the threads of the service, and ends them."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        service.open()
         yield
         service.close()
 

@@ -99,9 +99,11 @@ def _asked(service: Service, fields: Fields) -> _Asked:
         raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
     common["logprobs"] = (top or 0) if wanted else None
     messages, choices = _messages(fields), options.choices(fields, common)
+    service.generator.check_count(len(choices))
+    service.check_size((message["content"] for message in messages), "messages")
     constraints = processors(service.llama.tokenizer, fields, len(choices))
     try:
-        made = [service.llama.request({"messages": messages}, each) for each in choices]
+        made = service.llama.requests({"messages": messages}, choices)
     except ValueError as error:
         code = "context_length_exceeded" if "the context holds" in str(error) else None
         raise ApiError(400, str(error), "messages", code) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -73,6 +74,27 @@ class Service:
         if isinstance(self.model, Encoder):
             return self.model
         raise ApiError(400, f"{self.name} generates text: embeddings need an encoder, such as BERT")
+
+    @cached_property
+    def most_bytes(self) -> int:
+        """A text of more bytes than this never fits into the context: it need not be encoded.
+
+        A tokenizer may drop white space; twice the bytes of the longest tokens leave room for that.
+        """
+        longest = max(map(len, self.llama.tokenizer.pieces), default=1)
+        return 2 * longest * self.llama.config.seq_len
+
+    def check_size(self, texts: Iterable[str], name: str) -> None:
+        """Raise an ApiError for texts that are too long together. name: the field of the body."""
+        size = sum(len(text) for text in texts)  # characters: at most the bytes
+        if size > self.most_bytes:
+            most = self.llama.config.seq_len
+            message = f"{name} has {size:,} characters, the context holds {most:,} tokens"
+            raise ApiError(400, message, name, "context_length_exceeded")
+
+    def open(self) -> None:
+        """Begin the threads: two requests that come at once must not begin two workers."""
+        _ = self.aside, self.generator if isinstance(self.model, Llama) else None
 
     def close(self) -> None:
         """End the threads, if they have begun."""
