@@ -111,7 +111,7 @@ def lens_table(
     axis.set_yticks(range(height), rows, fontsize=8)
     texts, places = _ticks(labels)
     axis.set_xticks(places, texts, fontsize=8)
-    axis.set_xlabel("token that was read, and the most probable next one", fontsize=8)
+    axis.set_xlabel("token that was read; in the cells: the most probable next one", fontsize=8)
     axis.set_ylabel("if the network ended after", fontsize=8)
     _as_written(axis)
     return figure
