@@ -29,6 +29,7 @@ from serving import (
     write_word_pieces,
 )
 
+from llama2np import kernels
 from llama2np.cli import main
 from llama2np.encoder import Encoder
 
@@ -265,3 +266,29 @@ def test_the_command_serves(capsys, monkeypatch):
     assert "box: http://127.0.0.1:" in capsys.readouterr().err
     with TestClient(ran[0], base_url="http://127.0.0.1") as client:
         assert client.get("/v1/models").json()["data"][0]["id"] == "box"
+
+
+def test_the_number_of_threads(monkeypatch, capsys):
+    """It is a setting of the thread that calls the kernels: the worker's, not the main one."""
+    ran, found = [], []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: use(server.config.app))
+    set_threads = kernels.set_threads
+
+    def counted(count):
+        found.append((threading.current_thread().name, count))
+        set_threads(count)
+
+    def use(app):
+        with TestClient(app, base_url="http://127.0.0.1") as client:
+            ran.append(client.post("/v1/completions", json={"max_tokens": 1}).status_code)
+            ran.append(client.post("/look/lens", json={"tokens": [1]}).status_code)
+
+    monkeypatch.setattr(kernels, "set_threads", counted)
+    words = ["serve", "stories-box", "--port", "0", "--threads", "1"]
+    own = threading.Thread(target=main, args=(words,))  # the number of the tests' thread stays
+    own.start()
+    own.join()
+    capsys.readouterr()
+    names = [name for name, _ in found]
+    assert ran == [200, 200] and {count for _, count in found} == {1}
+    assert "llama2np worker" in names and any("aside" in name for name in names)

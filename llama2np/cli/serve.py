@@ -82,6 +82,7 @@ def _made(options: argparse.Namespace) -> tuple[Service, Starlette]:
         max_waiting=options.max_waiting,
         max_body=options.max_body,
         api_key=key,
+        begin=lambda: engine.set_threads(options),
         hosts=(*guard.LOCAL, options.host) if local else (),
     )
     return service, make_app(service)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -26,7 +26,11 @@ _FINISH = {"end": "stop", "stop": "stop", "max_new_tokens": "length", "context":
 
 @dataclass
 class Service:
-    """One model, and everything that serves it. name: as clients call the model."""
+    """One model, and everything that serves it.
+
+    name: as clients call the model. begin: is called first in each thread that computes, since the
+    number of threads for the kernels is a setting of the thread that calls them.
+    """
 
     model: Llama | Encoder
     name: str
@@ -36,6 +40,7 @@ class Service:
     max_body: int = 2**22  # bytes
     api_key: str | None = None
     hosts: tuple[str, ...] = ()  # the names by which clients may call the server; (): any
+    begin: Callable[[], object] = lambda: None
     metrics: Metrics = field(default_factory=Metrics)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -49,7 +54,7 @@ class Service:
             max_sequences=self.max_sequences,
             max_positions=self.max_positions,
         )
-        return Worker(batch, self.max_waiting)
+        return Worker(batch, self.max_waiting, self.begin)
 
     @cached_property
     def generator(self) -> Generator:
@@ -59,7 +64,7 @@ class Service:
     @cached_property
     def aside(self) -> Aside:
         """The thread for other work than generating."""
-        return Aside(_MOST_ASIDE)
+        return Aside(_MOST_ASIDE, self.begin)
 
     @property
     def llama(self) -> Llama:
