@@ -18,23 +18,24 @@ from llama2np import Llama, State, kernels
 PROMPT, STEPS = 128, 64
 
 
-def ours(path: Path, prompt: int, steps: int, count: int, threads: int) -> None:
-    """Print our rates, as llamacpp.py's `batched` does."""
+def ours(path: Path, prompt: int, steps: int, count: int, threads: int, cpu: int) -> None:
+    """Print our rates, as llamacpp.py's `batched` does. cpu: 1 for processor time."""
+    clock = time.process_time if cpu else time.perf_counter
     kernels.set_threads(threads)
     beside = path.with_suffix(".tokenizer")
     network = Llama.load(path, beside if beside.exists() else None).transformer
 
     def run(prompt: int, steps: int) -> tuple[float, float]:
         states = [State(network.config) for _ in range(count)]
-        start = time.perf_counter()
+        start = clock()
         together = max(2048 // prompt, 1)  # sequences, of llama.cpp's n_batch
         for first in range(0, count, together):
             some = states[first : first + together]
             network.forward_rows([[7 + i for i in range(prompt)]] * len(some), some)
-        read = time.perf_counter()
+        read = clock()
         for i in range(steps):
             network.forward_rows([[300 + i + s] for s in range(count)], states)
-        return read - start, time.perf_counter() - read
+        return read - start, clock() - read
 
     run(min(prompt, 16), 2)
     reading, generating = run(prompt, steps)
@@ -60,7 +61,7 @@ def tables(models: list[tuple[str, Path, Path]], options: argparse.Namespace) ->
     there = [options.llamacpp, str(Path(__file__).with_name("llamacpp.py")), "batched"]
     for name, own, their in models:
         for count in options.clients:
-            words = [*map(str, (PROMPT, STEPS, count, options.threads))]
+            words = [*map(str, (PROMPT, STEPS, count, options.threads, int(options.cpu)))]
             rows = []
             for _ in range(options.rounds):
                 rows.append(

@@ -2,7 +2,7 @@
 
     python llamacpp.py write OUT.gguf SHAPE_AS_JSON     random weights of that shape
     python llamacpp.py rate MODEL.gguf STEPS PROMPT THREADS
-    python llamacpp.py batched MODEL.gguf PROMPT STEPS SEQUENCES THREADS
+    python llamacpp.py batched MODEL.gguf PROMPT STEPS SEQUENCES THREADS CPU
 
 `rate` prints tokens per second as the report reads them, `batched` as serving.py does: that is what
 llama-batched-bench measures. They evaluate tokens and sample none, which is to llama.cpp's
@@ -101,10 +101,14 @@ def rate(path, steps, prompt, threads):
     print(f"llama-cpp-python {llama_cpp.__version__}")
 
 
-def batched(path, prompt, steps, count, threads):
-    """Print the rates of reading `count` prompts and of generating in all sequences at once."""
+def batched(path, prompt, steps, count, threads, cpu):
+    """Print the rates of reading `count` prompts and of generating in all sequences at once.
+
+    cpu: 1 for processor time.
+    """
     import llama_cpp.llama_cpp as api
 
+    clock = time.process_time if cpu else time.perf_counter
     quiet = api.llama_log_callback(lambda *_: None)  # it must live as long as the library uses it
     api.llama_log_set(quiet, None)
     api.llama_backend_init()
@@ -131,14 +135,14 @@ def batched(path, prompt, steps, count, threads):
 
     def run(prompt, steps):
         api.llama_memory_clear(api.llama_get_memory(context), True)
-        start = time.perf_counter()
+        start = clock()
         decode(
             [(7 + i, i, s, i == prompt - 1) for s in range(count) for i in range(prompt)],
         )
-        read = time.perf_counter()
+        read = clock()
         for i in range(steps):
             decode([(300 + i + s, prompt + i, s, True) for s in range(count)])
-        return read - start, time.perf_counter() - read
+        return read - start, clock() - read
 
     run(min(prompt, 16), 2)
     reading, generating = run(prompt, steps)

@@ -211,6 +211,7 @@ def main() -> None:
     add("--rounds", type=int, default=5, metavar="N")
     add("--threads", type=int, default=2, metavar="N", help="of each server (default 2)")
     add("--no-http", action="store_true", help="only the tables without HTTP")
+    add("--cpu", action="store_true", help="without HTTP: processor time; for --threads 1")
     options = parser.parse_args()
     models = pairs(options)
     if not options.no_http:
