@@ -7,7 +7,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 from starlette.types import Receive
 
@@ -38,7 +37,7 @@ class _Asked:
 async def completions(service: Service, fields: Fields, receive: Receive) -> Any:
     """Answer a request. Raises ApiError, and Gone."""
     service.check_model(fields)
-    asked = await run_in_threadpool(_asked, service, fields)  # to encode a text may take a while
+    asked = await service.prepared(_asked, service, fields)  # to encode a text may take a while
     if fields.flag("stream"):
         started = service.generator.start(asked.requests)
         return Events(_streamed(service, asked, started), started)

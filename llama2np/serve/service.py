@@ -7,7 +7,10 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
+
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 
 from llama2np.decoding.batch import Batch
 from llama2np.decoding.completion import Completion
@@ -20,7 +23,8 @@ from llama2np.serve.generating import Generator
 from llama2np.serve.metrics import Metrics
 from llama2np.serve.worker import Worker
 
-_MOST_ASIDE = 8
+T = TypeVar("T")
+_MOST_ASIDE, _MOST_PREPARING = 8, 4
 _FINISH = {"end": "stop", "stop": "stop", "max_new_tokens": "length", "context": "length"}
 
 
@@ -100,6 +104,14 @@ class Service:
     def open(self) -> None:
         """Begin the threads: two requests that come at once must not begin two workers."""
         _ = self.aside, self.generator if isinstance(self.model, Llama) else None
+
+    async def prepared(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The value of a function that may take a while, such as encoding; few run at a time."""
+        return await run_sync(function, *arguments, limiter=self._limiter)
+
+    @cached_property
+    def _limiter(self) -> CapacityLimiter:
+        return CapacityLimiter(_MOST_PREPARING)
 
     def close(self) -> None:
         """End the threads, if they have begun."""
