@@ -266,7 +266,7 @@ def test_llama_2_s_template_with_a_history(load, folders):
     first = "[INST] <<SYS>>\nS\n<</SYS>>\n\nA [/INST] B "
     expected = encode(first, eos=True) + encode("[INST] C [/INST]")
     assert chat._tokens[: len(expected)] == expected
-    with pytest.raises(ValueError, match="messages of user and assistant by turns"):
+    with pytest.raises(ValueError, match="alternating messages of user and assistant"):
         model.chat(messages=[messages[2], messages[1]]).answer()
 
 

@@ -1,4 +1,4 @@
-"""How good predicted labels are."""
+"""Measures of predicted labels: accuracy and F1."""
 
 from __future__ import annotations
 

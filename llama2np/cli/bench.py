@@ -89,7 +89,7 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
         "--depth",
         type=_list_of(number(int, 0, None)),
         metavar="N,...",
-        help="tokens in the context before them (default those of 0, 512 and 2048 that fit)",
+        help="tokens in the context before these (default 0, 512 and 2048, if they fit)",
     )
     add(
         "--threads",

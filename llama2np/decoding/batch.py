@@ -28,7 +28,7 @@ _MEMORY = 2**32  # bytes of KV cache, if not said otherwise
 class Batch:
     """The sequences that one network reads together. Only one thread may call its methods.
 
-    max_sequences: how many are read at once; the others wait, in the order of their coming.
+    max_sequences: how many are read at once; the others wait, in the order of their arrival.
     max_positions: the memory for their KV caches in positions, rounded to whole chunks, at least
     one context; by default max_sequences contexts, and at most 4 GiB. A sequence that does not fit
     any more waits, and is read again later. prompt_tokens: the tokens of prompts in a pass that
@@ -55,7 +55,7 @@ class Batch:
         self.max_pages = min(self.max_sequences * context, max(_MEMORY // bytes_of_page, context))
         if max_positions is not None:
             self.max_pages = max(whole("max_positions", max_positions, 1) // self._chunk, context)
-        # Such networks must read a prompt in one call, and a text that was given up is another one.
+        # Such networks must read a prompt in one call; reading a text again gives other logits.
         self._by_length = rope.depends_on_length(c)
         self._prefixes = Prefixes(0 if self._by_length else self.max_sequences)
         self._waiting: deque[Completion] = deque()
@@ -131,7 +131,7 @@ class Batch:
         return ended
 
     def _leave(self, each: Completion) -> None:
-        """Take out a sequence that is done, and keep its KV cache for prompts that begin so."""
+        """Remove a sequence that is done; keep its KV cache for prompts with the same beginning."""
         self._active.remove(each)
         if each.state is not None and each.error is None:
             self._prefixes.keep(each.state)

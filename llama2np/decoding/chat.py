@@ -1,4 +1,4 @@
-"""A conversation over one running State: messages, answers, and a file of them."""
+"""A conversation with one State: its messages, its answers, and a file of them."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Chat:
         write_file(arguments.path_like("path", path), f"{text}\n".encode(errors="replace"))
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Replace the conversation by the messages of a file, whoever wrote it.
+        """Replace the conversation by the messages of a file, which any program may have written.
 
         The file has {"messages": [...]}, or the list alone. Raises ValueError for other contents,
         and OSError.
@@ -173,7 +173,7 @@ class Chat:
             )
 
     def _replace(self, messages: list[Message]) -> None:
-        """Go on with another conversation. What it shares with the last one is not read again."""
+        """Go on with another conversation. Its common beginning is not read again."""
         with self._owner:
             self._messages, self._held = messages, False
             self._answers += 1

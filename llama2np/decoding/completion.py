@@ -45,7 +45,7 @@ class Completion:
 
     @property
     def stop_reason(self) -> StopReason | None:
-        """Why the text ended, as of a Generation, or "cancelled"; None before that."""
+        """Why the text ended, as in a Generation, or "cancelled"; None before that."""
         return self._transcript.stop_reason
 
     @property
@@ -105,7 +105,7 @@ class Completion:
         return piece
 
     def finish(self, reason: StopReason | None = None) -> str:
-        """End the text for an outer reason, by default its limit; return the rest of it."""
+        """End the text for a reason outside it, by default its limit; return the rest of it."""
         piece = self._transcript.finish(reason or self._at_limit)
         self.text += piece
         return piece

@@ -1,4 +1,4 @@
-"""Sharing of prefixes: a prompt that begins as a text that was read before reuses its KV cache."""
+"""Sharing of prefixes: a prompt that begins like an earlier text reuses that text's KV cache."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Prefixes:
     def find(
         self, tokens: Sequence[int] | np.ndarray, active: Iterable[Completion]
     ) -> tuple[State | None, int, bool]:
-        """The State that has read most of `tokens`, and how many; the last one does not count.
+        """The State that has read most of `tokens`, and how many; the last token does not count.
 
         The third value is whether one of `active` is about to read more of them: then it is worth
         waiting for.
@@ -73,5 +73,5 @@ class Prefixes:
         return best, read, coming >= read + LEAST
 
     def _touch(self, used: State | None) -> None:
-        """Let a State that was used be given up last."""
+        """Record that a State was used: it is given up after all others."""
         self.kept.sort(key=lambda state: state is used)

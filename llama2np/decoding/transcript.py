@@ -1,4 +1,4 @@
-"""What a sequence of chosen tokens says: its text, piece by piece, and where it ends."""
+"""The text of a sequence of chosen tokens, piece by piece, and where the text ends."""
 
 from __future__ import annotations
 

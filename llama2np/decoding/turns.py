@@ -55,7 +55,7 @@ class Llama2Turns:
         if [message["role"] for message in turns] != ["user", "assistant"] * (len(turns) // 2) + [
             "user"
         ]:
-            raise ValueError("Llama 2's template needs messages of user and assistant by turns")
+            raise ValueError("Llama 2's template needs alternating messages of user and assistant")
         questions = [message["content"] for message in turns[::2]]
         if system:
             questions[0] = f"<<SYS>>\n{system}\n<</SYS>>\n\n{questions[0]}"
@@ -72,8 +72,8 @@ class Llama2Turns:
 class TemplateTurns:
     """A model's own chat template.
 
-    What was said is not encoded again, since a model may have written a text in other tokens than
-    `encode` gives it: if the new text begins with the old one, only what follows it is encoded.
+    Earlier messages are not encoded again, since a model may have written a text in other tokens
+    than `encode` returns: if the new text begins with the old one, only what follows it is encoded.
     """
 
     draws = False
@@ -107,7 +107,7 @@ class TemplateTurns:
         messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
         try:
             _, found, rest = self._template.render(messages, False).rpartition(mark)
-        except ValueError:  # it wants other conversations than this one
+        except ValueError:  # it accepts other conversations only
             return frozenset()
         tokens = self._encode(rest.lstrip())[:1] if found else []
         return frozenset(tokens) & self._tokenizer.special_ids

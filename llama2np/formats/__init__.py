@@ -1,14 +1,19 @@
-"""Checkpoints of other programs → a Config and named tensors → .bin, or a Hugging Face folder.
+"""Model files of all formats → a Config and named tensors → a network that runs, or other files.
 
-source.py        what every reader gives: Config, and tensors read a block at a time
+loading.py       the network and the tokenizer at a path, of any format
+checkpoint.py    .bin files, mapped
+source.py        what every other reader gives: Config, and tensors read a block at a time
 llama2c.py       llama2.c's .pt and .bin
 meta.py          params.json and consolidated.*.pth
-huggingface.py   config.json and safetensors or pytorch_model.bin
+huggingface/     config.json and safetensors or pytorch_model.bin
+gguf/            GGUF files, read and written
 torch_zip.py     the archives that torch.save writes
 pickle_data.py   the pickle in such an archive, read as data
-safetensors.py   that format, read and written
+safetensors.py   safetensors files, read and written
+peft.py          LoRA adapters
 q80.py           the int8 quantization
-write.py         the writers
+export.py        from any of these to any that can be written; write.py has the writers
 
-torch is not needed, no code from a file is executed, and memory holds a few blocks of one tensor.
+torch is not needed, and no code from a file is executed. An export has a few blocks of one tensor
+in memory.
 """

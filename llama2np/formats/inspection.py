@@ -20,7 +20,7 @@ from llama2np.model.config import Config
 from llama2np.output import printable
 from llama2np.store.names import located
 
-_ALWAYS = "rope_theta", "norm_eps", "head_dim", "rotary_dim"  # are shown also if they are usual
+_ALWAYS = "rope_theta", "norm_eps", "head_dim", "rotary_dim"  # shown even if they are usual
 
 
 def describe(

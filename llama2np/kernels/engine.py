@@ -35,7 +35,7 @@ class Table:
     def __init__(self, program: Program, count: int, wanted: int, chunk: int):
         lowered = lower(program, count, wanted, chunk)
         self.starts = lowered.starts
-        if count == 1 and program.has_logits:  # the only row gets them, so nothing must be copied
+        if count == 1 and program.has_logits:  # the only row gets them: no copy is needed
             _skip_pick(lowered.entries, self.starts)
         self.places, self.width = places(lowered.entries)
         self.rows = aligned_zeros((len(lowered.entries), STEP_BYTES), np.uint8)
@@ -182,7 +182,7 @@ class CompiledRun:
         self._end = self.table.starts[-2 if skipped else -1]
 
     def _set_turns(self) -> None:
-        """Set what the rotation of positions takes from the length of each sequence."""
+        """Set the values of the rotation that depend on the length of each sequence."""
         c = self.engine.program.config
         turns = [rope.frequencies(c, state.end) for state in self.states]
         self.spans["frequencies"] = [each.ctypes.data for each in turns]

@@ -110,8 +110,8 @@ def _attention(program: Program, step: Step, count: int, chunk: int) -> list[Ent
 
 def _experts(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
     """Choose the experts of each row, put the rows of each expert next to each other, multiply
-    them by its matrices, and add up what belongs to each row. `used` rows of a value with the width
-    of all of them stand next to each other, too, so ops for rows serve both.
+    them by its matrices, and add up the results that belong to each row. A value of width used * n
+    has the same layout as `used` rows of width n, so the same ops can be used for both.
     """
     x, router = step.inputs.values()
     (out,), used = step.outputs, int(step.numbers["used"])

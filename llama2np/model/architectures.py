@@ -29,7 +29,7 @@ def llama(b: Block, c: Config) -> None:
 def gemma(b: Block, c: Config) -> None:
     """Gemma 1 (2024), 2 and 3 (Gemma Team 2024, 2025): GeGLU, and from 2 on norms after a branch.
 
-    The weights of the norms are stored less 1; the readers add it.
+    Files have the weights of the norms minus 1; the readers add 1.
     """
     x = b.scale(b.embed("embedding", name=""), c.embedding_scale, name="embedding")
     for b.layer in range(c.n_layers):
@@ -78,7 +78,7 @@ def gpt_neox(b: Block, c: Config) -> None:
 
 
 def bert(b: Block, c: Config) -> None:
-    """BERT (Devlin et al. 2019), an encoder: attention both ways, a norm after each branch."""
+    """BERT (Devlin et al. 2019), an encoder: attention to all tokens, a norm after each branch."""
     x = b.embed("embedding", name="token_embedding")
     x = b.add(x, b.embed("position_embedding", "position_embedding", "positions"))
     x = b.add(x, b.embed("type_embedding", "type_embedding", "types"))

@@ -82,7 +82,7 @@ class Block:
         return self._record("input", {}, {}, Value(name, width))[0]
 
     def embed(self, table: str, name: str = "embedding", of: str = "tokens") -> Value:
-        """The rows of a table (n, dim): `of` the tokens, of their "positions" or "types"."""
+        """A row of a table (n, dim) for each token, chosen by its id, position or type: see IDS."""
         matrix = self._matrix(table)
         out, numbers = Value(name, matrix.shape[1]), {"of": IDS.index(of)}
         return self._record("embed", {}, {"table": (self._full(table),)}, out, **numbers)[0]
@@ -298,7 +298,7 @@ class Block:
     def _norm(self, op: str, x: Value, weight: str, name: str | None) -> Value:
         full = self._full(weight)
         shape = self.weights[full].shape if full in self.weights else ()
-        width = shape[0] if shape else x.width  # what is no vector is refused below
+        width = shape[0] if shape else x.width  # anything but a vector is refused below
         per_head = op == "rmsnorm" and width == self.config.head_dim and x.width % width == 0
         self._tensor(full, (width if per_head else x.width,))
         bias = self._bias(weight) if op == "layernorm" else ""

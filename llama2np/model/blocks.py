@@ -1,4 +1,4 @@
-"""Matrices in the number formats of GGUF, as they lie in the file.
+"""Matrices in the number formats of GGUF, as they are stored in the file.
 
 A row is a sequence of blocks. A block has some values (32 or 256) as small integers, with one or
 more scales before or after them. Only the rows that the caller requests are expanded here;
@@ -36,7 +36,7 @@ class Kind:
 class Blocks:
     """A matrix (d, n) in blocks: data (d, bytes of a row) uint8, in the format KINDS[kind].
 
-    More axes in front are allowed: stacked matrices, whose slices `matrix[i]` are views.
+    More leading axes are allowed: stacked matrices, whose slices `matrix[i]` are views.
     """
 
     data: np.ndarray
@@ -229,9 +229,10 @@ def _iq4_xs(blocks: np.ndarray) -> np.ndarray:
 
 
 def _tq1_0(blocks: np.ndarray) -> np.ndarray:
-    # 48 bytes of five digits and 4 bytes of four digits to base three, d float16. A byte b is the
-    # fraction b / 256. Times a power of three, without what overflows, it begins with the next
-    # digit, which is the whole part of three times that.
+    # 48 bytes of five digits and 4 bytes of four digits to base three, d float16. The
+    # digits in a byte b are those of the fraction b / 256 after the point. Multiplying by 3**i and
+    # dropping the whole part moves digit i to the front: it is then the whole part of three times
+    # the fraction.
     parts = [(slice(0, 32), 5), (slice(32, 48), 5), (slice(48, 52), 4)]
     rests = [blocks[:, at] * np.uint8(3**i) for at, digits in parts for i in range(digits)]
     digits = np.concatenate(rests, axis=-1).astype(np.uint16) * 3 >> 8

@@ -11,7 +11,7 @@ MAX_LAYERS = 1024
 # More than any number of a network, and few enough that int64, in which the kernels compute, holds
 # the sum of some of them.
 MAX_NUMBER = 2**48
-# YaRN's turns in the original context, which divide its length.
+# For YaRN's beta_fast and beta_slow, by which the length of the original context is divided.
 _FEWEST_TURNS = 1e-6
 
 
@@ -120,8 +120,8 @@ class Config:
     rope_halves: int = 0
     architecture: str = "llama"  # a name in architectures.ARCHITECTURES
     rope_scaling: RopeScaling | None = None
-    # The base for layers with a window, whose frequencies are not scaled; 0 means that they are as
-    # in the others.
+    # The base for layers with a window, whose frequencies are not scaled then; 0 means that they
+    # have the frequencies of the other layers.
     local_rope_theta: float = 0.0
     # For each layer the number of positions that a token attends to, itself included; 0 means all.
     # () means that no layer has a window.
@@ -225,7 +225,7 @@ class Config:
     def window(self) -> int:
         """The positions that a token attends to if all layers have a window, else 0.
 
-        Older positions are then needed no more.
+        If it is not 0, older positions are not needed any more.
         """
         return max(self.windows) if self.windows and all(self.windows) else 0
 

@@ -1,4 +1,4 @@
-"""An encoder: it reads whole texts, each token with the later ones in view. No text, no files."""
+"""An encoder: it reads whole texts, and a token attends to later ones, too. No text, no files."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _ROWS = 512
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What an encoder says about a batch of B texts of up to T tokens; float32, 0 for padding.
+    """The outputs of an encoder for a batch of B texts of up to T tokens; float32, 0 for padding.
 
     A value is None if the network has no such head, or if the head was not requested.
     """
 
     last_hidden_state: np.ndarray  # (B, T, dim)
     pooler_output: np.ndarray | None = None  # (B, dim)
-    mlm_logits: np.ndarray | None = None  # (B, T, vocab_size): which token stands there
+    mlm_logits: np.ndarray | None = None  # (B, T, vocab_size): which token is there
     nsp_logits: np.ndarray | None = None  # (B, 2): whether text b follows text a, or not
     logits: np.ndarray | None = None  # (B, n_labels)
 

@@ -69,14 +69,14 @@ def _plain(theta: float, width: int) -> np.ndarray:
 
 
 def _dynamic_theta(c: Config, scaling: RopeScaling, length: int) -> float:
-    """NTK scaling: the base grows with the sequence, once this is longer than the training's."""
+    """NTK scaling: the base grows with a sequence that is longer than the original context."""
     n, s = max(length, scaling.original_len), scaling.factor
     grown = s * n / scaling.original_len - (s - 1)
     return float(c.rope_theta * grown ** (c.rotary_dim / (c.rotary_dim - 2)))
 
 
 def _llama3(f: np.ndarray, scaling: RopeScaling) -> np.ndarray:
-    """Long waves are stretched by s, short ones are not, and those between partly."""
+    """Long waves become s times longer, short ones stay, and those between become a bit longer."""
     waves = scaling.original_len * f / np.float32(2 * math.pi)  # in the original context
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = np.clip((waves - low) / (high - low), 0, 1).astype(np.float32)
@@ -89,7 +89,7 @@ def _yarn(f: np.ndarray, scaling: RopeScaling, c: Config) -> np.ndarray:
     d, original = c.rotary_dim, scaling.original_len
 
     def pair(turns: float) -> float:
-        """The pair that turns so often in the original context."""
+        """The pair that makes this many turns in the original context."""
         return d * math.log(original / (2 * math.pi * turns)) / (2 * math.log(c.rope_theta))
 
     low, high = pair(scaling.beta_fast), pair(scaling.beta_slow)

@@ -22,7 +22,7 @@ from llama2np.model.config import Config
 from llama2np.output import printable
 
 _NAMES = ("config", "tokens", "keys", "values")
-_LARGEST_CONFIG = 2**16  # bytes of JSON, which takes many times as much memory as Python objects
+_LARGEST_CONFIG = 2**16  # bytes of JSON; as Python objects it takes many times as much memory
 _HEADERS = {  # by the version of the .npy format
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -72,7 +72,7 @@ def _plain(config: Config) -> dict[str, Any]:
 
 
 def _complete(saved: Any) -> Any:
-    """The fields of a saved config; those that it lacks, since it is older, have no effect."""
+    """The fields of a saved config; those that an older version did not have get their defaults."""
     if not isinstance(saved, dict):
         return saved
     defaults = {f.name: f.default for f in fields(Config) if f.default is not MISSING}

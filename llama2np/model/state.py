@@ -82,7 +82,7 @@ class State:
 
     @property
     def capacity(self) -> int:
-        """The number of positions for which memory is reserved, or was before a window moved on."""
+        """The number of positions for which memory is reserved, freed ones of a window included."""
         return len(self._chunks) * self.chunk
 
     @property
@@ -175,7 +175,7 @@ class State:
             self._forget()
 
     def _forget(self) -> None:
-        """Give back the chunks that no window reaches, but for one, so that a draft can be
+        """Give back the chunks that no window reaches, except one, so that a draft can be
         rejected.
         """
         first, last = self._forgotten, self._pos - self._config.window - self.chunk

@@ -42,8 +42,8 @@ def locked(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """Let only one process write to `folder`, by a lock on a file beside it; wait for others.
 
     tell: is called with a message if there is another one. A process that ends, in whatever way,
-    gives its lock back. File systems without locks, and Windows, go on without: files are still
-    replaced as a whole.
+    gives its lock back. On Windows, and on file systems without locks, there is no lock: files
+    are still replaced as a whole.
     """
     with open(folder.with_name(f".{folder.name}.lock"), "ab") as file:
         if fcntl is not None:

@@ -1,4 +1,4 @@
-"""Name → path, for bundled models, pulled models and paths. This is the only place that does it.
+"""Name → path, for bundled models, pulled models and paths. Only this module does it.
 
 A pulled model has a folder of its own in the folder of models. Its files are complete when that has
 a pulled.json, which is written last and removed first.

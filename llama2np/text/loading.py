@@ -31,7 +31,7 @@ from llama2np.text.tokenizer import Tokenizer
 
 # The most rows of a model without a piece: vocabularies are padded to multiples of up to 8,192.
 _MAX_MISSING = 2**13
-# What a folder may have, the first one that it has counts.
+# The files of tokenizers; the first one that a folder has is used.
 FORMS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer.bin")
 # The names that BERT's special tokens have, where there is no tokenizer_config.json.
 _BERT = {

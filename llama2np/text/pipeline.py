@@ -35,7 +35,7 @@ class Pipeline:
     normalize: Normalizer = _same
     pre_tokenize: PreTokenizer = lambda word: [word]
     template: Template = Template()
-    finds_special: bool = True  # whether encode finds special tokens, unless it is told
+    finds_special: bool = True  # whether encode finds special tokens by default
 
     like_llama2c = False
     scores: list[float] = field(default_factory=list)

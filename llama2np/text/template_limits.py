@@ -1,6 +1,6 @@
 """A sandbox for chat templates that bounds their time and memory.
 
-jinja2's own sandbox keeps a template away from Python, not from endless work: loops in loops,
+jinja2's own sandbox keeps a template away from Python, but allows endless work: loops in loops,
 {{ "x" * 10**10 }}, a text or a list that doubles in each turn, a macro that calls itself twice. So
 
 - each value that is made is weighed: results of filters, calls and operators, lists, texts that are

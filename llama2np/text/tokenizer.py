@@ -1,6 +1,6 @@
 """Text to tokens and back: what all kinds of tokenizers share.
 
-How a text becomes tokens is the matter of an `Algorithm`, and there is one for each kind of file:
+An `Algorithm` decides how a text becomes tokens. There is one for each kind of file:
 
     tokenizer.bin         llama2c_bpe.py          llama2.c's
     tokenizer.model       sentencepiece_model.py  the sentencepiece package
@@ -219,7 +219,7 @@ class Tokenizer:
         That is run.c (tokenizer.bin), sentencepiece (tokenizer.model) or the package `tokenizers`.
         bos: with the special tokens that the tokenizer puts around a text: BOS, or [CLS] and [SEP],
         or none. eos: end with EOS, if the tokenizer has one. special: whether names of special
-        tokens in the text, such as "<|im_end|>", are those tokens; None: as that program does,
+        tokens in the text, such as "<|im_end|>", become those tokens; None: as in that program,
         which is yes for tokenizer.json and no for tokenizer.bin and tokenizer.model.
         Raises ValueError for text that UTF-8 cannot encode.
         """
@@ -242,10 +242,10 @@ class Tokenizer:
     def decode(self, tokens: Iterable[int], skip_special: bool = False) -> str:
         """Return the text of `tokens`. skip_special: without special tokens.
 
-        The space that `encode` put before a text is removed, where the program does that which the
-        file was made for: llama2.c only after BOS. tokenizer.bin and tokenizer.model never show
-        BOS and EOS. Bytes that are not UTF-8 become U+FFFD, in sequences as Python replaces them.
-        Raises ValueError for a token outside the vocabulary.
+        The space that `encode` put before a text is removed, if the program that the file was made
+        for removes it: llama2.c does so only after BOS. With tokenizer.bin and tokenizer.model, BOS
+        and EOS are never shown. Bytes that are not UTF-8 become U+FFFD, in sequences as Python
+        replaces them. Raises ValueError for a token outside the vocabulary.
         """
         tokens = arguments.token_list("tokens", tokens)
         decoder = Decoder(self, skip_special=skip_special)

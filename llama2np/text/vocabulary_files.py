@@ -1,7 +1,7 @@
 """Tokenizers without a tokenizer.json: vocab.json with merges.txt, and vocab.txt.
 
 Such a folder does not say how texts are split: the class in tokenizer_config.json decides it, as in
-transformers. Without one it is GPT-2's, or that of BERT without cases.
+transformers. By default texts are split as for GPT-2, or as for an uncased BERT.
 """
 
 from __future__ import annotations

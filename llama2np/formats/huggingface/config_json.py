@@ -1,7 +1,7 @@
 """config.json to Config, for each family, in its old and its new spelling.
 
-Defaults are those of transformers' configuration classes. What
-would change the computation in a way that is not implemented is refused by name.
+Defaults are those of transformers' configuration classes. A setting that would change the
+computation in a way that is not implemented is refused by name.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The families of transformers: the name of each tensor, and the architecture that computes it.
 
 A name of ours, such as "wq", belongs to a module of theirs: its "weight" is wq, its "bias" wq.bias.
-In a name of a block, {} is the number of the block. The names are those in the files less the
-prefix.
+In a name of a block, {} is the number of the block. The names are those in the files
+without the prefix.
 """
 
 from __future__ import annotations

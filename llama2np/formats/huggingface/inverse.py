@@ -1,7 +1,8 @@
 """The inverse of reading: a network's tensors, changed, by the names and in the form of a folder.
 
-Where a tensor of ours is a part of one of theirs (see parts.py), reading is followed with the
-numbers of the values in place of the values. So it works for any rearrangement.
+Where one of our tensors is a part of one of theirs (see parts.py), an array with the indices 0, 1,
+2 ... is read in the same way as the values. The result says where each value belongs, for any
+rearrangement.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def _plain(name: str, family: Family) -> str:
 def _put(part: Part, whole: np.ndarray, values: np.ndarray, config: Config) -> None:
     """Write `values` to their places in `whole`, in place."""
     zeros = _taken(part, np.zeros(whole.shape, np.float32), config)
-    # Where reading adds a number (Gemma's norms), that comes off; such tensors are vectors, whose
-    # numbers float32 holds. For others the numbers are integers.
+    # Where reading adds a number (Gemma's norms), it is subtracted. Such tensors are vectors, whose
+    # indices float32 can represent. For other tensors the indices are integers.
     shifted = bool(zeros.any())
     numbers = np.arange(whole.size, dtype=np.float64 if shifted else np.int64)
     places = _taken(part, numbers.reshape(whole.shape), config)

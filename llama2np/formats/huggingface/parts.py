@@ -1,4 +1,4 @@
-"""Tensors that transformers stores in another form than ours: fused, transposed, or less 1.
+"""Tensors that transformers stores in another form than ours: fused, transposed, or minus 1.
 
 Each function makes a Stored of another one; the values are read when they are needed. A vector (a
 bias) has rows of one value.
@@ -82,7 +82,7 @@ def by_head(name: str) -> list[Part]:
 
 
 def plus_one(name: str) -> Part:
-    """A norm of Gemma, which is stored less 1."""
+    """A norm of Gemma, which is stored minus 1."""
 
     def take(tensor: Stored, _config: Config) -> Stored:
         def read(start: int, end: int) -> np.ndarray:

@@ -15,8 +15,9 @@ from llama2np.model.blocks import UNEVEN
 class Bits(NamedTuple):
     """Small integers in a block: the i-th is `count` bits of block[bytes[i]] >> shifts[i].
 
-    With powers it is a digit to base three instead: the byte is a fraction, byte / 256. Times
-    powers[i], without what overflows, it begins with the digit, the whole part of three times that.
+    With powers it is a digit to base three instead. The digits in a byte are those of the fraction
+    byte / 256 after the point. Multiplying by powers[i] and dropping the whole part moves the digit
+    to the front: it is then the whole part of three times the fraction.
     """
 
     count: int

@@ -70,7 +70,7 @@ def _tbl(builder, table, indices):
 
 
 def _select(builder, table, indices):
-    """Any CPU: half of what is left of the table, by one bit of the index after the other."""
+    """Any CPU: each bit of an index, from the lowest on, chooses half of the remaining values."""
     found = [same(indices.type, value) for value in table]
     for bit in (1, 2, 4, 8):
         masked = builder.and_(indices, same(indices.type, bit))
@@ -107,7 +107,8 @@ class Isa(NamedTuple):
         """A vector of this type with a word of four int8 in every lane, and the bias added.
 
         LLVM 22 never terminates if such a vector is xored with a constant. So an empty piece of
-        assembly hides that it is one. This is faster than to add the bias to the word before.
+        assembly hides that the other vector is a constant. Adding the bias to the word before is
+        slower.
         """
         words = spread(builder, word, vector)
         if not self.bias:

@@ -30,7 +30,7 @@ _MATRICES = "w:2 scales:2 out:2"
 def choose(s, run, first, last, scratch):
     """The `used` experts with the largest router logits (rows, n), and their shares, of each row.
 
-    Of equal logits, the first is larger. The logits are overwritten: by their exponentials, then
+    Of equal logits, the first is chosen. The logits are overwritten: by their exponentials, then
     by -1 for those that are chosen.
     """
     n, used = s["n"], s["used"]

@@ -1,1 +1,1 @@
-"""How numba is made to do it: compiling, the cache, threads, memory, the declaration of ops."""
+"""What all kernels use: compilation, its cache, threads, memory, the declaration of ops."""
