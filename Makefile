@@ -32,7 +32,7 @@ test: $(VENV)/installed-dev ## run the tests: make test ARGS_TEST="-k chat"
 test-bounds: $(VENV)/installed-dev ## run the tests with every index in the kernels checked
 	NUMBA_BOUNDSCHECK=1 LLAMA2NP_INT8=portable $(PYTEST) $(ARGS_TEST)
 
-test-nojit: $(VENV)/installed-dev ## run the tests with the kernels as plain Python, but those too slow for that
+test-nojit: $(VENV)/installed-dev ## run the tests with the kernels as plain Python, except those that are too slow then
 	NUMBA_DISABLE_JIT=1 $(PYTEST) $(ARGS_TEST)
 
 # The second run is for what only works while kernels are compiled: it writes the vector code.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert a checkpoint to llama2.c's .bin, or a tokenizer.model to tokenizer.bin; without torch.
+"""Convert a model to .bin, GGUF or a Hugging Face folder, or a tokenizer; without torch.
 
 ./export.py llama2_7b.bin --meta-llama path/to/7B               Meta's
 ./export.py model.bin --hf path/to/folder --version 1           Hugging Face's

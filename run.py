@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run a llama2.c checkpoint.
+"""Run a model: a llama2.c checkpoint, a GGUF file or a Hugging Face folder.
 
 ./run.py stories15M.bin                                     tell a story
 ./run.py stories42M.bin -t 0.8 -n 256 -i "One day, Lily"    continue a text

@@ -37,11 +37,11 @@ class Model(llm.Model):
     class Options(llm.Options):
         """What to generate and how to sample, as `Llama.generate` has it."""
 
-        temperature: float | None = Field(None, ge=0, description="0: always the best token")
-        max_tokens: int | None = Field(None, ge=0, description="Most tokens of an answer")
-        top_p: float | None = Field(None, ge=0, le=1, description="Sample from this share")
-        top_k: int | None = Field(None, ge=0, description="Sample from so many tokens; 0: all")
-        min_p: float | None = Field(None, ge=0, le=1, description="Least share of the best one's")
+        temperature: float | None = Field(None, ge=0, description="0: always the most probable")
+        max_tokens: int | None = Field(None, ge=0, description="Maximum tokens to generate")
+        top_p: float | None = Field(None, ge=0, le=1, description="Nucleus sampling; 1: off")
+        top_k: int | None = Field(None, ge=0, description="Sample from the k best tokens; 0: all")
+        min_p: float | None = Field(None, ge=0, le=1, description="Share of the best one; 0: off")
         repetition_penalty: float | None = Field(None, gt=0, description="1: none")
         presence_penalty: float | None = Field(None, description="0: none")
         frequency_penalty: float | None = Field(None, description="0: none")
@@ -65,7 +65,7 @@ class Model(llm.Model):
         response: llm.Response,
         conversation: llm.Conversation | None,
     ) -> Iterator[str]:
-        """Yield the answer, a str for each token; at once it all, if not `stream`."""
+        """Yield the answer: a str for each token, or if not `stream` the whole text at once."""
         llama, options = self._loaded(), prompt.options.model_dump(exclude_none=True)
         own, most = options.pop("chat", None), options.pop("max_tokens", None)
         known = recommended(self._path)
@@ -90,11 +90,11 @@ class Model(llm.Model):
         most: int | None,
         response: llm.Response,
     ) -> Iterator[str]:
-        """Answer the last message. What was read for the turns before is not read again."""
+        """Answer the last message. The tokens of earlier turns are not read again."""
         if not messages or messages[-1]["role"] != "user":
             raise llm.ModelError("the last message must be the user's")
         chat, last = self._chat or (None, None)
-        self._chat = None  # if this fails, the next one begins anew
+        self._chat = None  # if this fails, the next call begins a new one
         if chat is None or last != options or chat.messages != messages[:-1]:
             chat = llama.chat(messages=messages[:-1], **options)
         made = 0

@@ -1,4 +1,4 @@
-"""Pictures to point at: the logit lens and attention maps, as data and as HTML files.
+"""Interactive pictures: the logit lens and attention maps, as data and as HTML files.
 
 The script that draws, web/pictures.js, is the same in these files and in the server's page.
 """

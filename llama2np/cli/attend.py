@@ -58,7 +58,7 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     parser = Parser(
         prog=prog,
         description="Draw the attention weight of each token to each token before it. A .png, "
-        ".svg or .pdf needs the extra `plot`; an .html is one file to point at, and needs nothing.",
+        ".svg or .pdf needs the extra `plot`; an .html is interactive, and needs no other package.",
         allow_abbrev=False,
     )
     add_model(parser, prompt=True)

@@ -82,7 +82,7 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
         *("-o", "--output"),
         type=path_value,
         metavar="FILE",
-        help="instead, write an .html to point at, or draw a .png, .svg or .pdf, which need the "
-        "extra `plot`",
+        help="write an interactive .html instead, or a .png, .svg or .pdf, which need the extra "
+        "`plot`",
     )
     return parser.parse_args(list(joined(argv, parser)))

@@ -143,7 +143,7 @@ def _chat_as_run_c(model: Llama, options: argparse.Namespace, screen: Screen) ->
 def _parse(argv: Sequence[str], prog: str, default: str) -> argparse.Namespace:
     parser = Parser(
         prog=prog,
-        description="Run a llama2.c checkpoint: continue a text, or chat.",
+        description="Run a model with run.c's flags: continue a text, or chat.",
         allow_abbrev=False,
     )
     add = parser.add_argument
