@@ -71,7 +71,7 @@ print(f"error of the matrix: {relative:.2%} of its size")
 # ## What the model predicts
 #
 # Small errors add up over the blocks, and some cancel. What counts is the result: the probabilities
-# of the next token. For each token of a sentence we compare those of both models, by the
+# of the next token. For each token of a sentence we compare both models' probabilities, by the
 # *Kullback-Leibler divergence*: the nats (1 nat is 1.44 bits) that are lost on average if the next
 # token has the probabilities of the original, and the small model predicts it.
 

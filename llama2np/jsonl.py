@@ -57,7 +57,7 @@ def parsed(line: bytes) -> Any:
 
 
 class Answers:
-    """The file of answers, open for appending. It begins with those of an earlier run.
+    """The file of answers, open for appending. It begins with the answers of an earlier run.
 
     answered: the line numbers that have an answer, each with what it was an answer to. Raises
     ValueError for a file that this class did not write, and OSError, also if another process has

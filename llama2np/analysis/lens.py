@@ -44,7 +44,7 @@ def labels(tokenizer: Tokenizer, tokens: Sequence[int] | np.ndarray) -> list[str
 def spans(tokenizer: Tokenizer, tokens: Sequence[int] | np.ndarray) -> list[tuple[str, int]]:
     """The labels of a text's tokens, with the number of tokens that each stands for.
 
-    It is 1, but for characters whose bytes are spread over several tokens: they have one label.
+    It is 1, except for characters whose bytes are spread over several tokens: they have one label.
     """
     found: list[tuple[str, int]] = []
     held: list[int] = []  # tokens that begin a character

@@ -47,8 +47,8 @@ class Chat:
         template: str | None = None,
     ):
         """system: the system prompt, "" for none. positions: the most tokens in total, by default
-        those of the context. messages: a conversation to be continued. template: a chat template,
-        by default the model's own. Raises ValueError if the model has none.
+        the whole context. messages: a conversation to be continued. template: a chat template, by
+        default the model's own. Raises ValueError if the model has none.
         """
         check_predicts_tokens(transformer.config)
         self._transformer = transformer
@@ -61,7 +61,7 @@ class Chat:
         if arguments.text("system", system):
             self._messages = _with_system(self._messages, str(system))
         self._tokens: list[int] = []  # of all turns; the network has read the first state.pos
-        self._held = False  # whether `_tokens` are those of the messages
+        self._held = False  # whether `_tokens` belong to the messages
         self._answers = 0
         most = transformer.config.seq_len
         self.positions = min(arguments.whole("positions", positions or most, 1), most)

@@ -158,7 +158,7 @@ class Generation(Iterator[str]):
         self._text = ""
         self._begun = False
         self._ahead: deque[str] = deque()  # pieces that have been generated, but not yielded
-        # The time of each token; that of the first includes reading the prompt. If one call
+        # The time of each token; the first one includes reading the prompt. If one call
         # generates several tokens, its whole time counts for the first of them.
         self.seconds: list[float] = []
         tokenizer = tokenizer.extended(model.config.vocab_size)

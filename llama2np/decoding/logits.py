@@ -87,7 +87,7 @@ def keep_min_p(logits: np.ndarray, min_p: float, temperature: float | None = 1.0
 
 
 def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
-    """Forbid all tokens but those of the `k` largest logits (Fan et al. 2018).
+    """Forbid all tokens except the `k` with the largest logits (Fan et al. 2018).
 
     Tokens whose logit equals the k-th largest are kept, too.
     """

@@ -18,7 +18,7 @@ _OTHERS = "max_new_tokens", "stop", "logprobs"
 class Request:
     """A prompt of at least one token, and how it is to be continued.
 
-    ends: the tokens that end the text; None: those of the tokenizer. Raises ValueError.
+    ends: the tokens that end the text; None: the tokenizer's. Raises ValueError.
     """
 
     prompt: list[int]

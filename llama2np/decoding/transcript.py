@@ -18,8 +18,8 @@ class Transcript:
     """Chosen tokens become text here, one after the other, until the text has ended.
 
     previous: the token before the first one. ends: the tokens that end a text, by default those of
-    the tokenizer. stop: strings before which a text ends. logprobs: also keep log-probabilities,
-    those of the token and of the `logprobs` most probable ones. Raises ValueError for arguments of
+    the tokenizer. stop: strings before which a text ends. logprobs: also keep log-probabilities
+    of each token and of the `logprobs` most probable ones. Raises ValueError for arguments of
     another type.
     """
 

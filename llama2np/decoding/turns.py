@@ -36,7 +36,7 @@ class Turns(Protocol):
 
 
 class Llama2Turns:
-    """The template of Llama 2's chat models, that of `generation.py` in Meta's llama.
+    """The template of Llama 2's chat models, as in `generation.py` of Meta's llama.
 
     Each turn begins with BOS, and each answer ends with EOS, if the tokenizer has them.
     """
@@ -114,7 +114,7 @@ class TemplateTurns:
 
 
 def turns_for(tokenizer: Tokenizer, template: str | None) -> Turns:
-    """The template that is given, else that of the tokenizer, else Llama 2's.
+    """The template that is given, else the tokenizer's, else Llama 2's.
 
     Llama 2's is for llama2.c's files. Raises ValueError for other models without a template.
     """

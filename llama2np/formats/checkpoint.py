@@ -322,7 +322,7 @@ def _quantized_view(
 
 
 def _weight(tensor: Tensor, layer: int | None = None) -> Dense | Int8 | np.ndarray:
-    """A tensor in the form that the network uses; with `layer`, that of one layer in a stack."""
+    """A tensor in the form that the network uses; with `layer`, one layer of a stack."""
     at = slice(None) if layer is None else layer
     if isinstance(tensor, tuple):
         return Int8(tensor[0][at], tensor[1][at])

@@ -104,7 +104,7 @@ def with_adapter(loaded: Loaded, folder: StrPath) -> Loaded:
 
 
 def _from_a_trainer(path: StrPath) -> bool:
-    """Whether a file has the name of those of llama2.c's train.py."""
+    """Whether a file has a name as from llama2.c's train.py."""
     return Path(path).suffix == ".pt"
 
 

@@ -16,7 +16,7 @@ _NETWORK = "model"  # Hugging Face's name for all but the head; many trainers us
 
 
 def bare(name: str, network: str = _NETWORK) -> str:
-    """A name without the prefixes of wrappers, without "model." and without that of a network."""
+    """A name without the prefixes of wrappers, without "model." and without `network`."""
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
     while len(parts) > 1 and parts[0] in (_NETWORK, network):
         del parts[0]

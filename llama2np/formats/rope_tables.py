@@ -3,7 +3,7 @@
 Early versions of run.c, and programs derived from them, read these tables; today's run.c and
 llama2np compute the angles. The exporter uses torch, whose float32 sine is not the nearest float32
 for one angle in twenty: it is a polynomial for half a period, in float64, rounded at the end. The
-polynomial and the two parts of pi are those of Intel's vector library, svml_z0_sin_s_ha
+polynomial and the two parts of pi are from Intel's vector library, svml_z0_sin_s_ha
 (github.com/numpy/SVML).
 """
 

@@ -109,7 +109,7 @@ class Block:
     ) -> Value | tuple[Value, ...]:
         """x times each matrix, plus its bias if the network has one.
 
-        The name of an output is that of its matrix without "w" or "w_". For one matrix the result
+        An output has the name of its matrix without "w" or "w_". For one matrix the result
         is a Value, for several a tuple. Two to four matrices are computed in one step.
         """
         outs = []

@@ -14,8 +14,8 @@ _HEAD = ("#", "step", "layer", "reads", "weights", "makes", "width", "bytes", "m
 def rows(program: Program, seconds: Sequence[float] | None = None) -> Iterator[tuple[str, ...]]:
     """The table's header, a row for each step, and the sums. seconds: the time of each step.
 
-    Bytes are the weights that a step reads for one token; multiply-adds are those of its matrices
-    for one token.
+    Bytes are the weights that a step reads for one token; multiply-adds are counted for its
+    matrices and one token.
     """
     yield (*_HEAD, "µs") if seconds is not None else _HEAD
     names = _names(program)

@@ -32,7 +32,7 @@ def is_encoder(config: Config) -> bool:
 
 
 def check_predicts_tokens(config: Config) -> None:
-    """Raise ValueError for a network that classifies texts: its logits are those of labels."""
+    """Raise ValueError for a network that classifies texts: its logits are for labels."""
     if config.n_labels:
         raise ValueError(
             "this network was trained to classify texts: it has logits of "
@@ -41,7 +41,7 @@ def check_predicts_tokens(config: Config) -> None:
 
 
 def encoder_programs(config: Config, weights: Weights) -> dict[str, Program]:
-    """The programs of an encoder: "body", and those of its heads.
+    """The programs of an encoder: "body", and one for each head.
 
     Raises ValueError for weights that do not fit, or that no program uses.
     """

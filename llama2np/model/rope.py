@@ -1,6 +1,6 @@
 """Rotary positions (Su et al. 2021): the frequency of each pair, and how it is scaled.
 
-The formulas are those of transformers' modeling_rope_utils.py. f is the unscaled frequency, s the
+The formulas are from transformers' modeling_rope_utils.py. f is the unscaled frequency, s the
 factor, L `original_len`.
 """
 

@@ -1,7 +1,7 @@
 """The tensors of a network by name. The arrays are views of the mapped file: nothing is copied.
 
 A matrix is (outputs, inputs), as stored. The tensors of block i are called "layers.i.wq" and so on;
-the name of a bias is that of its matrix or norm, followed by ".bias".
+a bias has the name of its matrix or norm, followed by ".bias".
 """
 
 from __future__ import annotations

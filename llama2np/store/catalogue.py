@@ -25,7 +25,7 @@ class Known:
 
     items: tuple[Item, ...]
     licence: str
-    # What its authors recommend for chats: the names are those of Sampler's fields.
+    # What its authors recommend for chats, by the names of Sampler's fields.
     sampling: Mapping[str, float] = field(default_factory=dict)
     # int8 input is too coarse for the products of this model: LLAMA2NP_TERMS=2 in chats.
     exact_input: bool = False

@@ -196,7 +196,7 @@ def _elsewhere(url: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The text of an error in one line; for a URLError, that of the error inside."""
+    """The text of an error in one line; for a URLError, of the error inside."""
     inner = getattr(error, "reason", error)
     text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
     return " ".join(text.split())

@@ -30,7 +30,7 @@ def fetch(name: str, folder: Path, tell: Callable[[str], None]) -> Pulled:
     """Download ORG/NAME[:FILE] into `folder`; return its record.
 
     Without FILE: the folder with its weights and its tokenizer, if it has a config.json; else the
-    only GGUF file, or that of Q4_K_M. FILE: the name of a .gguf, or a quantization such as Q8_0.
+    only GGUF file, or the one in Q4_K_M. FILE: the name of a .gguf, or a quantization such as Q8_0.
     Raises PullError, and OSError.
     """
     match = HUB_NAME.fullmatch(name)
@@ -53,7 +53,7 @@ def fetch(name: str, folder: Path, tell: Callable[[str], None]) -> Pulled:
 
 
 def chosen(repository: str, names: Iterable[str], file: str | None) -> list[str]:
-    """The files to download, of those of a repository. Raises PullError."""
+    """The files of a repository that are downloaded. Raises PullError."""
     names = sorted(name for name in names if _is_safe(name))
     models = [name for name in names if name.endswith(".gguf") and "mmproj" not in name]
     if file is None and "config.json" in names:

@@ -1,7 +1,7 @@
 """Normalizers of a tokenizer.json: what changes a text before it is split.
 
 Each function reads the fields of one type and returns the change, a function from str to str. The
-meaning of the fields is that of the package `tokenizers` (0.23).
+fields have the meaning that they have in the package `tokenizers` (0.23).
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Numbers:
         self._where = where
 
     def encode(self, text: str, special: bool | None = None) -> list[int]:
-        """Raises TokenizerError, but for ""."""
+        """Raises TokenizerError, except for ""."""
         if text:
             raise TokenizerError(
                 f"{self._where}: has no tokenizer, so it cannot read text: give tokens in its "

@@ -1,7 +1,7 @@
 """Pre-tokenizers of a tokenizer.json: what splits a normalized text into words.
 
 A word is (text, whether it begins the whole text). Each function reads the fields of one type and
-returns the splitting of a word. The meaning of the fields is that of the package `tokenizers`.
+returns the splitting of a word. The fields mean the same as in the package `tokenizers`.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _find(text: str, part: str) -> Parts:
 
 def _behavior(fields: Fields, default: str = "Isolated") -> str:
     behavior = fields.text("behavior", default)
-    # Some files have the spelling of Rust, some that of Python.
+    # Some files have Rust's spelling, some have Python's.
     for known in BEHAVIORS:
         if behavior.replace("_", "").lower() == known.lower():
             return known

@@ -1,6 +1,6 @@
 """How the byte-level BPE of some models splits texts, for files that have only its name.
 
-The names are those of GGUF's `tokenizer.ggml.pre`, the patterns those of each tokenizer.json.
+The names are from GGUF's `tokenizer.ggml.pre`, the patterns from each model's tokenizer.json.
 """
 
 from __future__ import annotations

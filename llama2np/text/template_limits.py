@@ -101,7 +101,7 @@ def weight(value: Any, most: int = _LARGEST + 1) -> int:
 
 
 def _outside(value: Any) -> int:
-    """The weight of a value without that of the values in it."""
+    """The weight of a value without the values in it."""
     if isinstance(value, dict | list | tuple | set | frozenset):
         return _ITEM * (len(value) + 1)
     return weight(value)

@@ -173,7 +173,7 @@ class Tokenizer:
         or tokenizer.bin; and tokenizer_config.json, generation_config.json and so on. A file: one
         of those; its first bytes decide what it is. Beside a tokenizer.model the files of added
         tokens are read, too.
-        vocab_size: that of the network, which may have up to 8,192 rows more than there are pieces.
+        vocab_size: the network's, which may have up to 8,192 rows more than there are pieces.
         Raises TokenizerError, also for any other vocab_size, and OSError if the file cannot be
         read.
         """
@@ -214,7 +214,7 @@ class Tokenizer:
         *,
         special: bool | None = None,
     ) -> list[int]:
-        """Return the tokens of `text`: those of the program that the file was made for.
+        """Return the tokens of `text`, as from the program that the file was made for.
 
         That is run.c (tokenizer.bin), sentencepiece (tokenizer.model) or the package `tokenizers`.
         bos: with the special tokens that the tokenizer puts around a text: BOS, or [CLS] and [SEP],

@@ -99,7 +99,7 @@ def _added(file: Fields, ids: dict[str, int], limit: int | None) -> list[AddedTo
 def _pieces(
     spelled: list[str], decoder: Fields | None, added: list[AddedToken], texts: list[bytes]
 ) -> list[bytes]:
-    """The bytes that each token stands for. texts: what is shown for it inside a text."""
+    """The bytes of each token. texts: what is shown for it inside a text."""
     if decoder is not None and decoder.get("type") == "ByteLevel":
         return texts
     names = {token.id for token in added}

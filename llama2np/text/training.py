@@ -15,7 +15,7 @@ StrPath = str | os.PathLike[str]
 def train_sentencepiece(texts: Iterable[str], path: StrPath, vocab_size: int) -> None:
     """Write a sentencepiece model, tokenizer.model, with the options of llama2.c's tinystories.py.
 
-    Raises ValueError if the texts do not have so many pieces, and OSError.
+    Raises ValueError if the texts have fewer pieces than that, and OSError.
     """
     import sentencepiece
 

@@ -25,7 +25,7 @@ from llama2np.text.tokenizer_json import spelled_pieces
 def read_bpe(path: Path, settings: Settings, limit: int | None) -> Pipeline:
     """Read vocab.json and merges.txt: byte-level BPE. Raises TokenizerError, and OSError.
 
-    path: that of either file.
+    path: of either file.
     """
     path, merges_path = path.with_name("vocab.json"), path.with_name("merges.txt")
     ids = models.vocabulary(fields.read_object(path).value, str(path))

@@ -25,7 +25,7 @@ class Part:
 
 
 def rows(name: str, *widths: str) -> list[Part]:
-    """The parts of a matrix whose rows are those of several, one below the other.
+    """The parts of a matrix that consists of several matrices, one below the other.
 
     widths: the Config's names of their heights.
     """

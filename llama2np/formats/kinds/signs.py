@@ -18,7 +18,7 @@ from pathlib import Path
 from llama2np.model.config import Config
 
 _HEAD = 2**16  # bytes of a file that are read
-_LONGEST_PICKLE = 2**20  # bytes; that of a large model with its optimizer has a tenth of it
+_LONGEST_PICKLE = 2**20  # bytes; a large model with its optimizer has a pickle of a tenth of it
 _MAX_NAMES = 10_000  # of files in a folder
 _LONGEST_PIECE = 2**16
 _JSON_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:]', re.DOTALL)
@@ -54,7 +54,7 @@ class Head:
 
     @cached_property
     def keys(self) -> set[str]:
-        """The keys of a JSON object, not those of objects in it, as far as the head has them."""
+        """The keys of a JSON object, not of objects in it, as far as the head has them."""
         keys: set[str] = set()
         if self.text[:1] != b"{":
             return keys

@@ -1,7 +1,7 @@
 """GGUF's number formats as tables: where the bits of each value, scale and offset are in a block.
 
 This is all that the kernels know about a format; block_unpack.py makes vector code of it. The
-values are those of model/blocks.py:
+values are the same as in model/blocks.py:
 
     value[i] = scale[i // group] * (integer[i] - bias) + offset[i // group]
 """

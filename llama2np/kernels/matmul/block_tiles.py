@@ -2,8 +2,8 @@
 
 A panel is ROWS rows of the matrix as bytes, float32 scales, and offsets. It is unpacked once for
 all tokens into scratch, which the L1 or L2 cache holds. As in int8_tiles.py, the lanes of a tile
-are tokens, and `lay` packs the input for it. The order of all operations is that of block_rows.py,
-so the bits are equal.
+are tokens, and `lay` packs the input for it. The operations have the order of block_rows.py, so
+the bits are equal.
 """
 
 from functools import cache
@@ -277,7 +277,7 @@ def dequantize(kind, isa=ISA):
     """A function (w, row, out, scratch) that writes the values of a row of blocks to out (n,).
 
     w: (rows, bytes of a row) uint8, flat. scratch: (panel_words(n, group),) float32 is enough. The
-    values are those of Blocks.rows, to the last bit.
+    values are equal to Blocks.rows, to the last bit.
     """
     form, isa = KINDS[kind], instructions(isa)
     unpack_row, excess = unpacker(form, isa), unpack.excess(form, isa)

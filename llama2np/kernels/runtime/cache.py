@@ -81,9 +81,9 @@ def closure_hash(function):
 def identity(value):
     """A text that identifies a free variable of a kernel, the same in each process.
 
-    For a kernel or an intrinsic it is that of its Python function; for a function its name and the
-    identities of its free variables. For anything else it is its text: if that contains an address,
-    the code is not found again, which only costs time.
+    For a kernel or an intrinsic this is the identity of its Python function; for a function, its
+    name and the identities of its free variables; for anything else, its text. If that text has an
+    address in it, the code is not found again, which only costs time.
     """
     value = getattr(value, "py_func", None) or getattr(value, "_defn", None) or value
     if isinstance(value, tuple):

@@ -37,7 +37,7 @@ RUN = np.dtype(
         ("arena", "i8"),  # an address, like the next seven
         ("tokens", "i8"),  # int64, lap after lap
         ("types", "i8"),  # (rows,) int64: the token types of an encoder
-        ("positions", "i8"),  # (rows,) int64: for learned positions; 0 means those of the spans
+        ("positions", "i8"),  # (rows,) int64: for learned positions; 0 means as the spans say
         ("logits", "i8"),  # float32, lap after lap
         ("picked", "i8"),  # (wanted,) int64: the rows that get logits
         ("spans", "i8"),  # SPANs

@@ -76,7 +76,7 @@ def _address(builder, base, index, vector):
 
 
 def pick(builder, a, b, lanes):
-    """The lanes of a and b with these numbers; those of b follow those of a."""
+    """The lanes of a and b with these numbers; the lanes of b have the numbers after a's."""
     lanes = list(lanes)
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
 
