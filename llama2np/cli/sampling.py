@@ -79,7 +79,7 @@ def add_flags(add: Callable[..., Any]) -> None:
 
 
 def sampling_options(options: argparse.Namespace) -> SamplingOptions:
-    """Those of these flags that are set, as keyword arguments for `generate` and `chat`."""
+    """The sampling flags that are set, as keyword arguments for `generate` and `chat`."""
     values = {name: getattr(options, name, None) for name in SamplingOptions.__annotations__}
     if values["logit_bias"] is not None:
         values["logit_bias"] = dict(values["logit_bias"])

@@ -154,7 +154,7 @@ class Batch:
         return -(-(len(each.prompt) + each.limit - 1) // self._chunk)
 
     def _pieces(self) -> list[tuple[Completion, list[int]]]:
-        """What each sequence reads in the next pass: its last token, or a piece of its prompt."""
+        """The tokens that each sequence reads next: its last one, or a piece of its prompt."""
         pieces = [(each, each.unread) for each in self._active if not each.reading]
         left = self._prompt_tokens if pieces else BLOCK
         readers: list[Completion] = []

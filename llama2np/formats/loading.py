@@ -30,7 +30,7 @@ _SAMPLING = "temperature", "top_p", "top_k", "min_p", "repetition_penalty"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a model's files hold; its tokenizer is read when it is needed."""
+    """The contents of a model's files; its tokenizer is read when it is needed."""
 
     config: Config
     weights: Weights

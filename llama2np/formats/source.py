@@ -55,7 +55,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """What a Hugging Face folder holds: its config.json, and its tensors by the names in its files.
+    """The contents of a Hugging Face folder: its config.json, and tensors by their names there.
 
     A copy of the folder is written from it, so that it keeps what we do not use.
     """

@@ -25,7 +25,7 @@ from llama2np.model.weights import (
 
 Number = int | float
 
-IDS = "tokens", "positions", "types"  # what the rows of an embedding are chosen by
+IDS = "tokens", "positions", "types"  # these choose the rows of an embedding
 NO_LIMIT = 2**62  # more positions than any sequence has
 
 

@@ -53,7 +53,7 @@ class Program:
 
     @property
     def output(self) -> Value:
-        """What the last step computes."""
+        """The output of the last step."""
         return self.steps[-1].outputs[0]
 
     @property

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shown:
-    """What is shown for each token: bytes, whose UTF-8 may be spread over several tokens.
+    """The bytes that are shown for each token. A character may be spread over several tokens.
 
     Every kind of tokenizer has such a table, so that a stream of tokens is decoded in one way.
     """

@@ -1,4 +1,4 @@
-"""Models of a tokenizer.json: what makes tokens of a word: BPE by ranks or scores, WordPiece."""
+"""Models of a tokenizer.json make tokens of a word: BPE by ranks or scores, WordPiece."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CACHED_WORDS, _LONGEST_CACHED = 2**14, 64  # words whose tokens are kept, and t
 
 
 class Model(Protocol):
-    """What makes tokens of a word; `ids` is the vocabulary, {piece: token}."""
+    """An algorithm that makes tokens of a word; `ids` is the vocabulary, {piece: token}."""
 
     ids: dict[str, int]
 

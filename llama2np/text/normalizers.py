@@ -1,4 +1,4 @@
-"""Normalizers of a tokenizer.json: what changes a text before it is split.
+"""Normalizers of a tokenizer.json: they change a text before it is split.
 
 Each function reads the fields of one type and returns the change, a function from str to str. The
 fields have the meaning that they have in the package `tokenizers` (0.23).

@@ -1,4 +1,4 @@
-"""What the readers of the parts of a tokenizer.json share."""
+"""Functions that the readers of the parts of a tokenizer.json share."""
 
 from __future__ import annotations
 

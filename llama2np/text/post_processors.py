@@ -18,7 +18,7 @@ _MOST_PARTS = 64
 
 @dataclass(frozen=True)
 class Template:
-    """What surrounds a text, and two of them. Of [CLS] A [SEP] B [SEP], "B [SEP]" has type 1."""
+    """The tokens around one text, and two. In [CLS] A [SEP] B [SEP], "B [SEP]" has type 1."""
 
     single: Sequence[Part] = (("A", 0),)
     pair: Sequence[Part] = (("A", 0), ("B", 1))

@@ -1,4 +1,4 @@
-"""Pre-tokenizers of a tokenizer.json: what splits a normalized text into words.
+"""Pre-tokenizers of a tokenizer.json: they split a normalized text into words.
 
 A word is (text, whether it begins the whole text). Each function reads the fields of one type and
 returns the splitting of a word. The fields mean the same as in the package `tokenizers`.

@@ -29,7 +29,7 @@ _KINDS = {1: "Unigram", 2: "BPE", 3: "Word", 4: "Char"}  # TrainerSpec.ModelType
 _BPE = 2
 _TYPES = {1: "normal", 2: "unknown", 3: "control", 4: "user-defined", 5: "unused", 6: "a byte"}
 _NORMAL, _BYTE = 1, 6  # SentencePiece.Type
-_ERRORS = (RuntimeError, ValueError, TypeError, LookupError)  # what the package raises
+_ERRORS = (RuntimeError, ValueError, TypeError, LookupError)  # the exceptions of the package
 
 # Field numbers of sentencepiece_model.proto: of ModelProto, then (its field, the field in that).
 _PIECE, _PIECE_TYPE = 1, 3

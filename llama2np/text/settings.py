@@ -1,4 +1,4 @@
-"""What the files beside a tokenizer say about it: names of special tokens, ends of texts, template.
+"""The settings in the files beside a tokenizer: special tokens, ends of texts, chat template.
 
 tokenizer_config.json has most of it, special_tokens_map.json repeats some, generation_config.json
 and config.json have the tokens that end an answer, chat_template.jinja the template.

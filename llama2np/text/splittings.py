@@ -47,7 +47,7 @@ class Splitting:
     adds_bos: bool = False
 
     def pre_tokenizer(self) -> PreTokenizer:
-        """What splits a text, and writes its bytes as letters."""
+        """The function that splits a text, and writes its bytes as letters."""
         steps = [split_by(pattern, where="byte-level BPE") for pattern in self.patterns]
         return chained([*steps, byte_level(pattern=None)])
 

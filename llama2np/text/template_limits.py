@@ -69,7 +69,7 @@ class Meter:
             raise TooMuch(f"takes more than {_SECONDS:.0f} seconds: it is stopped")
 
 
-# That of the rendering which is running, in this thread.
+# The meter of the rendering that is running in this thread.
 _METER: ContextVar[Meter] = ContextVar("meter")
 
 
@@ -126,7 +126,7 @@ class Limited(ImmutableSandboxedEnvironment):
 
     @property
     def meter(self) -> Meter:
-        """That of the rendering which is running."""
+        """The meter of the rendering that is running."""
         return _METER.get()
 
     def charged(self, value: Any) -> Any:
@@ -193,7 +193,7 @@ class Limited(ImmutableSandboxedEnvironment):
                 _check_filter(name, values, options, self.meter)
             found = made(*arguments, **options)
             found = list(found) if isinstance(found, Iterator) else found
-            self.meter.charge(_outside(found))  # what is in a list was made, and weighed, before
+            self.meter.charge(_outside(found))  # the items of a list were weighed before
             return found
 
         return run
@@ -208,7 +208,7 @@ class Limited(ImmutableSandboxedEnvironment):
             yield value
 
     def _joined(self, values: list[Any]) -> str:
-        """What `~` makes of its operands."""
+        """The operands of `~`, joined."""
         self.charged(values)
         return "".join(map(str, values))
 

@@ -120,7 +120,7 @@ def _added(settings: Settings, ids: dict[str, int], limit: int | None) -> list[A
 
 
 def _around(settings: Settings, ids: dict[str, int], added: list[AddedToken]) -> Template:
-    """What surrounds a text of byte-level BPE: nothing, unless the settings say so."""
+    """The tokens around a text of byte-level BPE: none, unless the settings have some."""
     known = ids | {token.content: token.id for token in added}
 
     def token(name: str) -> list[int]:

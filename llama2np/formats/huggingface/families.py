@@ -23,7 +23,7 @@ class Family:
     architecture: str  # in model/architectures.py
     layers: Names  # the tensors of a block
     others: Names  # the tensors that occur once
-    head: Names  # those that the network itself (without a head) does not have
+    head: Names  # the tensors that the network without a head does not have
     prefix: str = "model"  # of all names but the head's
     ignored: str = r"rotary_emb\.inv_freq"  # a pattern: tensors that are not parameters
     tied: bool = False  # whether the head is the embedding unless config.json says otherwise

@@ -1,4 +1,4 @@
-"""What sentence-transformers writes beside an encoder: how a text becomes one vector."""
+"""The files of sentence-transformers beside an encoder: how a text becomes one vector."""
 
 from __future__ import annotations
 

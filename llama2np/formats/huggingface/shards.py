@@ -53,6 +53,6 @@ def _read_shards(index: Path, read_one: Callable[[Path], dict[str, Stored]]) -> 
         if name not in shards[file]:
             raise CheckpointError(f"{index.parent / file}: has no {name}, {index.name} says it has")
         tensors[name] = shards[file][name]
-    for shard in shards.values():  # what the index does not list is part of the network, too
+    for shard in shards.values():  # tensors that the index does not list belong to the network, too
         tensors = shard | tensors
     return tensors

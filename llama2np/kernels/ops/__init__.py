@@ -1,1 +1,1 @@
-"""What a step of a program computes: the ops, in the forms that tables name."""
+"""The ops: the compiled functions that compute the steps of a program."""

@@ -19,7 +19,7 @@ from llama2np.kernels.runtime.jit import PLAIN, inner
 from llama2np.kernels.runtime.memory import bytes_, copy, floats, int8s, int16s, int64s, vector
 from llama2np.kernels.runtime.op import SCRATCH, op, place, rows_of, span_at
 
-_, POSITIONS, TYPES = range(3)  # what the rows of an embedding are chosen by: model.block.IDS
+_, POSITIONS, TYPES = range(3)  # these choose the rows of an embedding: model.block.IDS
 
 
 @inner

@@ -69,7 +69,7 @@ class Cache(NullCache):
 
 
 def closure_hash(function):
-    """What is added to the name of a closure, so that no two kernels have the same name.
+    """A suffix for the name of a closure, so that no two kernels have the same name.
 
     numba's symbol for a kernel is its name and a number that it counts in each process. So two
     closures of one function, compiled by two processes, may get the same symbol; and a kernel that
