@@ -34,8 +34,8 @@ from llama2np.kernels.runtime.vectors import I32, I64, call
 # Indices into the board. Words that different threads write are in different cache lines.
 _WORD, _DONE = 0, 16
 HELPED = 17  # the chunks that workers have computed
-# Of the step: the arguments of its op, its number of units, how many chunks are long (the first
-# ones; all others are short), and the units of a long and of a short chunk.
+# Of the step: the address of its op, two arguments of it, its number of units, how many chunks are
+# long (the first ones; all others are short), and the units of a long and of a short chunk.
 _OP, _ROW, _RUN, _UNITS, _LONG_CHUNKS, _LONG_UNITS, _SHORT_UNITS = range(32, 39)
 # For the call: whether it is in progress; the number of threads that share its steps now; how many
 # nanoseconds the main thread has waited for workers without a processor, or UNHELPED.
@@ -44,7 +44,7 @@ UNHELPED = -1  # nothing was waited for, but the workers computed almost nothing
 _CHUNKS = 42  # the chunks of all steps that were shared since HELPED was set to 0
 BOARD = 48  # int64
 
-_CHUNK_BITS = 10  # the word, from its highest bits: step (42 bits), chunks (10), next chunk (10)
+_CHUNK_BITS = 10  # the word, from its highest bits: the number of the step, chunks, next chunk
 _CHUNK_MASK, _STEP_MASK = 2**_CHUNK_BITS - 1, 2**42 - 1
 MAX_MEMBERS = _CHUNK_MASK // 4
 
@@ -53,8 +53,8 @@ _LARGE = 2**18  # multiply-adds; from here on, short chunks make up for their co
 _LONG_WAIT = 250_000  # nanoseconds; a longer wait means that a worker has no processor
 _BRIEF = 2**6  # checks of the board, some microseconds; only longer waits are measured
 _PATIENT = 2**12  # checks of the board, 100 to 200 microseconds; then a wait yields the processor
-_ENOUGH_CHUNKS = 2**8  # after so many, the main thread checks whether the workers helped
-_HELP = 8  # workers that have computed less than an eighth of them have no processor
+_ENOUGH_CHUNKS = 2**8  # chunks after which the main thread checks whether the workers helped
+_HELP = 8  # workers that have computed less than an eighth of these chunks have no processor
 
 _X86, _UNIX = platform.machine() in ("x86_64", "AMD64"), hasattr(os, "sched_yield")
 
