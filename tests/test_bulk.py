@@ -4,13 +4,15 @@ import json
 import shutil
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
+from threading import Thread
 
 import numpy as np
 import pytest
 from conftest import TINY, write_tokenizer
 from random_folders import write_bert
 
-from llama2np import Encoder, Llama, evaluate, zero_shot
+from llama2np import Encoder, Llama, evaluate, kernels, zero_shot
 from llama2np.bulk.files import Ids, scan
 from llama2np.bulk.folder import Folder
 from llama2np.bulk.opened import JobError, Models, describe
@@ -444,6 +446,22 @@ def test_without_dask(begun, monkeypatch):
     status, err = begun("--workers", "2", "--output", str(out))
     assert status == 1 and err.endswith("pip install 'llama2np[dask]'\n") and err.count("\n") == 1
     assert not out.exists()
+
+
+def test_threads_of_the_kernels(tiny):
+    """They are chosen in the thread that computes: here, each has its own number."""
+    found = []
+
+    def compute(threads):
+        describe(replace(job_of(tiny), threads=threads))
+        found.append(kernels.threads())
+
+    for threads in (1, 2, 10_000, None):
+        worker = Thread(target=compute, args=(threads,))
+        worker.start()
+        worker.join()
+    assert found[:1] == [1] and found[1] == min(2, kernels.max_threads())
+    assert found[2] == kernels.max_threads() and found[3] == kernels.threads()
 
 
 def test_jobs_that_cannot_be_done(tiny):

@@ -4,9 +4,10 @@ import json
 import os
 import signal
 import time
+from contextlib import nullcontext
 from importlib.util import find_spec
 from itertools import count, islice
-from threading import Event, Thread
+from unittest.mock import MagicMock
 
 import pytest
 from conftest import TINY, missing, write_tokenizer
@@ -29,6 +30,7 @@ if find_spec("distributed") is None:  # pragma: no cover
         missing("distributed is not installed")
 
 else:
+    from dask.system import CPU_COUNT
     from distributed import Client, KilledWorker, LocalCluster
 
     from llama2np.bulk import cluster
@@ -277,26 +279,54 @@ def test_workers_without_the_model(threads, tmp_path, capsys):
     assert "worker inproc://" in told and "/nowhere/model.gguf: No such file" in told
 
 
-END = Event()
+CLUSTER = """
+import sys, time
+from distributed import LocalCluster
+if __name__ == "__main__":
+    cluster = LocalCluster(1, 1, processes=False, host="127.0.0.1", scheduler_port=0,
+                           protocol="tcp", dashboard_address="127.0.0.1:0")
+    print(cluster.scheduler_address, flush=True)
+    time.sleep(600)
+"""
 
 
-def wait_for_the_end(wait):
-    assert not wait or END.wait(60)
-
-
-def test_a_scheduler_that_goes():
-    with LocalCluster(1, 1, processes=False, dashboard_address=ANY_PORT) as workers:
-        client = Client(workers.scheduler_address)
-        calls = [("a", (False,)), ("b", (True,))]
-        results = cluster.completed(client, "calls", wait_for_the_end, calls)
+def test_a_scheduler_that_goes(python):
+    child = python("-c", CLUSTER)
+    with cluster.remote(child.stdout.readline().strip()) as client:
+        calls = [("a", (0,)), ("b", (600,))]
+        results = cluster.completed(client, "calls", time.sleep, calls)
         assert next(results) == ("a", None)
-        closing = Thread(target=workers.close)
-        closing.start()
+        child.kill()
         with pytest.raises(JobError, match="the scheduler has gone; run it again to go on"):
             next(results)
-        END.set()
-        closing.join()
-        client.close()
+
+
+@pytest.mark.parametrize("flags, threads", (("--workers 1", CPU_COUNT), ("--workers 64", 1)))
+def test_workers_share_the_processors(flags, threads, tmp_path, capsys, monkeypatch):
+    check_threads(flags.split(), threads, tmp_path, capsys, monkeypatch)
+    check_threads([*flags.split(), "--threads", "3"], 3, tmp_path, capsys, monkeypatch)
+
+
+def test_workers_of_others_use_a_thread_each(tmp_path, capsys, monkeypatch):
+    (tmp_path / "scheduler.json").write_text("{}")
+    for address in ("tcp://h:1", str(tmp_path / "scheduler.json")):
+        check_threads(["--dask", address], 1, tmp_path, capsys, monkeypatch)
+        check_threads(["--dask", address, "--threads", "3"], 3, tmp_path, capsys, monkeypatch)
+
+
+def check_threads(flags, expected, tmp_path, capsys, monkeypatch):
+    """The kernels of a job have this number of threads, in whatever thread they are called."""
+    jobs = []
+
+    def prepare(client, job):
+        jobs.append(job)
+        raise JobError("enough")
+
+    monkeypatch.setattr(cluster, "LocalCluster", lambda **options: nullcontext())
+    monkeypatch.setattr(cluster, "Client", lambda *_, **options: MagicMock())
+    monkeypatch.setattr(cluster, "prepare", prepare)
+    assert refused(capsys, tmp_path, *flags) == "llama2np generate: enough"
+    assert jobs[0].threads == expected
 
 
 def test_a_job_of_another_version_is_refused_by_its_worker(threads):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -46,9 +47,13 @@ def local(workers: int) -> Iterator[Client]:
 
 @contextmanager
 def remote(address: str) -> Iterator[Client]:
-    """A client of the scheduler at an address. Raises OSError if none answers there."""
+    """A client of the scheduler at an address, or of that which has written a scheduler file.
+
+    Raises OSError if none answers there.
+    """
+    where = {"scheduler_file": address} if os.path.isfile(address) else {"address": address}
     try:
-        client = Client(address, timeout=_PATIENCE)
+        client = Client(**where, timeout=_PATIENCE)
     except (OSError, ValueError, TimeoutError) as error:
         raise OSError(f"{address}: no Dask scheduler answers there ({one_line(error)})") from None
     with client:
