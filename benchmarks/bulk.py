@@ -154,20 +154,22 @@ def main() -> None:
         paths = write_prompts(folder, options.prompts)
         expected, *one = single(options, paths, folder)
         tokens = sum(answer["completion_tokens"] for answer in expected.values())
-        many = timed(command(options, paths, folder / "many", options.workers))
+        report("one process", options, tokens, *one)
+        words = command(options, paths, folder / "many", options.workers)
+        report(f"{options.workers} workers", options, tokens, *timed(words))
         check(folder / "many", expected)
-        seconds = disturbed(
-            options, command(options, paths, folder / "killed", options.workers), folder / "killed"
-        )
+        words = command(options, paths, folder / "killed", options.workers)
+        seconds = disturbed(options, words, folder / "killed")
         check(folder / "killed", expected)
-    print(
-        f"{options.prompts:,} prompts, {tokens:,} tokens; all answers are equal, each is there once"
-    )
-    for what, (wall, cpu) in (("one process", one), (f"{options.workers} workers", many)):
-        rates = f"{tokens / wall:,.0f} tokens/s, {tokens / cpu:,.0f} per processor second"
-        print(f"{what}: {wall:.0f} s, {options.prompts / wall:,.0f} prompts/s, {rates}")
     kills = f"{options.kills} + {options.client_kills} kills"
     print(f"{options.workers} workers and {kills}: {seconds:.0f} s")
+    print("all answers of the three runs are equal, and each is there once")
+
+
+def report(what: str, options: argparse.Namespace, tokens: int, wall: float, cpu: float) -> None:
+    """Print the rates of a run."""
+    rates = f"{tokens / wall:,.0f} tokens/s, {tokens / cpu:,.0f} per second of processor time"
+    print(f"{what}: {wall:.0f} s, {options.prompts / wall:,.0f} prompts/s, {rates}", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from llama2np.bulk.files import Ids, scan
 from llama2np.bulk.folder import Folder
 from llama2np.bulk.opened import JobError, Models, describe
 from llama2np.bulk.prompts import Prompt, seed_of
-from llama2np.bulk.run import Run, describe_here, in_this_process
+from llama2np.bulk.run import Run, in_this_process
 from llama2np.bulk.tasks import Job
 from llama2np.cli import main
 from llama2np.cli.generate import main as generate
@@ -56,7 +56,7 @@ def run_all(job, paths, folder, chunk=None, most=None):
     folder = Folder(folder)
     with folder.locked():
         work = Run(job, paths, folder, chunk)
-        work.begin(describe_here(work.job))
+        work.begin(describe(work.job))
         for i, (name, done) in enumerate(in_this_process(work.job, work.calls())):
             if i == most:
                 break
@@ -322,7 +322,7 @@ def test_a_prompt_that_changes_meanwhile(tiny, tmp_path):
     path, folder = write_prompts(tmp_path / "p.jsonl", ["A", "B"]), Folder(tmp_path / "o")
     with folder.locked():
         work = Run(job_of(tiny, max_new_tokens=1), [path], folder, 1)
-        work.begin(describe_here(work.job))
+        work.begin(describe(work.job))
         path.write_text('"A"\n\n')
         with pytest.raises(ValueError, match=r"p.jsonl: has changed while it was read"):
             for name, done in in_this_process(work.job, work.calls()):
@@ -402,12 +402,16 @@ def test_folders_of_others_are_left_alone(begun):
     status, err = begun("--output", str(out))
     assert status == 1 and "not empty, and not the folder of an earlier run" in err
     assert [path.name for path in out.iterdir()] == ["letter.txt"]
+    record = json.loads((begun.folder / "o" / "run.json").read_text())
     status, err = begun("--output", str(out / "letter.txt"))
     assert status == 1 and "is a file, expected a folder" in err
-    for text in ("", "[]", "nonsense", "{" * 100_000):
+    for text in ("", "[]", "nonsense", "{" * 100_000, '{"chunk": 1}'):
         (out / "run.json").write_text(text)
         status, err = begun("--output", str(out))
         assert status == 1 and "run.json: not the record of a run" in err
+    (begun.folder / "o" / "run.json").write_text(json.dumps(record | {"prompts": [7]}))
+    status, err = begun("--context", "9")
+    assert status == 1 and "p.jsonl: " in err and err.count("\n") == 1
     with Folder(begun.folder / "o").locked():
         status, err = begun("--context", "9")
     assert status == 1 and "o: another process is writing it" in err

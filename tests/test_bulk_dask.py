@@ -116,7 +116,11 @@ def test_a_killed_worker(processes, tiny, prompts, tmp_path):
     assert len(found) == 50 and texts == expected_texts(tiny, prompts, max_new_tokens=30)
 
 
-def die(_):
+def do(call, *arguments):
+    return call(*arguments)
+
+
+def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -129,12 +133,30 @@ def test_a_chunk_that_kills_its_workers(processes):
     scheduler = processes.cluster.scheduler
     before, scheduler.allowed_failures = scheduler.allowed_failures, 0
     try:
-        (bad,) = cluster.completed(processes, "bad", die, [("bad one", (1,))])
+        calls = [("bad one", (die,)), *((str(i), (give_back, i)) for i in range(9))]
+        found = list(cluster.completed(processes, "calls", do, calls))
     finally:
         scheduler.allowed_failures = before
-    assert bad[0] == "bad one" and isinstance(bad[1], KilledWorker)
-    good = dict(cluster.completed(processes, "good", give_back, [("a", (1,)), ("b", (2,))]))
-    assert good == {"a": 1, "b": 2}
+    assert len(found) == 10 and isinstance(dict(found).pop("bad one"), KilledWorker)
+    # Calls that waited on a worker that died are not given up: they get a second chance.
+    assert {key: x for key, x in found if key != "bad one"} == {str(i): i for i in range(9)}
+
+
+def test_a_first_chunk_that_is_given_up_does_not_stop_the_others(monkeypatch, threads):
+    """In the order of the prompts, of which there is no end."""
+
+    class Unlucky(cluster._Running):
+        def next(self):
+            done, result = super().next()
+            return done, KilledWorker(done.key, None, 3) if done.key == "0" else result
+
+    monkeypatch.setattr(cluster, "_Running", Unlucky)
+    endless = ("A" for _ in count())
+    answers = bulk.map(threads, "stories-box", endless, chunk=1, max_new_tokens=1)
+    first, *others = islice(answers, 50)
+    answers.close()
+    assert first["error"] == "its chunk was given up after the 8 workers that took it had died"
+    assert [each["prompt"] for each in others] == ["A"] * 49
 
 
 def test_a_chunk_that_was_given_up_is_named(tiny, prompts, tmp_path, capsys, monkeypatch, threads):
@@ -150,7 +172,7 @@ def test_a_chunk_that_was_given_up_is_named(tiny, prompts, tmp_path, capsys, mon
         patch.setattr(cluster, "completed", completed)
         assert main(["perplexity", tiny[0], *flags]) == 1
     err = capsys.readouterr().err
-    reason = "was given up after the 4 workers that took it had died"
+    reason = "was given up after the 8 workers that took it had died"
     assert f"a.jsonl:9-16: no answers: chunk 0000-a-0000000009 {reason}\n" in err
     assert "1 chunks were given up: run it again to try them again" in err
     assert len(answers_in(tmp_path / "o")) == 20 - 8 - 3  # three texts are empty

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from llama2np.atomic import replacing_all, write_file
 from llama2np.bulk.opened import Done
@@ -30,6 +30,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _RECORD, _LARGEST_RECORD = "run.json", 2**26
+_FIELDS = {"chunk": int, "drawn": int, "options": dict, "prompts": list}
+_LOCK = ".lock"  # an open file can be locked on network file systems, too; a folder cannot
 _ENDING = ".jsonl"
 
 
@@ -43,7 +45,8 @@ class Folder:
         self.path, self.answers, self.errors = path, path / "answers", path / "errors"
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path}: is a file, expected a folder for the answers")
-        if path.is_dir() and any(path.iterdir()) and not (path / _RECORD).is_file():
+        others = path.is_dir() and any(each.name != _LOCK for each in path.iterdir())
+        if others and not (path / _RECORD).is_file():
             raise ValueError(
                 f"{path}: is not empty, and not the folder of an earlier run: name another output"
             )
@@ -56,23 +59,25 @@ class Folder:
         """
         new = not self.path.exists()
         self.path.mkdir(exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDONLY) if fcntl is not None else None
-        try:
-            if descriptor is not None:
-                self._lock(descriptor)
-            for unfinished in self.path.rglob("*.part"):  # of a process that was killed
-                unfinished.unlink()
-            yield
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
-            if new:
+        with open(self.path / _LOCK, "ab") as lock:
+            self._lock(lock)
+            try:
+                for unfinished in self.path.rglob("*.part"):  # of a process that was killed
+                    unfinished.unlink()
+                yield
+            finally:
                 with suppress(OSError):
-                    self.path.rmdir()
+                    if not (self.path / _RECORD).exists():
+                        (self.path / _LOCK).unlink()
+                        if new:
+                            self.path.rmdir()
 
-    def _lock(self, descriptor: int) -> None:
+    def _lock(self, lock: BinaryIO) -> None:
+        """Lock a file. File systems without locks are used without them. Raises OSError."""
+        if fcntl is None:
+            return
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 text = "another process is writing it"
@@ -89,7 +94,9 @@ class Folder:
             record = json.loads(data or b"")
         except (ValueError, RecursionError):
             record = None
-        if not isinstance(record, dict):
+        if not isinstance(record, dict) or not all(
+            isinstance(record.get(name), kind) for name, kind in _FIELDS.items()
+        ):
             raise ValueError(f"{path}: not the record of a run: name another output")
         return record
 
@@ -151,7 +158,8 @@ def _check_prompts(
         raise ValueError(f"{folder}: was begun with {count}: {end}")
     for old, new in zip(before, now, strict=True):
         if old != new:
-            same = "other content" if old.get("name") == new["name"] else f"{old.get('name')}"
+            before_it = old.get("name") if isinstance(old, dict) else None
+            same = "other content" if before_it == new["name"] else before_it
             raise ValueError(f"{new['name']}: {folder} was begun with {same} in its place: {end}")
 
 

@@ -136,6 +136,6 @@ def as_dict(answer: Answer) -> dict[str, Any]:
 
 
 def killing(error: Exception) -> str:
-    """What a KilledWorker says about a chunk."""
-    times = getattr(error, "allowed_failures", 0) + 1
+    """What a KilledWorker says about a chunk, which `completed` has tried twice."""
+    times = 2 * (getattr(error, "allowed_failures", 0) + 1)
     return f"was given up after the {times} workers that took it had died"

@@ -150,7 +150,8 @@ def _files(path: str | os.PathLike[str]) -> list[tuple[Path, os.stat_result]]:
     path = Path(path)
     files = [path]
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES and p.is_file())
+        inside = [*path.iterdir(), *path.glob("*/config.json")]  # of sentence-transformers
+        files = sorted(p for p in inside if p.suffix in _SUFFIXES and p.is_file())
     return [(file, file.stat()) for file in files]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from llama2np.bulk.files import Chunk, Ids, PromptFile, scan
 from llama2np.bulk.folder import Folder, check_same
-from llama2np.bulk.opened import Done, answer_lines, describe
+from llama2np.bulk.opened import Done, answer_lines
 from llama2np.bulk.tasks import Job
 
 CHUNK = 256  # lines of a chunk, if there are enough for all workers
@@ -142,11 +142,6 @@ def in_this_process(job: Job, calls: Iterable[tuple[str, Call]]) -> Iterator[tup
     """Do the calls one after the other, without any workers. Raises JobError."""
     for name, call in calls:
         yield name, answer_lines(job, *call)
-
-
-def describe_here(job: Job) -> dict[str, Any]:
-    """The fingerprint of the model on this machine. Raises JobError."""
-    return describe(job)
 
 
 def _described(file: PromptFile) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from llama2np.bulk.folder import Folder
-from llama2np.bulk.run import CHUNK, Run, describe_here, in_this_process
+from llama2np.bulk.opened import describe
+from llama2np.bulk.run import CHUNK, Run, in_this_process
 from llama2np.bulk.tasks import Job
 from llama2np.cli import engine
 from llama2np.cli.flags import flag_value, number
@@ -48,7 +49,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--chunk",
         type=number(int, 1, None),
         metavar="N",
-        help=f"lines that a worker takes at a time (default {CHUNK}, or less for a few prompts)",
+        help=f"lines that a worker takes at a time (default {CHUNK}, or less for a few prompts; "
+        "a run that goes on keeps its number)",
     )
 
 
@@ -190,7 +192,7 @@ def _results(
 ) -> Iterator[Iterator[tuple[str, Any]]]:
     """The results of the chunks, from workers or from this process."""
     if not shared(options):
-        work.begin(describe_here(work.job))
+        work.begin(describe(work.job))
         yield in_this_process(work.job, work.calls())
         return
     try:
@@ -209,6 +211,8 @@ def _results(
     job = replace(job, threads=threads)
     with connect as client:
         _tell_dashboard(client, options, bar)
+        if not client.nthreads():
+            bar.write(f"{options.dask}: waiting for a worker ...")
         work.begin(cluster.prepare(client, job))
         calls = ((name, (job, *call)) for name, call in work.calls())
         results = cluster.completed(client, f"llama2np-{job.task}", answer_lines_there, calls)
