@@ -12,7 +12,7 @@ import pytest
 from conftest import TINY, write_tokenizer
 from random_folders import write_bert
 
-from llama2np import Encoder, Llama, evaluate, kernels, zero_shot
+from llama2np import Encoder, Llama, bulk, evaluate, kernels, zero_shot
 from llama2np.bulk.files import Ids, scan
 from llama2np.bulk.folder import Folder
 from llama2np.bulk.opened import JobError, Models, describe
@@ -446,6 +446,7 @@ def test_without_dask(begun, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     for module in ("cluster", "worker"):
         monkeypatch.delitem(sys.modules, f"llama2np.bulk.{module}", raising=False)
+        monkeypatch.delattr(bulk, module, raising=False)
     out = begun.folder / "new"
     status, err = begun("--workers", "2", "--output", str(out))
     assert status == 1 and err.endswith("pip install 'llama2np[dask]'\n") and err.count("\n") == 1

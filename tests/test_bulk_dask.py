@@ -5,7 +5,6 @@ import os
 import signal
 import time
 from contextlib import nullcontext
-from importlib.util import find_spec
 from itertools import count, islice
 from unittest.mock import MagicMock
 
@@ -18,24 +17,19 @@ from llama2np.bulk.tasks import Job
 from llama2np.cli import main
 from llama2np.formats.checkpoint import Header
 
+try:
+    from dask.system import CPU_COUNT
+    from distributed import Client, KilledWorker, LocalCluster
+
+    from llama2np.bulk import cluster
+except ImportError as error:
+    missing(f"distributed is not installed: {error}")
+
 pytestmark = [
     pytest.mark.compiled,
     # Dask's own sockets and event loops, when it closes them.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
-if find_spec("distributed") is None:  # pragma: no cover
-
-    @pytest.fixture(autouse=True)
-    def _needs_dask():
-        missing("distributed is not installed")
-
-else:
-    from dask.system import CPU_COUNT
-    from distributed import Client, KilledWorker, LocalCluster
-
-    from llama2np.bulk import cluster
-
-
 ANY_PORT = "127.0.0.1:0"
 
 
