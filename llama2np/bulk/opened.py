@@ -52,7 +52,10 @@ class Models:
             raise JobError(f"llama2np {__version__} here, {job.version} where the run was started")
         _set_threads(job)
         try:
-            files = _files(located(job.model))
+            path = located(job.model)
+            if not os.path.exists(path):
+                TASKS[job.task](job)  # its error suggests what may be meant
+            files = _files(path)
             stamp = tuple((path, s.st_size, s.st_mtime_ns) for path, s in files)
             key = job.task, job.model, job.tokenizer, job.engine, stamp
             with self._lock:
