@@ -55,8 +55,10 @@ def pytest_collection_modifyitems(items):
 
 
 def missing(reason: str):
-    """Skip the test for want of something; where all is required, fail."""
-    pytest.fail(reason) if os.environ.get("LLAMA2NP_REQUIRE_ALL") else pytest.skip(reason)
+    """Skip the test, or the module, for want of something; where all is required, fail."""
+    if os.environ.get("LLAMA2NP_REQUIRE_ALL"):
+        pytest.fail(reason)
+    pytest.skip(reason, allow_module_level=True)
 
 
 @pytest.fixture(scope="session")
