@@ -29,7 +29,7 @@ def write(path, shape):
         else:
             writer.add_tensor(name, values)
 
-    _add_header(writer, s)
+    add_header(writer, s)
     matrix("token_embd.weight", vocab, dim)
     if not s["tied"]:
         matrix("output.weight", vocab, dim)
@@ -49,7 +49,7 @@ def write(path, shape):
     writer.close()
 
 
-def _add_header(writer, s):
+def add_header(writer, s):
     vocab = s["vocab_size"]
     writer.add_context_length(s["seq_len"])
     writer.add_embedding_length(s["dim"])
