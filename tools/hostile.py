@@ -41,7 +41,7 @@ _MAIN = {  # the file that every case of a kind has
     **{"torch": "model.pt", "safetensors": "model.safetensors", "hf": "config.json"},
     **{"meta": "params.json", "gguf": "model.gguf", "state": "state.npz"},
 }
-KINDS = (*_MAIN, "tokenizer folder", "special", "kernel-cache", "write-failure")
+KINDS = (*_MAIN, "gguf parts", "tokenizer folder", "special", "kernel-cache", "write-failure")
 SMALL = Config(8, 12, 2, 2, 1, 20, 16)
 WIDE = Config(64, 64, 1, 2, 2, 20, 16)  # its groups of 32 take the fast int8 kernels
 
@@ -72,6 +72,7 @@ def exercise(kind: str, folder: Path) -> None:
         "hf": _exercise_folder,
         "meta": lambda f: _convert(f, meta.read),
         "gguf": lambda f: hostile_gguf.exercise(f / "model.gguf"),
+        "gguf parts": lambda f: hostile_gguf.exercise(f / hostile_gguf.PARTS[0]),
         "state": _exercise_state,
         "kernel-cache": faults.exercise_cache,
         "write-failure": faults.exercise_write,
@@ -109,6 +110,8 @@ def damaged(kind: str, random: Random) -> Case:
         case[name] = _damaged_pickle(case[name], random)
     elif kind == "gguf" and random.random() < 0.6:
         case[name] = hostile_gguf.damaged(random)
+    elif kind == "gguf parts" and random.random() < 0.6:
+        case = dict(hostile_gguf.parts(random))
     elif kind == "bin" and random.random() < 0.3:
         case[name] = _any_shape(random)
     elif kind == "state" and random.random() < 0.7:
@@ -132,6 +135,7 @@ def valid(kind: str) -> list[Case]:
         "hf": _hf_folders,
         "meta": _meta_folders,
         "gguf": lambda: [{"model.gguf": data} for data in hostile_gguf.files()[:-1]],
+        "gguf parts": lambda: [hostile_gguf.parts()],
         "state": _states,
         "kernel-cache": lambda: [{"kernel.nbc": faults.sealed_file(_scratch())}],
         "write-failure": _write_failures,
