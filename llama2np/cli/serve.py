@@ -87,7 +87,7 @@ def _model(options: argparse.Namespace) -> Llama | Encoder:
     if not is_encoder(loading.load(options.model).config):
         return load_model(options)
     engine.set_up(options, lambda note: print(note, file=sys.stderr, flush=True))
-    return Encoder.load(options.model, options.tokenizer, options.engine)
+    return Encoder.load(options.model, options.tokenizer, options.engine, options.activations)
 
 
 def _is_local(host: str) -> bool:
