@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -38,8 +39,10 @@ def test_two_models_of_a_process_differ(path):
 
 def test_copies_round_the_same(path):
     model = Llama.load(path, activations="int8x2")
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model.with_hooks()):
-        np.testing.assert_array_equal(logits(twin), logits(model))
+    network = model.transformer
+    for twin in (copy.copy(network), pickle.loads(pickle.dumps(network)), network.with_hooks(())):
+        assert twin.activations == "int8x2"
+        np.testing.assert_array_equal(logits(Llama(twin, model.tokenizer)), logits(model))
 
 
 def test_another_word_is_refused(path):
@@ -61,15 +64,27 @@ def test_the_default_is_that_of_the_catalogue():
         assert loading.activations_for(name, wanted) == found
 
 
-def test_the_flag(path, tmp_path, capsys):
-    text = tmp_path / "text.txt"
-    text.write_text("the cat sat on the mat and then it was not there")
-    seen = {}
-    for kind in ("int8", "int8x2"):
-        flags = ["--activations", kind, "--against", str(path), "--stride", "8"]
-        assert main(["perplexity", str(path), str(text), *flags]) == 0
-        seen[kind] = capsys.readouterr().out
-    assert main(["run", str(path), "--activations", "int4"]) == 1
-    assert "expected int8 or int8x2, found 'int4'" in capsys.readouterr().err
-    assert main(["run", str(path), "--engine", "numpy", "--activations", "int8"]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+@pytest.mark.parametrize("command", ("run", "chat", "serve", "bench", "perplexity", "lens"))
+def test_the_flag(path, command, capsys):
+    """Every command that runs a model passes it on."""
+    seen = []
+
+    def load(*arguments, **options):
+        seen.append(options["activations"])
+        raise ValueError("enough")
+
+    words = {"perplexity": [str(path)], "lens": ["-i", "x"]}.get(command, [])
+    with patch.object(Llama, "load", load), patch.object(loading, "transformer", load):
+        for word in ("int8", "int8x2"):
+            assert main([command, str(path), *words, "--activations", word]) == 1
+    assert seen == ["int8", "int8x2"], capsys.readouterr().err
+
+
+def test_wrong_flags(path, capsys):
+    for flags, expected in (
+        (["--activations", "int4"], "expected int8 or int8x2, found 'int4'"),
+        (["--engine", "numpy", "--activations", "int8"], "NumPy computes in float32"),
+    ):
+        assert main(["run", str(path), *flags]) == 1
+        error = capsys.readouterr().err
+        assert expected in error and error.count("\n") == 1
