@@ -73,7 +73,7 @@ def test_the_flag(path, command, capsys):
         seen.append(options["activations"])
         raise ValueError("enough")
 
-    words = {"perplexity": [str(path)], "lens": ["-i", "x"]}.get(command, [])
+    words = {"perplexity": ["--file", str(path)], "lens": ["-i", "x"]}.get(command, [])
     with patch.object(Llama, "load", load), patch.object(loading, "transformer", load):
         for word in ("int8", "int8x2"):
             assert main([command, str(path), *words, "--activations", word]) == 1
