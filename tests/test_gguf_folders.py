@@ -1,6 +1,7 @@
 """GGUF files as folders of transformers, with equal logits."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from llama2np import export
 from llama2np.formats import gguf, loading
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.gguf.from_source import write_gguf
+from llama2np.formats.gguf.source import read_source
+from llama2np.formats.huggingface.writing import as_folder
 from llama2np.formats.inspection import open_any
 from llama2np.model.encoder import EncoderNetwork
 from llama2np.model.transformer import State, Transformer
@@ -26,6 +29,7 @@ FILES = {  # and model_type of the folder
 ARCHITECTURES = {  # folders that become GGUF files, and folders again
     **{"gemma": "gemma", "gemma2": "gemma2", "gptneox_parallel": "gpt_neox"},
     **{"gptneox_sequential": "gpt_neox", "mistral_swa": "mistral"},
+    "llama_bias": "llama",
 }
 
 
@@ -34,7 +38,7 @@ def logits(loaded, tokens):
     return Transformer(config, weights, engine="numpy").forward(tokens, State(config), True)
 
 
-def as_folder(path, folder):
+def rewritten(path, folder):
     """The network of a GGUF file, written as a folder and read again."""
     export(path, folder, -1)
     loaded = loading.load(folder)
@@ -44,7 +48,7 @@ def as_folder(path, folder):
 @pytest.mark.parametrize("name", FILES)
 def test_a_file(reference, tmp_path, name):
     path, folder = reference / "gguf" / f"{name}.gguf", tmp_path / "x"
-    found = as_folder(path, folder)
+    found = rewritten(path, folder)
     assert json.loads((folder / "config.json").read_text())["model_type"] == FILES[name]
     tokens = np.load(reference / "gguf" / f"{name.split('.')[0]}.expected.npz")["tokens"]
     # Rows in another order are added in another order, in Llama's queries and keys.
@@ -56,7 +60,7 @@ def test_a_file(reference, tmp_path, name):
 def test_a_folder_of_the_first_folders_network(reference, tmp_path, name):
     first, folder = reference / "architectures" / name, tmp_path / "x"
     export(first, tmp_path / "x.gguf", "gguf", type="F32")
-    found = as_folder(tmp_path / "x.gguf", folder)
+    found = rewritten(tmp_path / "x.gguf", folder)
     assert json.loads((folder / "config.json").read_text())["model_type"] == ARCHITECTURES[name]
     expected = np.load(first / "expected.npz")
     got = logits(found, expected["tokens"])
@@ -68,7 +72,7 @@ def test_an_encoder(reference, tmp_path):
     body = {n: t for n, t in source.tensors.items() if not n.startswith(("mlm", "classifier"))}
     object.__setattr__(source, "tensors", body)
     write_gguf(source, tmp_path / "x.gguf", "F32")
-    config, weights = as_folder(tmp_path / "x.gguf", tmp_path / "x")
+    config, weights = rewritten(tmp_path / "x.gguf", tmp_path / "x")
     ids, mask = np.array([[2, 9, 4, 7]]), np.ones((1, 4), np.int64)
     outputs = [
         EncoderNetwork(c, w, engine="numpy").forward(ids, mask).last_hidden_state
@@ -77,9 +81,21 @@ def test_an_encoder(reference, tmp_path):
     np.testing.assert_array_equal(*outputs)
 
 
-def test_what_a_folder_cannot_say_is_refused_by_name(reference, tmp_path):
-    export(reference / "architectures" / "llama_bias", tmp_path / "x.gguf", "gguf", type="F32")
-    expected = "has wq.bias of layer 0 beside rotary pairs of adjacent values"
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    (
+        ({"logit_softcap": 5.0}, r"logit_softcap=5.0 .* a folder of qwen2, which would have 0"),
+        ({"windows": (0, 8)}, None),
+        ({"windows": (8, 0)}, r"windows=\(8, 0\) cannot be written as a folder of qwen2"),
+        ({"rope_halves": 0, "rotary_dim": 8}, r"rotary_dim=8 of adjacent pairs"),
+    ),
+)
+def test_what_a_folder_cannot_say_is_refused_by_name(reference, changed, expected):
+    source = read_source(reference / "gguf" / "qwen2.F32.gguf")
+    source = replace(source, config=replace(source.config, **changed))
+    if expected is None:
+        as_folder(source, "float32")
+        return
     with pytest.raises(CheckpointError, match=expected) as error:
-        export(tmp_path / "x.gguf", tmp_path / "out", -1)
-    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+        as_folder(source, "float32")
+    assert "\n" not in str(error.value)

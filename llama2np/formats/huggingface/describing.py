@@ -75,15 +75,13 @@ def _in_halves(source: Source) -> Source:
     if c.rope_halves or c.architecture in ("gpt2", "bert"):
         return source
     for name, tensor in tensors.items():
-        if name.endswith((".wq", ".wk")):
+        if name.endswith((".wq", ".wk", ".wq.bias", ".wk.bias", ".q_norm", ".k_norm")):
             tensors[name] = halved(tensor, c.head_dim)
-        elif name.endswith((".wq.bias", ".wk.bias", ".q_norm", ".k_norm")):
-            raise CheckpointError(
-                f"{source.path}: has {described(name)} beside rotary pairs of adjacent values, "
-                "which cannot be written as a folder yet"
-            )
     if c.rotary_dim != c.head_dim:
-        raise CheckpointError(f"{source.path}: rotary_dim={c.rotary_dim} cannot be written yet")
+        raise CheckpointError(
+            f"{source.path}: rotary_dim={c.rotary_dim} of adjacent pairs cannot be "
+            "written as a folder yet"
+        )
     return replace(source, config=replace(c, rope_halves=1), tensors=tensors)
 
 
