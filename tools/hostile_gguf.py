@@ -25,6 +25,7 @@ from llama2np.model.blocks import KINDS
 from llama2np.model.config import MAX_LAYERS
 from llama2np.model.transformer import State, Transformer
 from llama2np.text.tokenizer import Tokenizer, TokenizerError
+from tools.scratch import written
 
 OURS = (CheckpointError, TokenizerError)
 PARTS = tuple(f"model-{i:05d}-of-00002.gguf" for i in (1, 2))
@@ -155,15 +156,7 @@ def parts(random: Random | None = None) -> dict[str, bytes]:
 def _bytes(metadata: Metadata, tensors: list[NewTensor]) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random bytes may be nan
-        write(_scratch() / "x.gguf", metadata, tensors)
-    return (_scratch() / "x.gguf").read_bytes()
-
-
-@cache
-def _scratch() -> Path:
-    import tempfile
-
-    return Path(tempfile.mkdtemp(prefix="llama2np-valid-"))
+        return written(lambda path: write(path, metadata, tensors))
 
 
 @cache
