@@ -6,6 +6,7 @@ import argparse
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -52,6 +53,9 @@ def _serve(options: argparse.Namespace) -> None:
             timeout_graceful_shutdown=options.grace,
         )
         uvicorn.Server(config).run(sockets=[listener])
+    except SystemExit as end:
+        if end.code != 128 + signal.SIGTERM:
+            raise  # for a server SIGTERM is the usual end: its answers are sent
     finally:
         listener.close()
         service.close()
@@ -78,6 +82,7 @@ def _made(options: argparse.Namespace) -> tuple[Service, Starlette]:
         max_waiting=options.max_waiting,
         max_body=options.max_body,
         api_key=key,
+        begin=lambda: engine.set_threads(options),
         hosts=(*guard.LOCAL, options.host) if local else (),
     )
     return service, make_app(service)
