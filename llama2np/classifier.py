@@ -41,15 +41,17 @@ class Classifier:
         path: str | os.PathLike[str],
         tokenizer: str | os.PathLike[str] | None = None,
         engine: str = "compiled",
+        activations: str | None = None,
     ) -> Classifier:
         """Open a folder of a ...ForSequenceClassification of a decoder.
 
-        Raises CheckpointError for another network, TokenizerError and OSError.
+        The arguments are those of Llama.load. Raises CheckpointError for another network,
+        TokenizerError and OSError.
         """
         loaded = loading.load(path)
         if not loaded.config.n_labels:
             raise CheckpointError(f"{path}: a network without labels; Llama.load opens it")
-        network = loading.transformer(path, engine, loaded)
+        network = loading.transformer(path, engine, loaded, activations)
         return cls(network, loaded.tokenizer(tokenizer), loaded.labels)
 
     def logits(self, texts: Sequence[str], progress: Callable[[int], object] = int) -> np.ndarray:

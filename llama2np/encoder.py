@@ -64,18 +64,22 @@ class Encoder:
         path: str | os.PathLike[str],
         tokenizer: str | os.PathLike[str] | None = None,
         engine: str = "compiled",
+        activations: str | None = None,
     ) -> Encoder:
         """Open a folder of transformers or sentence-transformers, such as bert-base-uncased.
 
-        tokenizer: by default that of the folder. engine: "compiled" or "numpy". Raises ValueError
-        for the folder of a decoder, CheckpointError, TokenizerError and OSError.
+        tokenizer: by default that of the folder. engine: "compiled" or "numpy". activations: see
+        Llama.load. Raises ValueError for the folder of a decoder, CheckpointError, TokenizerError
+        and OSError.
         """
         path_like("path", path)
         loaded = loading.load(path)
         if not is_encoder(loaded.config):
             kind = loaded.config.architecture
             raise CheckpointError(f"{path}: {kind}, a decoder: Llama.load opens it")
-        network = EncoderNetwork(loaded.config, loaded.weights, engine)
+        network = EncoderNetwork(
+            loaded.config, loaded.weights, engine, loading.activations_for(path, activations)
+        )
         return cls(network, loaded.tokenizer(tokenizer), loaded.labels, loaded.sentences)
 
     @property

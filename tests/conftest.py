@@ -21,6 +21,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # The models that this user has pulled are not found by the tests.
 os.environ["LLAMA2NP_HOME"] = os.path.join(tempfile.gettempdir(), "llama2np-tests-have-no-models")
 
+# Messages advise `llama2np ...`, which is a command for whoever has activated the environment.
+os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -55,8 +58,10 @@ def pytest_collection_modifyitems(items):
 
 
 def missing(reason: str):
-    """Skip the test for want of something; where all is required, fail."""
-    pytest.fail(reason) if os.environ.get("LLAMA2NP_REQUIRE_ALL") else pytest.skip(reason)
+    """Skip the test, or the module, for want of something; where all is required, fail."""
+    if os.environ.get("LLAMA2NP_REQUIRE_ALL"):
+        pytest.fail(reason)
+    pytest.skip(reason, allow_module_level=True)
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def add_model(parser: argparse.ArgumentParser, prompt: bool = False) -> None:
 def load_model(options: argparse.Namespace) -> Llama:
     """The model that the flags name."""
     engine.set_up(options, lambda note: print(note, file=sys.stderr, flush=True))
-    return Llama.load(options.model, options.tokenizer, options.engine)
+    return engine.load(options)
 
 
 def read_tokens(model: Llama, options: argparse.Namespace) -> list[int]:

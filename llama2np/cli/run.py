@@ -34,12 +34,10 @@ def main(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
 
 def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: Screen) -> None:
     options = _parse(argv, prog, box.STORIES_INT8 if int8_only else box.STORIES)
-    if options.mode == "chat":
-        sampling.set_precision(options)  # before the kernels are imported
     engine.set_up(options, screen.note)
     if int8_only:
         _check_int8(options.model)
-    model = Llama.load(options.model, options.tokenizer, options.engine)
+    model = engine.load(options)
     if options.mode == "chat":
         turns_for(model.tokenizer, None)  # before anything is asked: ValueError if it cannot chat
         (_chat_as_run_c if model.tokenizer.chat_template is None else _chat)(model, options, screen)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from llama2np.cli import engine, sampling
+from llama2np.cli import engine
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, number
 from llama2np.cli.generate import add_batch_flags
 from llama2np.cli.model import add_model, load_model
@@ -90,10 +90,9 @@ def _made(options: argparse.Namespace) -> tuple[Service, Starlette]:
 
 def _model(options: argparse.Namespace) -> Llama | Encoder:
     if not is_encoder(loading.load(options.model).config):
-        sampling.set_precision(options)
         return load_model(options)
     engine.set_up(options, lambda note: print(note, file=sys.stderr, flush=True))
-    return Encoder.load(options.model, options.tokenizer, options.engine)
+    return Encoder.load(options.model, options.tokenizer, options.engine, options.activations)
 
 
 def _is_local(host: str) -> bool:

@@ -12,7 +12,7 @@ from llama2np.arguments import whole, wrong
 from llama2np.model import hooks as hooking
 from llama2np.model import rope
 from llama2np.model.config import Config
-from llama2np.model.engine import Engine
+from llama2np.model.engine import ACTIVATIONS, Engine
 from llama2np.model.hooks import Hook
 from llama2np.model.networks import description
 from llama2np.model.program import Describe, Program, Step
@@ -34,8 +34,9 @@ class Transformer:
 
     It is read-only: any number of States can run through it. describe: a description such as
     `architectures.llama`, by default that of config.architecture; engine: "compiled" (numba) or
-    "numpy" (slow, without numba). Raises ValueError for weights whose shapes differ from those of
-    `config`.
+    "numpy" (slow, without numba). activations: how the compiled engine rounds the inputs of
+    matrices in GGUF's blocks, "int8" or "int8x2" (nearly exact). Raises ValueError for weights
+    whose shapes differ from those of `config`.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Transformer:
         weights: Weights,
         describe: Describe | None = None,
         engine: str = "compiled",
+        activations: str = ACTIVATIONS[0],
     ):
         for name, value, kind in (("config", config, Config), ("weights", weights, Weights)):
             if not isinstance(value, kind):
@@ -51,8 +53,8 @@ class Transformer:
         self._weights = weights
         describe = description(config) if describe is None else describe
         self._program = Program(config, weights.own(), describe)
-        self._engine = make_engine(engine, self._program)
-        self._engine_name = engine
+        self._engine = make_engine(engine, self._program, activations)
+        self._engine_name, self._activations = engine, activations
         self._hooks: tuple[Hook, ...] = ()
         self._visits = hooking.Visits()
 
@@ -72,6 +74,11 @@ class Transformer:
         return self._program
 
     @property
+    def activations(self) -> str:
+        """How the compiled engine rounds the inputs of matrices in GGUF's blocks."""
+        return self._activations
+
+    @property
     def hooks(self) -> tuple[Hook, ...]:
         """The hooks of this network, in the order of their calls."""
         return self._hooks
@@ -88,7 +95,7 @@ class Transformer:
     def __reduce__(self) -> tuple[object, ...]:
         """Copies and pickles get a new engine, since this one has the addresses of these arrays."""
         p = self._program
-        arguments = p.config, self._weights, p.describe, self._engine_name
+        arguments = p.config, self._weights, p.describe, self._engine_name, self._activations
         return _remade, (type(self), arguments, self._hooks)
 
     def __repr__(self) -> str:
@@ -130,6 +137,7 @@ class Transformer:
             for start in range(0, count, BLOCK):
                 block = tokens[start : start + BLOCK]
                 last = start + len(block) == count
+                # The rows for this block: all of its own, or one for the last block, else none.
                 wanted = logits[start:][: len(block)] if all_logits else logits[: int(last)]
                 state.append(block)
                 run = self._engine.run(block, [state], [len(block)], wanted)
@@ -282,14 +290,17 @@ def _owner_of(state: State) -> Owner:
     return state.owner
 
 
-def make_engine(name: str, program: Program) -> Engine:
+def make_engine(name: str, program: Program, activations: str = ACTIVATIONS[0]) -> Engine:
     """Make an engine by its name. Only "compiled" imports numba: the package works without it."""
+    if activations not in ACTIVATIONS:
+        legal = " or ".join(map(repr, ACTIVATIONS))
+        raise ValueError(f"activations must be {legal}, not {activations!r}")
     if name == "compiled":
         try:
             from llama2np.kernels.engine import CompiledEngine
         except ImportError as error:
             raise ValueError(f"{error}: engine='numpy' works without numba, but slowly") from None
-        return CompiledEngine(program)
+        return CompiledEngine(program, activations)
     if name == "numpy":
         from llama2np.model.numpy_engine import NumpyEngine
 
@@ -298,7 +309,7 @@ def make_engine(name: str, program: Program) -> Engine:
 
 
 def _remade(
-    kind: type[Transformer], arguments: tuple[Config, Weights, Describe, str], hooks: Sequence[Hook]
+    kind: type[Transformer], arguments: tuple[object, ...], hooks: Sequence[Hook]
 ) -> Transformer:
-    made = kind(*arguments)
+    made = kind(*arguments)  # type: ignore[arg-type]
     return made.with_hooks(hooks) if hooks else made

@@ -2,10 +2,12 @@
 
 A shared step ends when its slowest thread ends. If other programs use the processors too, the
 system preempts one of our threads every few milliseconds, for some milliseconds, and the others
-wait. So after a long wait, half as many threads are used for some time. Before the number increases
-again, the load of the system is checked (on Linux): this costs almost nothing, a wait costs more.
-But the other programs may have a low priority and not disturb us, so after half a second the number
-increases in any case. On an idle machine there are no such waits, and the load is read only once.
+wait. So after a long wait, half as many threads are used for some time; and also if the workers
+computed almost nothing while other programs were running. Before the number increases again, the
+load of the system is checked (on Linux): this costs almost nothing, a wait costs more. But the
+other programs may have a low priority and not disturb us, so after half a second the number
+increases in any case. On an idle machine there are no such waits, and the load is read only once,
+before the first call that could use several threads.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class Backoff:
         """Record that a kernel has waited this long for threads without a processor.
 
         UNHELPED: it has not waited, but the other threads computed almost nothing. This happens if
-        they have no processor, and also for a moment after they are woken.
+        they have no processor, and also for a moment after they are woken: so it is ignored if the
+        system has processors for all of our threads.
         """
         if nanoseconds == UNHELPED:
             free = free_processors(own=self._given)
@@ -66,6 +69,7 @@ class Backoff:
                 return
             nanoseconds = _LITTLE_WAIT
         now, wait = time.monotonic(), nanoseconds * 1e-9
+        # If this wait began soon after the last limit ended, that was too short: now twice as long.
         again = now - wait - self._since < 2 * self._pause
         self._pause = min(max(_FACTOR * wait, 2 * self._pause * again), _MOST)
         self._limit, self._until = max(self._given // 2, 1), now + self._pause
