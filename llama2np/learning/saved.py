@@ -91,10 +91,10 @@ def _check(path: StrPath, found: str, expected: str) -> None:
     if found == expected:
         return
     ours, theirs = json.loads(expected), json.loads(found)
-    for part in ("data", "settings", "shapes"):
-        if ours[part] != theirs[part]:
-            what, a, b = part, theirs[part], ours[part]
-            if isinstance(a, dict):
+    for part in ("data", "settings", "schedule", "shapes"):
+        if ours.get(part) != theirs.get(part):
+            what, a, b = part, theirs.get(part), ours.get(part)
+            if isinstance(a, dict) and isinstance(b, dict):
                 what = next(k for k in {**a, **b} if a.get(k) != b.get(k))
                 a, b = a.get(what), b.get(what)
             raise CheckpointError(

@@ -19,7 +19,7 @@ from llama2np.learning.dropout import Dropout
 from llama2np.learning.gradients import batch_gradients, batch_loss
 from llama2np.learning.optimizer import AdamW, AdamWOptions, clip, is_matrix
 from llama2np.learning.passes import Parameters
-from llama2np.learning.schedule import Schedule
+from llama2np.learning.schedule import Phases, Schedule
 from llama2np.model.program import Program
 
 StrPath = str | os.PathLike[str]
@@ -90,7 +90,8 @@ class Trainer:
     written every so often; if it is there, training goes on from it, with the same losses to the
     last bit (for the same number of BLAS threads). log: a file that gets a line of JSON for each
     step: step, loss (nats per target), norm (of the gradients before clipping), rate, targets,
-    seconds. Raises ValueError for a checkpoint of another training.
+    seconds. schedule: in place of that of the settings. Raises ValueError for a checkpoint of
+    another training.
     """
 
     def __init__(
@@ -102,10 +103,12 @@ class Trainer:
         *,
         checkpoint: StrPath | None = None,
         log: StrPath | None = None,
+        schedule: Phases | None = None,
         **options: Any,
     ):
         self.program, self.parameters, self.data = program, parameters, data
         self.settings, self.checkpoint, self.options = settings, checkpoint, options
+        self.schedule = settings.schedule if schedule is None else schedule
         decays = (lambda *_: True) if settings.decay_all else is_matrix
         self.optimizer = AdamW(parameters, settings.adamw, decays)
         self.losses: list[float] = []
@@ -132,7 +135,7 @@ class Trainer:
         progress: called after each step with its number and loss. Raises ValueError if the loss is
         no number, and OSError if a file cannot be written; the last checkpoint then is whole.
         """
-        until = self.settings.steps if until is None else until
+        until = self.schedule.steps if until is None else until
         with self._opened_log() as log:
             while self.step < until:
                 started = time.perf_counter()
@@ -147,7 +150,7 @@ class Trainer:
 
     def one_step(self) -> dict[str, Any]:
         """Take one step; return its line of the log, without the time."""
-        rate = self.settings.schedule.rate_at(self.step)
+        rate = self.schedule.rate_at(self.step)
         loss, count, gradients = self._gradients()
         norm = clip(gradients, self.settings.clip)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -165,12 +168,12 @@ class Trainer:
         """The mean loss over the batches of a step, its targets, and the gradients."""
         s, first = self.settings, self.step * self.settings.accumulate
         batches = [self.data.batch(first + i) for i in range(s.accumulate)]
-        count, total = sum(len(batch.rows) for batch in batches), 0.0
+        weight, total = sum(batch.weight for batch in batches), 0.0
         found: dict[str, np.ndarray] = {}
         for i, batch in enumerate(batches):
             dropout = Dropout(s.dropout, s.seed, first + i) if s.dropout else None
             loss, gradients = batch_gradients(
-                *(self.program, self.parameters, batch, 1 / count),
+                *(self.program, self.parameters, batch, 1 / weight),
                 recompute=s.recompute,
                 dropout=dropout,
                 **self.options,
@@ -178,7 +181,7 @@ class Trainer:
             total += loss.total
             for name, gradient in gradients.items():
                 found[name] = gradient if i == 0 else np.add(found[name], gradient, found[name])
-        return total / count, count, found
+        return total / weight, sum(len(batch.rows) for batch in batches), found
 
     def save(self) -> None:
         """Write the checkpoint, if there is to be one. Raises OSError; the old one then stays."""
@@ -188,6 +191,8 @@ class Trainer:
     def _identity(self) -> str:
         """What must be equal for a training to go on."""
         of = {"settings": asdict(self.settings), "data": self.data.name}
+        if self.schedule != self.settings.schedule:
+            of["schedule"] = asdict(self.schedule)
         of["shapes"] = {name: list(array.shape) for name, array in self.parameters.items()}
         return json.dumps(of, sort_keys=True)
 
