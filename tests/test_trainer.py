@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ from networks import program, tiny
 
 from llama2np.formats import loading
 from llama2np.formats.checkpoint import CheckpointError
+from llama2np.learning import shards as shards_module
 from llama2np.learning.batch import Batch
+from llama2np.learning.gradients import batch_gradients
 from llama2np.learning.heads import with_labels
 from llama2np.learning.optimizer import AdamW, AdamWOptions, clip
 from llama2np.learning.passes import parameters_of
-from llama2np.learning.schedule import Schedule
+from llama2np.learning.schedule import Phases, Schedule
 from llama2np.learning.trainer import Settings, Trainer, score
 
 FOLDERS = {
@@ -276,3 +279,69 @@ def test_wrong_heads(reference):
     config, tensors = tiny("bert")
     with pytest.raises(ValueError, match="without logits of tokens"):
         with_labels(program(config, tensors), 3)
+
+
+def test_shards_are_the_batch():
+    """Their losses and gradients add up to the batch's, for texts, labels, types and weights."""
+    config, tensors = tiny("llama", 0)
+    network, random = program(config, tensors), np.random.default_rng(0)
+    lengths = random.integers(2, 10, 7)
+    batch = Batch.next_tokens(random.integers(0, 17, (7, 9)), np.minimum(lengths, 9))
+    weights = random.random(len(batch.rows)).astype(np.float32)
+    batch = replace(batch, weights=weights, types=random.integers(0, 2, batch.shape))
+    parts = [*map(shards_module._part, [batch] * 3, (0, 2, 5), (2, 5, 7))]
+    assert sum(part.weight for part in parts) == pytest.approx(batch.weight)
+    assert parts[0].types.shape == parts[0].tokens.shape
+    whole = batch_gradients(network, tensors, batch, 1.0)
+    each = [batch_gradients(network, tensors, part, 1.0) for part in parts]
+    assert sum(loss.total for loss, _ in each) == pytest.approx(whole[0].total)
+    for name, gradient in whole[1].items():
+        np.testing.assert_allclose(sum(g[name] for _, g in each), gradient, atol=1e-10)
+
+
+def test_the_number_of_threads_changes_no_bit(monkeypatch):
+    monkeypatch.setattr(shards_module, "_TOKENS", 8)
+    config, tensors = tiny("llama", 0)
+    network, found = program(config, tensors), []
+    for threads in (1, 2, 3, 5):
+        settings = Settings(3, 1e-2, dropout=0.1, accumulate=2)
+        trainer = Trainer(
+            network, parameters_of(network), Random(count=6), settings, threads=threads
+        )
+        trainer.run()
+        found.append((trainer.losses, {n: a.tobytes() for n, a in trainer.parameters.items()}))
+    assert len(shards_module.shards(Random(count=6).batch(0))) == 6
+    assert all(one == found[0] for one in found[1:])
+
+
+def test_an_error_in_a_thread_reaches_the_caller():
+    def function(item):
+        if item == 3:
+            raise ValueError("three")
+        return item
+
+    found = []
+    with pytest.raises(ValueError, match="three"):
+        found.extend(shards_module.in_order(function, range(6), 2))
+    assert list(shards_module.in_order(str, range(6), 3)) == list("012345")
+
+
+def test_weights_of_targets():
+    """A target of weight 0 counts like one that is not there, one of 2 like two of them."""
+    config, tensors = tiny("llama", 0)
+    network = program(config, tensors)
+    batch = Batch.next_tokens(np.arange(10)[None] % 7)
+    chosen = np.array([1, 0, 0, 2, 1, 0, 0, 0, 0], np.float32)
+    weighted = batch_gradients(network, tensors, replace(batch, weights=chosen))
+    once = [replace(batch, rows=batch.rows[k], targets=batch.targets[k]) for k in ([0, 3, 4], [3])]
+    each = [batch_gradients(network, tensors, part, 1 / 4) for part in once]
+    assert weighted[0].total == pytest.approx(sum(loss.total for loss, _ in each))
+    assert replace(batch, weights=chosen).weight == 4
+    for name, gradient in weighted[1].items():
+        np.testing.assert_allclose(gradient, sum(g[name] for _, g in each), atol=1e-10)
+
+
+def test_phases():
+    phases = Phases((Schedule(1.0, 4, 2, "constant"), Schedule(2.0, 4, 0, "linear", 0.5)))
+    assert phases.steps == 8
+    assert [phases.rate_at(i) for i in range(8)] == [0.5, 1, 1, 1, 2, 1.75, 1.5, 1.25]

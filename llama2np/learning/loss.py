@@ -20,9 +20,9 @@ _PART = 2**22  # logits at a time: 16 MB
 class Loss:
     """The losses of a batch.
 
-    total: the sum of -log p(target) in nats over all targets, times their weights; predicted: (count,) int64, the output
-    with the largest logit for each; right: how many of these are the target. by_hidden: the
-    derivative of total * factor by what the head reads.
+    total: the sum of -log p(target) in nats over all targets, times their weights; predicted:
+    (count,) int64, the output with the largest logit for each; right: how many of these are the
+    target. by_hidden: the derivative of total * factor by what the head reads.
     """
 
     total: float

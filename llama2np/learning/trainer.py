@@ -17,10 +17,13 @@ from llama2np.learning import saved
 from llama2np.learning.batch import Batch
 from llama2np.learning.dropout import Dropout
 from llama2np.learning.gradients import batch_gradients, batch_loss
+from llama2np.learning.loss import Loss
 from llama2np.learning.optimizer import AdamW, AdamWOptions, clip, is_matrix
 from llama2np.learning.passes import Parameters
 from llama2np.learning.schedule import Phases, Schedule
+from llama2np.learning.shards import in_order, shards
 from llama2np.model.program import Program
+from llama2np.processors import processors
 
 StrPath = str | os.PathLike[str]
 
@@ -52,7 +55,7 @@ class Settings:
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        self.schedule, self.adamw, Dropout(self.dropout, 0, 0)  # they check their numbers
+        self.schedule, self.adamw, Dropout(self.dropout, 0, ())  # they check their numbers
         if self.accumulate < 1 or not self.clip >= 0 or self.seed < 0:
             raise ValueError(
                 f"accumulate={self.accumulate} must be 1 or more, clip={self.clip} and "
@@ -88,10 +91,11 @@ class Trainer:
 
     program: the network; parameters: see `Pass`, changed in place. checkpoint: a file that is
     written every so often; if it is there, training goes on from it, with the same losses to the
-    last bit (for the same number of BLAS threads). log: a file that gets a line of JSON for each
+    last bit. log: a file that gets a line of JSON for each
     step: step, loss (nats per target), norm (of the gradients before clipping), rate, targets,
-    seconds. schedule: in place of that of the settings. Raises ValueError for a checkpoint of
-    another training.
+    seconds. schedule: in place of that of the settings. threads: by default as many as there are
+    processors; the losses do not depend on it. Raises ValueError for a checkpoint of another
+    training.
     """
 
     def __init__(
@@ -104,10 +108,12 @@ class Trainer:
         checkpoint: StrPath | None = None,
         log: StrPath | None = None,
         schedule: Phases | None = None,
+        threads: int | None = None,
         **options: Any,
     ):
         self.program, self.parameters, self.data = program, parameters, data
         self.settings, self.checkpoint, self.options = settings, checkpoint, options
+        self.threads = threads or processors()
         self.schedule = settings.schedule if schedule is None else schedule
         decays = (lambda *_: True) if settings.decay_all else is_matrix
         self.optimizer = AdamW(parameters, settings.adamw, decays)
@@ -167,21 +173,26 @@ class Trainer:
     def _gradients(self) -> tuple[float, int, dict[str, np.ndarray]]:
         """The mean loss over the batches of a step, its targets, and the gradients."""
         s, first = self.settings, self.step * self.settings.accumulate
-        batches = [self.data.batch(first + i) for i in range(s.accumulate)]
-        weight, total = sum(batch.weight for batch in batches), 0.0
-        found: dict[str, np.ndarray] = {}
-        for i, batch in enumerate(batches):
-            dropout = Dropout(s.dropout, s.seed, first + i) if s.dropout else None
-            loss, gradients = batch_gradients(
+        batches = {first + i: self.data.batch(first + i) for i in range(s.accumulate)}
+        parts = [((n, i), part) for n, b in batches.items() for i, part in enumerate(shards(b))]
+        weight, total = sum(batch.weight for batch in batches.values()), 0.0
+
+        def computed(part: tuple[tuple[int, int], Batch]) -> tuple[Loss, dict[str, np.ndarray]]:
+            turn, batch = part
+            dropout = Dropout(s.dropout, s.seed, turn) if s.dropout else None
+            return batch_gradients(
                 *(self.program, self.parameters, batch, 1 / weight),
                 recompute=s.recompute,
                 dropout=dropout,
                 **self.options,
             )
+
+        sums: dict[str, np.ndarray] = {}
+        for loss, gradients in in_order(computed, parts, self.threads):
             total += loss.total
             for name, gradient in gradients.items():
-                found[name] = gradient if i == 0 else np.add(found[name], gradient, found[name])
-        return total / weight, sum(len(batch.rows) for batch in batches), found
+                sums[name] = np.add(sums[name], gradient, sums[name]) if name in sums else gradient
+        return total / weight, sum(len(batch.rows) for batch in batches.values()), sums
 
     def save(self) -> None:
         """Write the checkpoint, if there is to be one. Raises OSError; the old one then stays."""

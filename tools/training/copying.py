@@ -17,7 +17,7 @@ _FIRST = 259  # pieces before this are <unk>, BOS, EOS and the 256 bytes
 
 
 def said_twice(rows: int, vocab_size: int, seed: tuple[int, ...]) -> Batch:
-    """A batch (rows, 2 x 64) of a BOS and pieces said twice; the second saying is to be predicted."""
+    """A batch (rows, 2 x 64): a BOS and pieces said twice, of which the second are predicted."""
     random = np.random.default_rng(seed)
     once = random.integers(_FIRST, vocab_size, (rows, _PIECES))
     text = np.concatenate([np.full((rows, 1), BOS), once, once], axis=1)
