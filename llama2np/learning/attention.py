@@ -54,7 +54,7 @@ def attention(step: Step, run: Pass) -> tuple[np.ndarray, ...]:
         y *= inverse
         _put(out, block, y)
     run.saved[step] = kept
-    return (out.reshape(len(out) * out.shape[1], -1),)
+    return (out.reshape(run.batch.tokens.size, -1),)
 
 
 def attention_back(step: Step, run: Pass, dy: np.ndarray) -> tuple[np.ndarray | None, ...]:
@@ -67,7 +67,8 @@ def attention_back(step: Step, run: Pass, dy: np.ndarray) -> tuple[np.ndarray | 
     rule = Rule.of(step)
     dy, y = dy.reshape(queries[0].shape), run.values[step.outputs[0]].reshape(queries[0].shape)
     k, v = _by_head(k), _by_head(v)
-    by_queries, by_k, by_v = [np.empty_like(q) for q in queries], np.zeros_like(k), np.zeros_like(v)
+    by_queries = [np.empty_like(q) for q in queries]
+    by_k, by_v = np.zeros_like(k), np.zeros_like(v)
     for block, exponentials, inverse, tanh in run.saved[step]:
         scaled = _part(dy, block)
         scaled *= inverse
@@ -86,11 +87,11 @@ def attention_back(step: Step, run: Pass, dy: np.ndarray) -> tuple[np.ndarray | 
                 part = np.where(mask, grouped, grouped.dtype.type(0)).reshape(by_scores.shape)
             _put(by_q, block, part @ k[:, :, block.keys])
             by_k[:, :, block.keys] += part.swapaxes(-1, -2) @ _part(q, block)
-    rows = len(dy) * dy.shape[1]
-    first, *others = (by_q.reshape(rows, -1) for by_q in by_queries)
-    by_k, by_v = (g.transpose(0, 2, 1, 3).reshape(rows, -1) for g in (by_k, by_v))
+    rows = run.batch.tokens.size
+    found = [by_q.reshape(rows, -1) for by_q in by_queries]
     # The inputs of a step are q, k, v, and for dual chunk attention two more rotations of q.
-    return first, by_k, by_v, *others
+    found[1:1] = [by.transpose(0, 2, 1, 3).reshape(rows, -1) for by in (by_k, by_v)]
+    return tuple(found)
 
 
 def _heads(step: Step, run: Pass) -> list[np.ndarray]:

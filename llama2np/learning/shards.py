@@ -15,7 +15,8 @@ from llama2np.learning.batch import Batch
 
 _TOKENS = 1024  # of a shard, about: what it computes between two matrix products stays in the cache
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def shards(batch: Batch) -> list[Batch]:
