@@ -10,6 +10,7 @@ from networks import program, tiny
 
 from llama2np.formats import loading
 from llama2np.formats.checkpoint import CheckpointError
+from llama2np.learning import saved
 from llama2np.learning import shards as shards_module
 from llama2np.learning.batch import Batch
 from llama2np.learning.gradients import batch_gradients
@@ -345,3 +346,136 @@ def test_phases():
     phases = Phases((Schedule(1.0, 4, 2, "constant"), Schedule(2.0, 4, 0, "linear", 0.5)))
     assert phases.steps == 8
     assert [phases.rate_at(i) for i in range(8)] == [0.5, 1, 1, 1, 2, 1.75, 1.5, 1.25]
+
+
+def trainer_of(folder, steps=6, rate=1e-2, **options):
+    config, tensors = tiny("llama", 0)
+    network = program(config, tensors)
+    paths = {"checkpoint": folder / "training.npz", "log": folder / "losses.jsonl"}
+    settings = Settings(steps, rate)
+    return Trainer(network, parameters_of(network), Random(), settings, **paths, **options)
+
+
+def test_a_full_disk_does_not_end_a_training(tmp_path, monkeypatch):
+    """The checkpoint of step 2 cannot be written, nor after step 3; after step 4 it can."""
+    trainer, save, told = trainer_of(tmp_path), saved.save, []
+
+    def full(path, optimizer, *rest):
+        if optimizer.step in (2, 3):
+            raise OSError(28, "No space left on device", str(path))
+        assert optimizer.step in (4, 6)
+        save(path, optimizer, *rest)
+
+    monkeypatch.setattr(saved, "save", full)
+    trainer.run(every=2, unsaved=told.append)
+    assert [error.errno for error in told] == [28] and trainer.step == 6
+    assert trainer_of(tmp_path).losses == trainer.losses
+
+
+def test_a_log_on_a_full_disk(tmp_path, monkeypatch):
+    """Lines wait in memory until they can be written, each once and whole."""
+    log = saved.Log(tmp_path / "losses.jsonl")
+    log.add({"step": 1})
+    log.write()
+    log.add({"step": 2})
+    with monkeypatch.context() as patch:
+
+        class Full:
+            def __init__(self, path, *_, **__):
+                self.file = builtins_open(path, "a")
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                self.file.close()
+
+            def write(self, text):
+                self.file.write(text[:5])
+                self.file.flush()
+                raise OSError(28, "No space left on device")
+
+        builtins_open = open
+        patch.setattr(saved, "open", Full, raising=False)
+        with pytest.raises(OSError):
+            log.write()
+    assert (tmp_path / "losses.jsonl").read_text() == '{"step": 1}\n'
+    log.add({"step": 3})
+    log.write()
+    assert (tmp_path / "losses.jsonl").read_text().split("\n")[1:3] == [
+        '{"step": 2}',
+        '{"step": 3}',
+    ]
+
+
+def test_without_a_way_to_tell_a_full_disk_is_an_error(tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saved, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.run(every=2)
+    with pytest.raises(OSError, match="No space left"):  # nothing is saved at the end
+        trainer_of(tmp_path).run(every=2, unsaved=lambda error: None)
+
+
+@pytest.mark.parametrize("what", (KeyboardInterrupt, SystemExit, MemoryError))
+def test_the_checkpoint_is_written_when_something_ends_the_training(tmp_path, what):
+    whole = trainer_of(tmp_path / "whole")
+    whole.run()
+
+    def progress(step, loss):
+        if step == 4:
+            raise what
+
+    stopped = trainer_of(tmp_path / "stopped")
+    with pytest.raises(what):
+        stopped.run(progress=progress)
+    again = trainer_of(tmp_path / "stopped")
+    assert again.step == 4
+    again.run()
+    assert again.losses == whole.losses
+
+
+def test_a_step_that_is_cut_off_is_not_saved(tmp_path, monkeypatch):
+    """Ctrl-C while the parameters change: the checkpoint keeps the state before."""
+    trainer = trainer_of(tmp_path)
+    trainer.run(until=2)
+    update = AdamW._update
+
+    def cut_off(self, name, *rest):
+        if name == "final_norm":
+            raise KeyboardInterrupt
+        update(self, name, *rest)
+
+    monkeypatch.setattr(AdamW, "_update", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    monkeypatch.undo()
+    again = trainer_of(tmp_path)
+    assert again.step == 2
+    again.run()
+
+
+def test_no_number_and_a_smaller_rate(tmp_path, recwarn):
+    """The steps before are in the checkpoint, from which it goes on with other settings."""
+    wild = trainer_of(tmp_path, rate=1e30)
+    with pytest.raises(
+        ValueError, match=r"step \d: the loss is .*training.npz has the state after"
+    ):
+        wild.run()
+    assert not recwarn.list
+    with pytest.raises(CheckpointError, match="rate=1e.30, expected 0.001.* or allow the change"):
+        trainer_of(tmp_path, rate=1e-3)
+    trainer = trainer_of(tmp_path, rate=1e-3, allow_change=True)
+    assert trainer.step == wild.step > 0 and trainer.losses == wild.losses
+
+
+def test_more_steps(tmp_path):
+    trainer_of(tmp_path).run()
+    more = trainer_of(tmp_path, steps=8, allow_change=True)
+    assert more.step == 6
+    more.run()
+    assert trainer_of(tmp_path, steps=8).step == 8

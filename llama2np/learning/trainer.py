@@ -7,9 +7,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -94,8 +94,9 @@ class Trainer:
     last bit. log: a file that gets a line of JSON for each
     step: step, loss (nats per target), norm (of the gradients before clipping), rate, targets,
     seconds. schedule: in place of that of the settings. threads: by default as many as there are
-    processors; the losses do not depend on it. Raises ValueError for a checkpoint of another
-    training.
+    processors; the losses do not depend on it. allow_change: go on from a checkpoint that was made
+    with other settings or data, such as a smaller rate or more steps. Raises CheckpointError for a
+    checkpoint of another training.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Trainer:
         log: StrPath | None = None,
         schedule: Phases | None = None,
         threads: int | None = None,
+        allow_change: bool = False,
         **options: Any,
     ):
         self.program, self.parameters, self.data = program, parameters, data
@@ -120,8 +122,10 @@ class Trainer:
         self.losses: list[float] = []
         self.norms: list[float] = []
         self._log = log
+        self._whole = True  # False while the parameters, their moments and the losses change
         if checkpoint is not None and os.path.exists(checkpoint):
-            self.losses, self.norms = saved.load(checkpoint, self.optimizer, self._identity())
+            identity = None if allow_change else self._identity()
+            self.losses, self.norms = saved.load(checkpoint, self.optimizer, identity)
         if log is not None:
             saved.cut_log(log, self.step)
 
@@ -135,40 +139,71 @@ class Trainer:
         until: int | None = None,
         every: int = 100,
         progress: Callable[[int, float], object] = lambda step, loss: None,
+        unsaved: Callable[[OSError], object] | None = None,
     ) -> None:
         """Train up to a step, by default the last; write the checkpoint after each `every` steps.
 
-        progress: called after each step with its number and loss. Raises ValueError if the loss is
-        no number, and OSError if a file cannot be written; the last checkpoint then is whole.
+        progress: called after each step with its number and loss. If an exception such as
+        KeyboardInterrupt ends the training, the checkpoint is written before. unsaved: called if a file cannot be written; training goes on,
+        and the next step tries again. Raises ValueError if the loss is no number, and OSError if a
+        file cannot be written, with `unsaved` only after the last step.
         """
         until = self.schedule.steps if until is None else until
-        with self._opened_log() as log:
+        log, failed = saved.Log(self._log), False
+        log.write()
+        try:
             while self.step < until:
                 started = time.perf_counter()
                 line = self.one_step()
-                if log is not None:
-                    line["seconds"] = round(time.perf_counter() - started, 4)
-                    log.write(json.dumps(line) + "\n")
-                    log.flush()
-                if self.step % every == 0 or self.step == until:
-                    self.save()
+                log.add(line | {"seconds": round(time.perf_counter() - started, 4)})
+                due = failed or self.step % every == 0 or self.step == until
+                error = self._stored(log, due)
+                if error is not None and (unsaved is None or self.step == until):
+                    raise error
+                if error is not None and unsaved is not None and not failed:
+                    unsaved(error)
+                failed = error is not None
                 progress(self.step, self.losses[-1])
+        except BaseException:
+            with suppress(OSError):
+                if self._whole:
+                    self.save()
+            raise
+
+    def _stored(self, log: saved.Log, checkpoint: bool) -> OSError | None:
+        """Write the log, and maybe the checkpoint; return what has failed."""
+        try:
+            log.write()
+            if checkpoint:
+                self.save()
+        except OSError as error:
+            return error
+        return None
 
     def one_step(self) -> dict[str, Any]:
         """Take one step; return its line of the log, without the time."""
         rate = self.schedule.rate_at(self.step)
-        loss, count, gradients = self._gradients()
-        norm = clip(gradients, self.settings.clip)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            last = "" if self.checkpoint is None else f"; {self.checkpoint} has an earlier state"
-            raise ValueError(
-                f"step {self.step + 1}: the loss is {loss}, the norm of the gradients {norm}: "
-                f"try a smaller learning rate (now {rate:g}){last}"
-            )
-        self.optimizer.update(gradients, rate)
-        self.losses.append(loss)
-        self.norms.append(norm)
+        with np.errstate(all="ignore"):  # the check below finds what goes wrong
+            loss, count, gradients = self._gradients()
+            norm = clip(gradients, self.settings.clip)
+            self._whole = False
+            if not (math.isfinite(loss) and math.isfinite(norm)):  # the steps before have spoilt it
+                raise ValueError(
+                    f"step {self.step + 1}: the loss is {loss}, the norm of the gradients {norm}: "
+                    f"try a smaller learning rate (now {rate:g}){self._earlier()}"
+                )
+            self.optimizer.update(gradients, rate)
+            self.losses.append(loss)
+            self.norms.append(norm)
+            self._whole = True
         return {"step": self.step, "loss": loss, "norm": norm, "rate": rate, "targets": count}
+
+    def _earlier(self) -> str:
+        if self.checkpoint is None or not os.path.exists(self.checkpoint):
+            return ""
+        return (
+            f"; {self.checkpoint} has an earlier state, from which the changed training can go on"
+        )
 
     def _gradients(self) -> tuple[float, int, dict[str, np.ndarray]]:
         """The mean loss over the batches of a step, its targets, and the gradients."""
@@ -206,11 +241,6 @@ class Trainer:
             of["schedule"] = asdict(self.schedule)
         of["shapes"] = {name: list(array.shape) for name, array in self.parameters.items()}
         return json.dumps(of, sort_keys=True)
-
-    def _opened_log(self) -> AbstractContextManager[TextIO | None]:
-        if self._log is None:
-            return nullcontext()
-        return open(self._log, "a", encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
