@@ -144,9 +144,10 @@ class Trainer:
         """Train up to a step, by default the last; write the checkpoint after each `every` steps.
 
         progress: called after each step with its number and loss. If an exception such as
-        KeyboardInterrupt ends the training, the checkpoint is written before. unsaved: called if a file cannot be written; training goes on,
-        and the next step tries again. Raises ValueError if the loss is no number, and OSError if a
-        file cannot be written, with `unsaved` only after the last step.
+        KeyboardInterrupt ends the training, the checkpoint is written first. unsaved: called if a
+        file cannot be written; training goes on, and the next step tries again. Raises ValueError
+        if the loss is no number, and OSError if a file cannot be written: with `unsaved` only
+        before the first step and after the last.
         """
         until = self.schedule.steps if until is None else until
         log, failed = saved.Log(self._log), False
