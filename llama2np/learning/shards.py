@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -45,21 +45,18 @@ def _part(batch: Batch, first: int, end: int) -> Batch:
 
 
 def in_order(
-    function: Callable[[Item], Result], items: Sequence[Item], threads: int
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int
 ) -> Iterator[Result]:
     """The results of a function of each item, in the order of the items, by several threads.
 
-    There are never many more results than threads in memory. Each matrix product is then computed
-    by one thread. A single item is computed here, with as many threads for a product as BLAS likes.
+    There are never many more results than threads in memory. Each matrix product is computed by one
+    thread: BLAS's own would wait for each other on a busy machine, and may change the last bits.
     """
-    if len(items) == 1:
-        yield function(items[0])
-        return
     with _blas().limit(limits=1, user_api="blas"):
         if threads == 1:
             yield from map(function, items)
             return
-        with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             waiting: deque[Future[Result]] = deque()
             for item in items:
                 waiting.append(pool.submit(function, item))

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -184,7 +184,7 @@ class Trainer:
     def one_step(self) -> dict[str, Any]:
         """Take one step; return its line of the log, without the time."""
         rate = self.schedule.rate_at(self.step)
-        with np.errstate(all="ignore"):  # the check below finds what goes wrong
+        with np.errstate(all="ignore"):
             loss, count, gradients = self._gradients()
             norm = clip(gradients, self.settings.clip)
             self._whole = False
@@ -216,12 +216,13 @@ class Trainer:
         def computed(part: tuple[tuple[int, int], Batch]) -> tuple[Loss, dict[str, np.ndarray]]:
             turn, batch = part
             dropout = Dropout(s.dropout, s.seed, turn) if s.dropout else None
-            return batch_gradients(
-                *(self.program, self.parameters, batch, 1 / weight),
-                recompute=s.recompute,
-                dropout=dropout,
-                **self.options,
-            )
+            with np.errstate(all="ignore"):  # of this thread: one_step finds what goes wrong
+                return batch_gradients(
+                    *(self.program, self.parameters, batch, 1 / weight),
+                    recompute=s.recompute,
+                    dropout=dropout,
+                    **self.options,
+                )
 
         sums: dict[str, np.ndarray] = {}
         for loss, gradients in in_order(computed, parts, self.threads):
@@ -257,7 +258,7 @@ def predictions(
     program: Program, parameters: Parameters, batches: Iterable[Batch], **options: Any
 ) -> np.ndarray:
     """The output with the largest logit for each target of batches, one after the other: (n,)."""
-    found = [batch_loss(program, parameters, batch, **options).predicted for batch in batches]
+    found = [loss.predicted for loss in _losses(program, parameters, batches, **options)]
     return np.concatenate([np.zeros(0, np.int64), *found])
 
 
@@ -266,9 +267,19 @@ def score(
 ) -> Score:
     """How well a network predicts batches, without dropout. Raises ValueError for no batches."""
     total, right, count = 0.0, 0, 0
-    for batch in batches:
-        loss = batch_loss(program, parameters, batch, **options)
+    for loss in _losses(program, parameters, batches, **options):
         total, right, count = total + loss.total, right + loss.right, count + loss.count
     if not count:
         raise ValueError("there is nothing to predict: expected one sequence or more")
     return Score(total / count, right / count, count)
+
+
+def _losses(
+    program: Program, parameters: Parameters, batches: Iterable[Batch], **options: Any
+) -> Iterator[Loss]:
+    """The losses of the shards of batches, by all processors."""
+
+    def computed(part: Batch) -> Loss:
+        return batch_loss(program, parameters, part, **options)
+
+    return in_order(computed, (s for batch in batches for s in shards(batch)), processors())
