@@ -14,8 +14,11 @@ import os
 import time
 from pathlib import Path
 
+from llama2np.kernels.runtime.shared import UNHELPED
+
 _FACTOR = 10  # the time with fewer threads is at least this multiple of the wait
 _MOST = 0.5  # seconds: the longest such time; after it, more threads are tried at any load
+_LITTLE_WAIT = 250_000  # nanoseconds: what UNHELPED counts for
 _LOOK = 0.02  # seconds between two checks of the load, while the system is busy
 _LOAD = Path("/proc/loadavg")  # "0.20 0.18 0.12 3/412 11206": 3 of 412 threads are runnable
 _NEVER = float("inf")
@@ -52,7 +55,16 @@ class Backoff:
         return self._limit
 
     def waited(self, nanoseconds: int) -> None:
-        """Record that a kernel has waited this long for threads without a processor."""
+        """Record that a kernel has waited this long for threads without a processor.
+
+        UNHELPED: it has not waited, but the other threads computed almost nothing. This happens if
+        they have no processor, and also for a moment after they are woken.
+        """
+        if nanoseconds == UNHELPED:
+            free = free_processors(own=self._given)
+            if free is not None and free >= self._given:
+                return
+            nanoseconds = _LITTLE_WAIT
         now, wait = time.monotonic(), nanoseconds * 1e-9
         again = now - wait - self._since < 2 * self._pause
         self._pause = min(max(_FACTOR * wait, 2 * self._pause * again), _MOST)
@@ -60,14 +72,14 @@ class Backoff:
         self._trial = now + _MOST
 
 
-def free_processors() -> int | None:
-    """The number of processors that run no thread but the caller; None if it is not known.
+def free_processors(own: int = 1) -> int | None:
+    """The number of processors that run none but our `own` threads; None if it is not known.
 
     It is not known if the process may use only some processors: the others may be the busy ones.
     """
     try:
         running = int(_LOAD.read_text().split()[3].split("/")[0])
         count = os.cpu_count() or 1
-        return count - (running - 1) if len(os.sched_getaffinity(0)) == count else None
+        return count - (running - own) if len(os.sched_getaffinity(0)) == count else None
     except (OSError, ValueError, IndexError, AttributeError):  # not Linux
         return None

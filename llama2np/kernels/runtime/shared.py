@@ -28,10 +28,13 @@ from llama2np.kernels.runtime.vectors import I32, I64, call
 
 # Indices into the board. Words that different threads write are in different cache lines.
 _WORD, _DONE = 0, 16
+HELPED = 17  # the chunks that workers have computed
 _OP, _ROW, _RUN, _UNITS, _LONG_CHUNKS, _LONG, _SHORT = range(32, 39)  # of the step
 # For the call: whether it is in progress; the number of threads that share its steps now; how many
-# nanoseconds the main thread has waited for workers without a processor.
+# nanoseconds the main thread has waited for workers without a processor, or UNHELPED.
 RUNNING, MEMBERS, WAITED = 39, 40, 41
+UNHELPED = -1  # nothing was waited for, but the workers computed almost nothing
+_CHUNKS = 42  # of the shared steps since HELPED was 0
 BOARD = 48  # int64
 
 _CHUNK_BITS = 10  # bits of the word: the number of the step, then the chunks, then the next chunk
@@ -41,7 +44,10 @@ MAX_MEMBERS = _CHUNK_MASK // 4
 SMALL = 2**15  # multiply-adds; below this, the main thread alone is faster
 _LARGE = 2**18  # multiply-adds; from here on, short chunks make up for their cost
 _LONG_WAIT = 250_000  # nanoseconds; a longer wait means that a worker has no processor
-_BRIEF = 2**10  # checks of the board, tens of microseconds; only longer waits are measured
+_BRIEF = 2**6  # checks of the board, some microseconds; only longer waits are measured
+_PATIENT = 2**12  # checks of the board, 100 to 200 microseconds; then a wait yields the processor
+_LOOK = 2**8  # chunks after which the main thread checks whether the workers helped
+_LITTLE = 8  # workers that compute less than this part of the chunks have no processor
 
 _X86, _UNIX = platform.machine() in ("x86_64", "AMD64"), hasattr(os, "sched_yield")
 
@@ -202,6 +208,7 @@ def share(board, op, row, run, units, work, scratch):
     s[_OP], s[_ROW], s[_RUN], s[_UNITS] = op, row, run, units
     s[_LONG_CHUNKS], s[_LONG], s[_SHORT] = members, long, short
     _store(board, _DONE, 0)
+    s[_CHUNKS] += chunks
     step = ((_load(board, _WORD) >> 2 * _CHUNK_BITS) + 1) & _STEP_MASK
     _store(board, _WORD, (step << 2 * _CHUNK_BITS) | (chunks << _CHUNK_BITS))
     while _work(board, scratch):
@@ -211,7 +218,10 @@ def share(board, op, row, run, units, work, scratch):
         looks += 1
         if looks == _BRIEF:
             since = _now()
-        _rest(looks)
+        if looks < _PATIENT:  # to yield would give the processor away for milliseconds
+            _pause()
+        else:
+            _yield()
     if looks > _BRIEF:
         waited = _now() - since
         if waited > _LONG_WAIT + work:  # even a slow processor computes one in a nanosecond
@@ -229,6 +239,7 @@ def serve(board, member, scratch, idle_looks, busy_looks):
     looks = 0
     while looks < (busy_looks if _load(board, RUNNING) else idle_looks):
         if member < _load(board, MEMBERS) and _work(board, scratch):
+            _add(board, HELPED, 1)
             looks = 0
         else:
             looks += 1
@@ -249,5 +260,16 @@ def begin_call(board, members):
 
 @inner
 def end_call(board):
-    """As the main thread, publish that the call ends."""
+    """As the main thread, publish that the call ends, and check whether the workers helped.
+
+    On a busy machine a worker that waits for work yields its processor, and may get none when there
+    is work. Then nobody waits for it, but the system shares out the processors among more threads,
+    and the main thread gets less.
+    """
     _store(board, RUNNING, 0)
+    s = int64s(board, BOARD)
+    if s[_CHUNKS] >= _LOOK:
+        if not s[WAITED] and _LITTLE * _load(board, HELPED) < s[_CHUNKS]:
+            s[WAITED] = UNHELPED
+        s[_CHUNKS] = 0
+        _store(board, HELPED, 0)
