@@ -167,12 +167,17 @@ class Encoder:
             filled.append(Filled(piece, token, float(shares[token]), whole_text))
         return filled
 
+    @property
+    def classifies(self) -> bool:
+        """Whether the network has a head that classifies texts."""
+        return {"labels", "pooler"} <= self.network.programs.keys()
+
     def classify(self, texts: str | Iterable[str]) -> list[dict[str, float]]:
         """{label: probability} for each text, by the network's own head.
 
         Raises ValueError for a network without one.
         """
-        if not {"labels", "pooler"} <= self.network.programs.keys():
+        if not self.classifies:
             raise ValueError("this network has no head that classifies texts")
         found = []
         for each in arguments.texts("texts", texts):

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import ModuleType
 
 from llama2np import kernels
 from llama2np.bench import form
@@ -16,7 +13,7 @@ from llama2np.bench.measure import measure, plan
 from llama2np.bench.peer import LLAMA2C, Peer
 from llama2np.cli import engine
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
-from llama2np.cli.model import MODEL_HELP, plotting
+from llama2np.cli.model import MODEL_HELP, plotting_to
 from llama2np.formats import loading
 from llama2np.store.names import located
 
@@ -27,7 +24,7 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    plot = _plotting(options.plot) if options.plot else None
+    plot = plotting_to(options.plot) if options.plot else None
     pattern = options.peer_pattern or LLAMA2C
     model = os.fspath(located(options.model))
     peers = [Peer(peer, model, pattern) for peer in options.peer]
@@ -45,15 +42,6 @@ def _bench(options: argparse.Namespace) -> None:
         print(form.as_table(report, about))
     if plot:
         plot.save(plot.speeds(report.results), options.plot)
-
-
-def _plotting(path: Path) -> ModuleType:
-    """The module that draws. An error about the plot comes before the measurements, not after."""
-    plot = plotting()
-    folder = plot.checked(path).absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such folder", str(folder))
-    return plot
 
 
 def _say(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +71,18 @@ def plotting(others: Sequence[str] = ()) -> ModuleType:
         raise ValueError(
             f"drawing needs matplotlib ({error}): {sys.executable} -m pip install matplotlib{way}"
         ) from None
+    return plot
+
+
+def plotting_to(path: Path) -> ModuleType:
+    """The module that draws; an error about the file comes before the work, not after it.
+
+    Raises ValueError for an unknown suffix, and FileNotFoundError if there is no such folder.
+    """
+    plot = plotting()
+    folder = plot.checked(path).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(folder))
     return plot
 
 
