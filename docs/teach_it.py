@@ -152,5 +152,5 @@ for name, model in (("before", before), ("after", after)):
 # %% [markdown]
 # This is *catastrophic forgetting* (McCloskey and Cohen 1989): nothing in the ten lines says that
 # the stories should stay. Fewer steps, a smaller rate, or old stories among the new lines help.
-# With `Finetuning("stories-box", "lora")` a thin layer beside each matrix is trained, and not the
-# matrix itself: the model learns less, and forgets less. Try it: it takes one word.
+# With `Finetuning("stories-box", "lora")` two small matrices beside each matrix are trained, and
+# not the matrix itself: the model learns less, and forgets less. Try it: it takes one word.
