@@ -14,7 +14,7 @@ def part_name(name: str, number: int) -> str | None:
 
 
 def part_names(name: str) -> list[str]:
-    """The names of all parts, if `name` is that of the first one; else [name]."""
+    """The names of all parts, if `name` is the name of the first one; else [name]."""
     match = _NAME.fullmatch(name)
     if match is None or int(match[2]) != 1:
         return [name]

@@ -1,7 +1,7 @@
 """A network of another format as a folder of transformers: its family, config.json, and tensors.
 
-What config.json cannot say is found by reading it back: a network that is not the same is refused,
-with the field that differs.
+config.json is read back: if it describes another network than the given one, that is refused, and
+the error names the field that differs.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def as_new_folder(source: Source, dtype: str) -> tuple[dict[str, Any], dict[str,
 
 
 def _in_halves(source: Source) -> Source:
-    """With the two values of a rotary pair half a head apart, as in transformers."""
+    """The network with the values of a rotary pair half a head apart, as in transformers."""
     c, tensors = source.config, dict(source.tensors)
     if c.rope_halves or c.architecture in ("gpt2", "bert"):
         return source
@@ -177,7 +177,7 @@ def _biases(source: Source, family: Family) -> dict[str, bool]:
 
 
 def _rope(c: Config) -> dict[str, Any]:
-    """In the old spelling and in the new one, which transformers has since version 5."""
+    """The rotary positions, in the old spelling and in the new one of transformers 5."""
     share = c.rotary_dim / c.head_dim
     made: dict[str, Any] = {"rope_theta": c.rope_theta, "partial_rotary_factor": share}
     inner: dict[str, Any] = {"rope_type": "default"}
@@ -215,7 +215,7 @@ class _Whole:
     config: Config
 
     def stored(self) -> Stored:
-        """It with its shape. Raises ValueError if the parts do not fit together."""
+        """The tensor with its shape. Raises ValueError if the parts do not fit together."""
         height = sum(tensor.shape[0] for _, tensor in self.parts)
         rest = self.parts[0][1].shape[1:]
         for shape in ((height, *rest), (*rest, height)):  # the second: GPT-2's, transposed
