@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -33,8 +35,8 @@ class Transformer:
     """A network: the description of its steps, its weights, and an engine that computes them.
 
     It is read-only: any number of States can run through it. describe: a description such as
-    `architectures.llama`, by default that of config.architecture; engine: "compiled" (numba) or
-    "numpy" (slow, without numba). Raises ValueError for weights whose shapes differ from those of
+    `architectures.llama`, by default that of config.architecture; engine: "compiled" (numba),
+    "numpy" (slow, without numba), or a function that makes an Engine for a Program. Raises ValueError for weights whose shapes differ from those of
     `config`.
     """
 
@@ -43,7 +45,7 @@ class Transformer:
         config: Config,
         weights: Weights,
         describe: Describe | None = None,
-        engine: str = "compiled",
+        engine: str | Callable[[Program], Engine] = "compiled",
     ):
         for name, value, kind in (("config", config, Config), ("weights", weights, Weights)):
             if not isinstance(value, kind):
@@ -51,7 +53,8 @@ class Transformer:
         self._weights = weights
         describe = description(config) if describe is None else describe
         self._program = Program(config, weights.own(), describe)
-        self._engine = make_engine(engine, self._program)
+        make = partial(make_engine, engine) if isinstance(engine, str) else engine
+        self._engine = make(self._program)
         self._engine_name = engine
         self._hooks: tuple[Hook, ...] = ()
         self._visits = hooking.Visits()
@@ -81,7 +84,10 @@ class Transformer:
         """How many tokens one call of `greedy` should read; 1 if it cannot be used."""
         # A subclass, or an assignment, may override it.
         own = getattr(self.forward, "__func__", None)
-        if self._hooks or own is not Transformer.forward or rope.depends_on_length(self.config):
+        c = self.config
+        if self._hooks or own is not Transformer.forward or rope.depends_on_length(c):
+            return 1
+        if c.outputs_here:  # other processes compute a part of each pass
             return 1
         return max(min(_GREEDY_WORK // max(self._program.work, 1), _GREEDY_TOKENS), 1)
 
@@ -298,7 +304,7 @@ def make_engine(name: str, program: Program) -> Engine:
 
 
 def _remade(
-    kind: type[Transformer], arguments: tuple[Config, Weights, Describe, str], hooks: Sequence[Hook]
+    kind: type[Transformer], arguments: tuple[Any, ...], hooks: Sequence[Hook]
 ) -> Transformer:
     made = kind(*arguments)
     return made.with_hooks(hooks) if hooks else made
