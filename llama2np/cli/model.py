@@ -7,7 +7,7 @@ import sys
 from types import ModuleType
 
 from llama2np import box
-from llama2np.cli import engine
+from llama2np.cli import current, engine
 from llama2np.cli.flags import flag_value, piped
 from llama2np.llama import Llama
 
@@ -47,7 +47,15 @@ def add_model(parser: argparse.ArgumentParser, prompt: bool = False) -> None:
 def load_model(options: argparse.Namespace) -> Llama:
     """The model that the flags name."""
     engine.set_up(options, lambda note: print(note, file=sys.stderr, flush=True))
-    return Llama.load(options.model, options.tokenizer, options.engine)
+    return open_model(options)
+
+
+def open_model(options: argparse.Namespace) -> Llama:
+    """The same, after `engine.set_up`. Under mpirun, all ranks share it out."""
+    words = options.model, options.tokenizer, options.engine
+    if current.ranks is None:
+        return Llama.load(*words)
+    return current.ranks.load(*words, threads=options.threads)
 
 
 def read_tokens(model: Llama, options: argparse.Namespace) -> list[int]:

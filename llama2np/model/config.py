@@ -141,7 +141,7 @@ class Config:
     parallel_residual: int = 0  # 1: attention and feed-forward both read the block's input
     n_types: int = 0  # token types (segments) of an encoder
     n_labels: int = 0  # of a network that classifies texts; 0 for one that predicts tokens
-    # The rows of the classifier in this process, if several share out a network (shares.py); 0: all.
+    # The rows of the classifier in this process; 0 means all: see shares.py.
     outputs_here: int = 0
 
     def __post_init__(self) -> None:

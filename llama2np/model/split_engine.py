@@ -250,5 +250,3 @@ class Follower:
             state.truncate(pos)
         state.make_room(end - pos)
         return state
-
-
