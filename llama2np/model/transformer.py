@@ -36,8 +36,8 @@ class Transformer:
 
     It is read-only: any number of States can run through it. describe: a description such as
     `architectures.llama`, by default that of config.architecture; engine: "compiled" (numba),
-    "numpy" (slow, without numba), or a function that makes an Engine for a Program. Raises ValueError for weights whose shapes differ from those of
-    `config`.
+    "numpy" (slow, without numba), or a function that makes an Engine for a Program. Raises
+    ValueError for weights whose shapes differ from those of `config`.
     """
 
     def __init__(

@@ -180,6 +180,9 @@ class Ranks:
 
 def mpi4py() -> Any:
     """The module MPI of mpi4py, which starts MPI. Raises ValueError."""
+    # A rank that waits lets other programs run. Open MPI's default is that it does not: if others
+    # need the processors, a rank then waits for milliseconds at each exchange, not microseconds.
+    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # it is missing, or finds no MPI
