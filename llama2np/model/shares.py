@@ -197,7 +197,7 @@ def _matrices(step: Step) -> list[str]:
 
 
 def _kind(program: Program, step: Step, divided: set[Value], matrix: str) -> str:
-    """Whether a step makes "whole" arrays, some that are "divided" among ranks, or terms of a "sum"."""
+    """What a step makes: "whole" or "divided" arrays, or terms of a "sum" over the ranks."""
     inputs = [value in divided for name, value in step.inputs.items() if name not in ("cos", "sin")]
     if step.op == "experts":
         expected, made = False, "sum"
