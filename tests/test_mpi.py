@@ -22,7 +22,7 @@ from llama2np import mpi
 with mpi.load("stories-box", engine="numpy") as model:
     if model is not None:
         state = model.new_state()
-        many = model.forward([1, 5, 3, 8, 2, 9, 4] * 40, state, all_logits=True)
+        many = model.forward([1, 5, 3, 8, 2, 9, 4] * 20, state, all_logits=True)
         np.save(sys.argv[1], np.stack([many[-1], model.forward([3], state)]))
         print(model.generate("Tom", max_new_tokens=8, temperature=0.8, seed=5).text)
 print("rank", mpi.rank(), "is done")
@@ -79,7 +79,7 @@ def test_a_script(mpirun, tmp_path):
     assert child.returncode == 0, err
     model = Llama.load("stories-box", engine="numpy")
     state = model.new_state()
-    many = model.forward([1, 5, 3, 8, 2, 9, 4] * 40, state)
+    many = model.forward([1, 5, 3, 8, 2, 9, 4] * 20, state)
     expected = np.stack([many, model.forward([3], state)])
     assert np.abs(np.load(tmp_path / "logits.npy") - expected).max() < 1e-5
     story = model.generate("Tom", max_new_tokens=8, temperature=0.8, seed=5).text

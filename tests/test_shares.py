@@ -1,5 +1,7 @@
 """Networks that several ranks share out, here the threads of a process (see threaded_peers.py)."""
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -160,6 +162,7 @@ def test_states_are_mirrored():
         followers = shared.ranks[1]._engine._states
         close(results[1], results[0])
         del a, c, unread
+        gc.collect()  # a State and its engine's memory refer to each other
         each.forward([1], State(each.config))
         assert len(followers) == 1
 
@@ -222,9 +225,7 @@ def test_other_networks_are_refused_by_name(family, what):
 
 def test_too_many_processes_are_refused():
     config, weights = network("llama")
-    with pytest.raises(
-        ValueError, match="4 heads cannot be shared out among 5 processes: at most 4"
-    ):
+    with pytest.raises(ValueError, match="4 heads cannot be shared out among 5.*: at most 4"):
         shares(config, weights, 5)
 
 

@@ -69,6 +69,8 @@ def converse(chat: Chat, screen: Screen, first: str | None = None) -> None:
             screen.note("Ctrl-D ends the chat")
             continue
         first = None
+        if text.strip() == "/quit":
+            return
         try:
             if text.startswith("/"):
                 _command(chat, screen, text)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 # From this many float32 values on, each rank adds up a part of them: fewer bytes, two exchanges.
-_LARGE = 2**15
+_LARGE = 2**14
 _FIXED = 256  # int64 numbers of a message that tells a pass; more of them follow in a second one
 _END, _OBJECT = -1, -2  # in place of the number of numbers
 _SPIN = 0.002  # seconds; after that a rank without work sleeps between two looks

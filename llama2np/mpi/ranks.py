@@ -85,6 +85,7 @@ class Ranks:
         comm = self._mpi.COMM_WORLD if comm is None else comm
         self._peers, self._comm = MpiPeers(comm), comm
         self.rank, self.size = self._peers.rank, self._peers.size
+        _end_all_on_errors(self._peers)
 
     def __enter__(self) -> Ranks:
         if self.rank:
@@ -197,6 +198,17 @@ def mpi4py() -> Any:
             f"them with the mpirun of its MPI ({library}), or set {launch.SWITCH}=0"
         )
     return MPI
+
+
+def _end_all_on_errors(peers: MpiPeers) -> None:
+    """Let an exception that nobody catches end all ranks: the others might wait for this one."""
+    before = sys.excepthook
+
+    def tell_and_abort(*error: Any) -> None:
+        before(*error)
+        peers.abort()
+
+    sys.excepthook = tell_and_abort
 
 
 def _parts(asked: _Asked, loaded: Loaded, size: int) -> list[Share]:
