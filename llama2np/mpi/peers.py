@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-# From this many float32 values on, each rank adds up a part of them: fewer bytes, two exchanges.
-_LARGE = 2**14
+# If the arrays of all ranks have this many float32 values, each rank adds up a part of them: fewer
+# bytes, but two exchanges.
+_LARGE = 2**15
 _FIXED = 256  # int64 numbers of a message that tells a pass; more of them follow in a second one
 _END, _OBJECT = -1, -2  # in place of the number of numbers
 _SPIN = 0.002  # seconds; after that a rank without work sleeps between two looks
@@ -43,7 +44,7 @@ class MpiPeers:
         So the bits are the same on all of them, whatever MPI's own algorithms are.
         """
         flat = array.reshape(-1)
-        if self.size > 2 and flat.size >= _LARGE:
+        if self.size > 2 and flat.size * self.size >= _LARGE:
             self._sum_in_parts(flat)
             return
         terms = self._room(flat.size)
