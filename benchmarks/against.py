@@ -6,10 +6,10 @@
     python -m benchmarks.against /tmp/before 110M --threads 1 --cpu
 
 Each checkout has a separate process, with the same Python and a separate kernel cache. The two run
-alternately in short bursts, so that other work on the machine affects both alike. The ratio is this
-checkout's speed divided by the other's: for the fastest tenth of the bursts, and the median.
-`--cpu` measures processor time instead, on which other programs have less influence; use it with
-one thread.
+alternately in short bursts, each after a pause, so that other work on the machine affects both
+alike. The ratio is this checkout's speed divided by the other's: for the fastest tenth of the
+bursts, and the median. `--cpu` measures processor time instead, on which other programs have less
+influence; use it with one thread.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ for line in sys.stdin:
         state.pos = filled
         model.forward(tokens[filled:depth], state)
         filled = depth
+    time.sleep(0.03)  # the threads of the other process may spin for some milliseconds
     bursts, start = 0, clock()
     while not bursts or clock() - start < least:
         state.pos = depth
@@ -100,9 +101,11 @@ class _Checkout:
 def compare(ours: _Checkout, theirs: _Checkout, task: tuple[int, int, int], rounds: int) -> str:
     """The cells of a row: our speed, and the ratios."""
     found: list[list[float]] = [[], []]
+    turns = [*zip((ours, theirs), found, strict=True)]
     for _ in range(rounds + 1):
-        for checkout, seconds in zip((ours, theirs), found, strict=True):
+        for checkout, seconds in turns:
             seconds.append(checkout.seconds(task, 0.02))
+        turns.reverse()
     mine, other = (seconds[1:] for seconds in found)  # the first one is a warm-up
     fast = [quantiles(seconds, n=10)[0] for seconds in (mine, other)]
     tokens = task[1] + task[2]

@@ -2,9 +2,11 @@
 
     python llamacpp.py write OUT.gguf SHAPE_AS_JSON     random weights of that shape
     python llamacpp.py rate MODEL.gguf STEPS PROMPT THREADS
+    python llamacpp.py batched MODEL.gguf PROMPT STEPS SEQUENCES THREADS CPU
 
-`rate` prints tokens per second as the report reads them. It evaluates tokens and samples none,
-which is to llama.cpp's advantage.
+`rate` prints tokens per second as the report reads them, `batched` as serving.py does: that is what
+llama-batched-bench measures. They evaluate tokens and sample none, which is to llama.cpp's
+advantage.
 """
 
 import json
@@ -99,10 +101,61 @@ def rate(path, steps, prompt, threads):
     print(f"llama-cpp-python {llama_cpp.__version__}")
 
 
+def batched(path, prompt, steps, count, threads, cpu):
+    """Print the rates of reading `count` prompts and of generating in all sequences at once.
+
+    cpu: 1 for processor time.
+    """
+    import llama_cpp.llama_cpp as api
+
+    clock = time.process_time if cpu else time.perf_counter
+    quiet = api.llama_log_callback(lambda *_: None)  # it must live as long as the library uses it
+    api.llama_log_set(quiet, None)
+    api.llama_backend_init()
+    options = api.llama_model_default_params()
+    model = api.llama_model_load_from_file(path.encode(), options)
+    options = api.llama_context_default_params()
+    options.n_ctx = count * (prompt + steps + 8)
+    options.n_batch, options.n_ubatch, options.n_seq_max = 2048, 512, count
+    options.n_threads = options.n_threads_batch = threads
+    context = api.llama_init_from_model(model, options)
+    batch = api.llama_batch_init(2048, 0, 1)
+
+    def decode(rows):
+        """Read rows of (token, position, sequence, whether its logits are wanted)."""
+        for first in range(0, len(rows), 2048):
+            some = rows[first : first + 2048]
+            batch.n_tokens = len(some)
+            for i, (token, position, sequence, wanted) in enumerate(some):
+                batch.token[i], batch.pos[i], batch.logits[i] = token, position, wanted
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
+            if api.llama_decode(context, batch):
+                sys.exit("llama_decode failed")
+        api.llama_synchronize(context)
+
+    def run(prompt, steps):
+        api.llama_memory_clear(api.llama_get_memory(context), True)
+        start = clock()
+        decode(
+            [(7 + i, i, s, i == prompt - 1) for s in range(count) for i in range(prompt)],
+        )
+        read = clock()
+        for i in range(steps):
+            decode([(300 + i + s, prompt + i, s, True) for s in range(count)])
+        return read - start, clock() - read
+
+    run(min(prompt, 16), 2)
+    reading, generating = run(prompt, steps)
+    print(f"prompt tok/s: {count * prompt / reading:f}")
+    print(f"generation tok/s: {count * steps / generating:f}")
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["write"]:
         write(*sys.argv[2:])
     elif sys.argv[1:2] == ["rate"]:
         rate(sys.argv[2], *map(int, sys.argv[3:]))
+    elif sys.argv[1:2] == ["batched"]:
+        batched(sys.argv[2], *map(int, sys.argv[3:]))
     else:
         sys.exit(__doc__)

@@ -26,7 +26,7 @@ import numpy as np
 from llama2np import Llama, Trace
 from llama2np.analysis.lens import labels
 
-plt.rcParams["figure.dpi"] = 80
+plt.rcParams["figure.dpi"] = 160
 model = Llama.load("stories-box")
 c = model.config
 print(c)

@@ -25,7 +25,7 @@ from llama2np import Edit, Llama, Trace, evaluate
 from llama2np.analysis.lens import labels
 from llama2np.analysis.plot import attention_maps
 
-plt.rcParams["figure.dpi"] = 80
+plt.rcParams["figure.dpi"] = 160
 model = Llama.load("stories-box")
 c = model.config
 

@@ -26,7 +26,7 @@ from llama2np import Llama, Transformer, compare
 from llama2np.analysis.lens import labels
 from llama2np.model.weights import Dense, Weights
 
-plt.rcParams["figure.dpi"] = 80
+plt.rcParams["figure.dpi"] = 160
 model = Llama.load("stories-box")
 small = Llama.load("stories-box-q8")
 

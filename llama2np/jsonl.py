@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from llama2np.files import open_regular
 
@@ -30,14 +30,23 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     A line longer than LONGEST_LINE comes cut, with one byte more than that.
     """
     with open_regular(path) as file:
-        number = 0
-        while line := file.readline(LONGEST_LINE + 1):
-            number += 1
-            rest = line
-            while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
-                rest = file.readline(LONGEST_LINE + 1)
+        for number, line in enumerate(all_lines(file), 1):
             if line.strip():
                 yield number, line
+
+
+def all_lines(file: BinaryIO, seen: Callable[[bytes], object] = len) -> Iterator[bytes]:
+    """The lines from the position of an open file on, cut as those of `lines`.
+
+    seen: called with all bytes of a line, in pieces, before the line is yielded. Raises OSError.
+    """
+    while line := file.readline(LONGEST_LINE + 1):
+        seen(line)
+        rest = line
+        while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+            rest = file.readline(LONGEST_LINE + 1)
+            seen(rest)
+        yield line
 
 
 def parsed(line: bytes) -> Any:
@@ -54,6 +63,14 @@ def parsed(line: bytes) -> Any:
         raise ValueError("JSON with too many levels") from None
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from None
+
+
+def encoded(answer: dict[str, Any]) -> bytes:
+    """The line of a JSON object."""
+    try:
+        return json.dumps(answer, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can express
+        return json.dumps(answer).encode() + b"\n"
 
 
 class Answers:
@@ -86,11 +103,7 @@ class Answers:
 
     def append(self, line: int, answer: dict[str, Any]) -> None:
         """Append an answer to the prompt of a line. Raises OSError; then nothing is appended."""
-        answer = {"line": line, **answer}
-        try:
-            data = json.dumps(answer, ensure_ascii=False).encode() + b"\n"
-        except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can express
-            data = json.dumps(answer).encode() + b"\n"
+        data = encoded({"line": line, **answer})
         end = self._file.seek(0, os.SEEK_END)
         try:
             rest = memoryview(data)

@@ -240,19 +240,24 @@ class Llama:
         prompt: a text, tokens, or a dict with "prompt" or "messages" (a conversation) and options
         of its own. Raises ValueError, and TypeError for an option that does not exist.
         """
+        return self.requests(prompt, [options])[0]
+
+    def requests(self, prompt: Prompt, options: Sequence[dict[str, Any]]) -> list[Request]:
+        """`request` for several options: a text is encoded once."""
         own = dict(prompt) if isinstance(prompt, Mapping) else {"prompt": prompt}
         if "messages" in own and "prompt" in own:
             raise ValueError("expected a prompt or messages, found both")
         ends = None
         if "messages" in own:
             own["prompt"], ends = self._conversation(own.pop("messages"))
-        tokens = self.prompt_tokens(own.pop("prompt", ""))
-        made = checking.request("generate_batch", tokens, options | own, self.config.vocab_size)
+        tokens, size = self.prompt_tokens(own.pop("prompt", "")), self.config.vocab_size
+        made = [checking.request("generate_batch", tokens, each | own, size) for each in options]
         if ends is None:
             return made
         if self._turns.draws:  # as Chat does
-            made.sampler.skip(len(made.prompt) - 1)
-        return replace(made, ends=ends)
+            for each in made:
+                each.sampler.skip(len(tokens) - 1)
+        return [replace(each, ends=ends) for each in made]
 
     def _conversation(self, messages: Any) -> tuple[list[int], frozenset[int]]:
         """The tokens of a conversation in the model's chat template, and those that end an answer.

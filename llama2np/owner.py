@@ -20,9 +20,8 @@ class Owner:
     __slots__ = ("_advice", "_held")
 
     def __init__(self, advice: str):
-        self._advice = (
-            advice  # the text of the error: the object that is in use, and what to do instead
-        )
+        # The text of the error: the object that is in use, and what to do instead.
+        self._advice = advice
         self._held = threading.Lock()
 
     def __enter__(self) -> None:

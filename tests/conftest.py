@@ -27,6 +27,7 @@ from hypothesis import settings
 
 from llama2np import Llama, export, kernels
 from llama2np.formats.checkpoint import Header, save
+from llama2np.kernels.runtime import compiler
 from llama2np.model.config import Config
 from tools.hostile import valid, write_case
 
@@ -54,8 +55,10 @@ def pytest_collection_modifyitems(items):
 
 
 def missing(reason: str):
-    """Skip the test for want of something; where all is required, fail."""
-    pytest.fail(reason) if os.environ.get("LLAMA2NP_REQUIRE_ALL") else pytest.skip(reason)
+    """Skip the test, or the module, for want of something; where all is required, fail."""
+    if os.environ.get("LLAMA2NP_REQUIRE_ALL"):
+        pytest.fail(reason)
+    pytest.skip(reason, allow_module_level=True)
 
 
 @pytest.fixture(scope="session")
@@ -92,8 +95,8 @@ def pytest_sessionstart(session):
     everything = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not chosen
     if not everything or NO_JIT or hasattr(config, "workerinput"):
         return
-    folder = Path(tempfile.mkdtemp(prefix="llama2np-tests-"))
-    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    # Among pytest's own folders, of which it removes old ones: also after a run that was killed.
+    folder = config._tmp_path_factory.mktemp("warm")
     config.get_terminal_writer().line("compiling the kernels, which takes half a minute ...")
     compile_all(folder)
     os.environ[SHARED] = str(folder)
@@ -114,6 +117,14 @@ def compile_all(folder: Path) -> None:
     )
     said = {"status": done.returncode, "out": done.stdout, "err": done.stderr}
     (folder / "said.json").write_text(json.dumps(said))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_background_compiler():
+    """The tests use all processors: a second process would only repeat what this one compiles."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler._background, "start", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="session")

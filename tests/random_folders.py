@@ -25,8 +25,8 @@ def write_gpt2(path, tokenizer, layers=6, dim=32):
     _write(path, config, shapes, biases | dict.fromkeys(norms, dim), norms)
 
 
-def write_bert(path, tokenizer, layers=2, dim=32):
-    """A folder as the hub has BERT's, with a head for masked words."""
+def write_bert(path, tokenizer, layers=2, dim=32, labels=()):
+    """A folder as the hub has BERT's, with a head for masked words, or with one for labels."""
     shapes = {
         "bert.embeddings.word_embeddings": (_copied(tokenizer, path), dim),
         "bert.embeddings.position_embeddings": (64, dim),
@@ -35,6 +35,10 @@ def write_bert(path, tokenizer, layers=2, dim=32):
     }
     norms = ["bert.embeddings.LayerNorm", "cls.predictions.transform.LayerNorm"]
     biases = {"cls.predictions.transform.dense": dim}
+    if labels:
+        shapes = {name: shape for name, shape in shapes.items() if "cls" not in name}
+        norms, biases = norms[:1], {"bert.pooler.dense": dim, "classifier": len(labels)}
+        shapes |= {"bert.pooler.dense": (dim, dim), "classifier": (len(labels), dim)}
     for i in range(layers):
         block = f"bert.encoder.layer.{i}."
         norms += [block + "attention.output.LayerNorm", block + "output.LayerNorm"]
@@ -48,6 +52,9 @@ def write_bert(path, tokenizer, layers=2, dim=32):
     config = {"model_type": "bert", "hidden_size": dim, "num_hidden_layers": layers}
     config |= {"num_attention_heads": 4, "intermediate_size": 4 * dim, "vocab_size": count}
     config |= {"max_position_embeddings": 64, "type_vocab_size": 2}
+    if labels:
+        config["id2label"] = dict(enumerate(labels))
+        config["architectures"] = ["BertForSequenceClassification"]
     _write(path, config, shapes, biases | dict.fromkeys(norms, dim), norms)
 
 

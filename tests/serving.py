@@ -102,6 +102,14 @@ def wait_until(condition):
     raise AssertionError("it did not happen")
 
 
+def write_word_pieces(path, count):
+    """A vocab.txt for an encoder with a vocabulary of `count`."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog"]
+    pieces += [f"w{i}" for i in range(count - len(pieces))]
+    path.write_text("\n".join(pieces) + "\n")
+    return path
+
+
 @contextmanager
 def running(model, **options):
     service = Service(model, "tiny", **options)

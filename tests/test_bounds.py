@@ -4,18 +4,37 @@ It would prove nothing if code compiled without checks were found on the disk.
 """
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, random_tensors
 
-from llama2np.formats.checkpoint import Header
+from llama2np.formats.checkpoint import Header, save
 from llama2np.kernels.ops import linear
 from llama2np.kernels.runtime import jit
 
-CODE = """
+pytestmark = pytest.mark.compiled
+
+READS = """
 import sys
 import numpy as np
+from llama2np.formats import checkpoint
+from llama2np.model.transformer import State, Transformer
+
+found = []
+for path in sys.argv[2:]:
+    transformer = Transformer(*checkpoint.load(path))
+    state, other = State(transformer.config), State(transformer.config)
+    found.append(transformer.forward(range(25), state, all_logits=True))
+    found.append(transformer.forward([3], state)[None])
+    found.append(transformer.forward([5, 6, 7], state, all_logits=True))
+    found.append(transformer.forward_rows([[1, 2], [7]], [other, state]))
+    found.append(transformer.greedy(9, other, 3)[1])
+np.save(sys.argv[1], np.concatenate(found))
+"""
+FAILS = """
 from llama2np import kernels
 from llama2np.kernels.matmul.int8 import dequantize_row
 from llama2np.kernels.ops import linear, rows
@@ -45,51 +64,47 @@ print(linear.int8_many, CACHE_FOLDER)
 """
 
 
-@pytest.mark.compiled
-def test_indices_are_checked(python, tmp_path):
-    (tmp_path / "code.py").write_text(CODE)  # numba keeps code of files alone
-    env = os.environ | {"NUMBA_BOUNDSCHECK": "1", "LLAMA2NP_INT8": "portable"}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    out, err = python(tmp_path / "code.py", env=env).communicate(timeout=300)
-    *errors, last = out.splitlines()
-    assert errors == ["IndexError"] * 3, err
+@pytest.fixture(scope="module")
+def read(tmp_path_factory):
+    """read(code, NAME=value) -> what READS and then `code` print in a process, and the logits."""
+    folder = tmp_path_factory.mktemp("bounds")
+    models = {"f.bin": Header(1, TINY, True), "q.bin": Header(2, TINY, False, 16)}
+    for name, header in models.items():
+        save(folder / name, header, random_tensors(header))
+
+    def read(code="", **env):
+        (folder / "code.py").write_text(READS + code)  # numba keeps code of files alone
+        command = [sys.executable, "-B", "code.py", "logits.npy", *models]
+        env = os.environ | env | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout, np.split(np.load(folder / "logits.npy"), 2)
+
+    return read
+
+
+@pytest.fixture(scope="module")
+def checked(read):
+    """The same with checks, which do not depend on how much LLVM optimizes; that takes long.
+
+    With one thread there is no second process that compiles, too.
+    """
+    quick = {"NUMBA_OPT": "0", "NUMBA_NUM_THREADS": "1"}
+    return read(FAILS, NUMBA_BOUNDSCHECK="1", LLAMA2NP_INT8="portable", **quick)
+
+
+def test_indices_are_checked(checked):
+    *errors, last = checked[0].splitlines()
+    assert errors == ["IndexError"] * 3
     tiles, folder = last.split()
     assert tiles == "None"  # vector loads have no index to check
     if not os.environ.get("NUMBA_BOUNDSCHECK") and os.environ.get("LLAMA2NP_INT8") != "portable":
         assert folder != str(jit.CACHE_FOLDER) and linear.int8_many is not None
 
 
-READS = """
-import sys
-import numpy as np
-from llama2np.formats import checkpoint
-from llama2np.model.transformer import State, Transformer
-
-found = []
-for path in sys.argv[2:]:
-    transformer = Transformer(*checkpoint.load(path))
-    state, other = State(transformer.config), State(transformer.config)
-    found.append(transformer.forward(range(25), state, all_logits=True))
-    found.append(transformer.forward([3], state)[None])
-    found.append(transformer.forward([5, 6, 7], state, all_logits=True))
-    found.append(transformer.forward_rows([[1, 2], [7]], [other, state]))
-    found.append(transformer.greedy(9, other, 3)[1])
-np.save(sys.argv[1], np.concatenate(found))
-"""
-
-
-@pytest.mark.compiled
-def test_the_table_is_right_with_checks_and_without_a_compiler(python, write, tmp_path):
+def test_the_table_is_right_with_checks_and_without_a_compiler(read, checked):
     """In plain Python, float32 sums have another order, and exp may be rounded otherwise."""
-    paths = [write("f.bin", Header(1, TINY, True)), write("q.bin", Header(2, TINY, False, 16))]
-    found = []
-    for name in ("", "NUMBA_BOUNDSCHECK", "NUMBA_DISABLE_JIT"):
-        env, file = os.environ | ({name: "1"} if name else {}), tmp_path / f"{name}.npy"
-        child = python("-c", READS, file, *paths, env=env)
-        _, err = child.communicate(timeout=300)
-        assert (child.returncode, err) == (0, "")
-        found.append(np.split(np.load(file), 2))
-    (floats, ints), (checked_floats, checked_ints), plain = found
-    np.testing.assert_allclose(checked_floats, floats, atol=2e-5)
-    np.testing.assert_array_equal(checked_ints, ints)
-    np.testing.assert_allclose(plain, [floats, ints], atol=2e-5)
+    floats, ints = read()[1]
+    np.testing.assert_allclose(checked[1][0], floats, atol=2e-5)
+    np.testing.assert_array_equal(checked[1][1], ints)
+    np.testing.assert_allclose(read(NUMBA_DISABLE_JIT="1")[1], [floats, ints], atol=2e-5)

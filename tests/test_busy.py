@@ -10,6 +10,7 @@ import pytest
 
 from llama2np import Llama
 from llama2np.kernels.runtime import backoff, pool, processors
+from llama2np.kernels.runtime.shared import UNHELPED
 from llama2np.model.state import State
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +104,20 @@ def test_while_others_run_threads_share_only_to_try_it(machine, waits):
     state.waited(3_000_000)
     machine.now += 0.1
     assert state.threads(2) == 1
+
+
+@pytest.mark.parametrize(("others", "expected"), ((0, 8), (1, 4), (None, 4)))
+def test_threads_that_compute_nothing_are_used_less_unless_processors_are_free(
+    machine, others, expected
+):
+    state = backoff.Backoff()
+    assert state.threads(8) == 8
+    if others is None:
+        machine.forget()
+    else:
+        machine.run(7 + others)  # and our own: the main thread and seven others
+    state.waited(UNHELPED)
+    assert state.threads(8) == expected
 
 
 @pytest.mark.parametrize("text", (None, "", "0.1 0.2 0.3", "0.1 0.2 0.3 x/y 5"))
@@ -228,14 +243,16 @@ def test_bits_do_not_depend_on_how_many_threads_share_each_call(name, monkeypatc
     np.testing.assert_array_equal(found[0], found[2])
 
 
-def test_a_call_that_waited_makes_threads_fewer(monkeypatch):
+@pytest.mark.parametrize("waited", (400_000_000, UNHELPED))
+def test_a_call_that_waited_or_had_no_help_makes_threads_fewer(waited, monkeypatch):
     own = pool._Pool()
     monkeypatch.setattr(pool, "threads", lambda: 2)
+    monkeypatch.setattr(backoff, "free_processors", lambda own=1: 0)
     own.backoff._until = backoff._NEVER
 
     def kernel(_board, members, _scratch):
         found.append(members)
-        own.board[pool.WAITED] = 400_000_000
+        own.board[pool.WAITED] = waited
 
     found = []
     for _ in range(2):

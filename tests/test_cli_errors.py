@@ -1,68 +1,29 @@
-"""A user's mistake is one line on standard error and status 1. Also pipes, signals and locales."""
+"""A user's mistake is one line on standard error and status 1."""
 
-import errno
 import io
-import os
 import signal
 import struct
-import subprocess
 import sys
 import threading
-import time
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
+from endless import GOOD, GREEDY, SHAPE, TOKENIZER, checkpoint_bytes, tokenizer_bytes, write_folder
 
 from llama2np.cli import main
 from llama2np.cli.run import main as run
 from llama2np.cli.screen import Screen
 
-ROOT = Path(__file__).parents[1]
-SHAPE = dict(dim=32, hidden_dim=48, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300, seq_len=64)
-GREEDY = ("-t", "0", "-n", "0")
-PROMPT = "Ünï 日本 🦙"
 
-
-def checkpoint_bytes(scale=0.1, **changes):
-    """A version 0 file of random weights, whose classifier prefers letters: it never ends."""
-    s = SHAPE | changes
-    dim, hidden_dim, vocab_size = s["dim"], s["hidden_dim"], s["vocab_size"]
-    kv_dim = dim // s["n_heads"] * s["n_kv_heads"]
-    layer = 2 * dim + 2 * dim * dim + 2 * kv_dim * dim + 3 * hidden_dim * dim
-    rope_tables = s["seq_len"] * (dim // s["n_heads"])
-    count = 2 * vocab_size * dim + s["n_layers"] * layer + dim + rope_tables
-    weights = np.random.default_rng(0).standard_normal(count, np.float32) * np.float32(scale)
-    classifier = weights[-vocab_size * dim :].reshape(vocab_size, dim)
-    classifier[:259] = 0
-    classifier[259:] *= 200
-    header = struct.pack("<7i", *(s | {"vocab_size": -vocab_size}).values())
-    return header + weights.tobytes()
-
-
-def tokenizer_bytes(count=300):
-    pieces = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"<0x%02X>" % byte for byte in range(256))]
-    pieces += [b" "] + [bytes([ord("A") + i]) for i in range(count - 260)]
-    return struct.pack("<I", 6) + b"".join(struct.pack("<fi", 0, len(p)) + p for p in pieces)
-
-
-GOOD, TOKENIZER = checkpoint_bytes(), tokenizer_bytes()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("tiny"))
 
 
 def header(**changes):
     """The good file with another header before its weights."""
     numbers = SHAPE | {"vocab_size": -300} | changes
     return struct.pack("<7i", *numbers.values()) + GOOD[28:]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "model.bin").write_bytes(GOOD)
-    (folder / "endless.bin").write_bytes(checkpoint_bytes(seq_len=2**17))
-    (folder / "tokenizer.bin").write_bytes(TOKENIZER)
-    return folder
 
 
 @pytest.fixture
@@ -79,29 +40,6 @@ def refused(folder, capfd, monkeypatch):
         return stderr
 
     return refused
-
-
-@pytest.fixture
-def start():
-    """start(*argv, **options) -> run.py in a process of its own, which ends with the test."""
-    children = []
-
-    def start(*argv, **options):
-        streams = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        argv = [sys.executable, ROOT / "run.py", *argv]
-        children.append(subprocess.Popen(argv, **streams | options))
-        return children[-1]
-
-    yield start
-    for child in children:
-        child.kill()
-        child.__exit__(None, None, None)  # closes its streams and waits
-
-
-def finished(child, text=None):
-    """(status, standard output, standard error) of a process, in bytes."""
-    out, err = child.communicate(text, timeout=60)
-    return child.returncode, out, err
 
 
 # --- models and tokenizers ---
@@ -286,161 +224,6 @@ def test_long_names_of_chat_are_the_short_ones(folder, capfd, monkeypatch, tmp_p
         argv = (mode, "chat", system, "S", tokenizer, tmp_path / "other.bin", "-i", "B", *GREEDY)
         outs.append(spoken(capfd, folder / "model.bin", *argv))
     assert outs[0] == outs[1] and outs[0].startswith("Assistant: ")
-
-
-# --- what only a process of its own can show ---
-
-
-def test_a_missing_file(start):
-    status, out, err = finished(start("no.bin"))
-    assert (status, out) == (1, b"")
-    box = b"the bundled models are stories-box and stories-box-q8"
-    assert err == b"run.py: no.bin: No such file or directory; " + box + b"\n"
-
-
-def test_a_prompt_that_is_not_utf_8(folder, start):
-    status, out, err = finished(start(folder / "model.bin", "-i", b"A\xffB"))
-    assert (status, out) == (1, b"")
-    assert err.startswith(b"run.py: --prompt: expected UTF-8, found byte 0xff")
-    assert err.count(b"\n") == 1
-
-
-def test_standard_input_that_is_not_utf_8(folder, start):
-    child = start(folder / "model.bin", "-i", "-", stdin=subprocess.PIPE)
-    status, out, err = finished(child, b"A\xffB")
-    assert (status, out) == (1, b"")
-    assert err.startswith(b"run.py: standard input: expected UTF-8, found byte 0xff at byte 1")
-    assert err.count(b"\n") == 1
-
-
-def test_a_prompt_from_standard_input(folder, start):
-    """To the last byte, but for the newline that ends it."""
-    prompt = f" A\n {PROMPT} \n"
-    child = start(folder / "model.bin", "-i", "-", *GREEDY, stdin=subprocess.PIPE)
-    status, out, err = finished(child, f"{prompt}\n".encode())
-    assert status == 0 and err.startswith(b"achieved tok/s: ")
-    assert out == finished(start(folder / "model.bin", *GREEDY, "-i", prompt))[1]
-    child = start(folder / "model.bin", "-i", "-", *GREEDY, stdin=subprocess.PIPE)
-    assert finished(child, f"{prompt}\r\n".encode())[1] == out  # as Windows ends a line
-    assert out.startswith(prompt.encode())
-
-
-@pytest.mark.parametrize("setting", ["LC_ALL=C", "LANG=C", "PYTHONIOENCODING=ascii"])
-def test_whatever_the_locale_text_is_utf_8(folder, start, setting):
-    bare = {k: v for k, v in os.environ.items() if k != "LANG" and not k.startswith("LC_")}
-    env = bare | dict([setting.split("=")])
-    status, out, err = finished(start(folder / "model.bin", "-i", PROMPT, env=env))
-    assert status == 0
-    assert out.startswith(PROMPT.encode())
-
-
-@pytest.mark.compiled
-def test_a_reader_that_has_enough_ends_it_in_silence(folder, start):
-    """As `| head -c 20` does."""
-    child = start(folder / "endless.bin", *GREEDY, "-i", "A" * 30)
-    assert child.stdout.read(20) == b"A" * 20
-    child.stdout.close()
-    assert (child.wait(60), child.stderr.read()) == (141, b"")
-
-
-@pytest.mark.compiled
-def test_an_interrupt_ends_the_line(folder, start, interruptible):
-    child = start(folder / "endless.bin", *GREEDY, "-i", "AB")
-    assert child.stdout.read(2000).startswith(b"AB")  # by then all kernels are compiled
-    child.send_signal(signal.SIGINT)
-    status, out, err = finished(child)
-    assert (status, out[-1:], err) == (130, b"\n", b"")
-
-
-@pytest.fixture
-def compiling(folder, start, interruptible, cold):
-    """A process in the middle of compiling: some kernels are compiled, not yet all."""
-    cache = cold("linear.", "attention.", "rows.rmsnorm")
-    before = len(list(cache.rglob("*.nbc")))
-    child = start(folder / "model.bin", *GREEDY, env={**os.environ, "NUMBA_CACHE_DIR": str(cache)})
-    while len(list(cache.rglob("*.nbc"))) == before and child.poll() is None:
-        time.sleep(0.05)
-    return child
-
-
-@pytest.mark.compiled
-def test_an_interrupt_while_compiling(compiling):
-    """It waits until that is done; what is compiled is kept."""
-    compiling.send_signal(signal.SIGINT)
-    status, out, err = finished(compiling)
-    assert (status, out.strip(), err) == (130, b"", b"")
-
-
-@pytest.mark.compiled
-def test_two_interrupts_while_compiling(compiling):
-    """The second one does not wait."""
-    while compiling.poll() is None:
-        compiling.send_signal(signal.SIGINT)
-        time.sleep(0.5)
-    status, out, err = finished(compiling)
-    assert (status, out, err) == (-signal.SIGINT, b"", b"")
-
-
-@pytest.mark.compiled
-def test_an_interrupt_in_an_answer_ends_the_answer(folder, start, interruptible):
-    """And at the question for the next one, the chat."""
-    argv = (folder / "endless.bin", "-m", "chat", "-y", "", "-i", "AB", *GREEDY)
-    child = start(*argv, stdin=subprocess.PIPE)
-    assert child.stdout.read(2000).startswith(b"Assistant: ")
-    child.send_signal(signal.SIGINT)
-    said = b""
-    while not said.endswith(b"\nUser: "):
-        said += child.stdout.read(1)
-    child.send_signal(signal.SIGINT)
-    status, out, err = finished(child)
-    assert (status, out, err) == (130, b"\n", b"")
-
-
-def test_an_interrupt_after_the_reader_has_gone(folder, start, interruptible):
-    """As where Ctrl-C ends both sides of a pipe."""
-    argv = (folder / "model.bin", "-m", "chat", "-y", "")
-    child = start(*argv, stdin=subprocess.PIPE)
-    child.stdout.read(len("User: "))
-    child.stdout.close()
-    for _ in range(20):  # an early one may come before it waits for its input
-        child.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(5)
-            break
-    # The last: where leaving took so long that another one came, and nobody listened any more.
-    assert child.wait(60) in (130, 141, -signal.SIGINT)
-    assert child.stderr.read() == b""
-
-
-def test_a_disk_that_fills_up_midway(folder, capsys, monkeypatch):
-    class Disk(io.StringIO):
-        def write(self, text):
-            if len(self.getvalue() + text) > 9:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return super().write(text)
-
-    monkeypatch.setattr(sys, "stdout", Disk())
-    assert run([str(folder / "model.bin"), *GREEDY, "-i", "AB"], prog="run.py") == 1
-    assert len(sys.stdout.getvalue()) == 9
-    assert capsys.readouterr().err == "run.py: [Errno 28] No space left on device\n"
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_a_full_disk(folder, start):
-    with open("/dev/full", "wb") as full:
-        status, _, err = finished(start(folder / "model.bin", *GREEDY, stdout=full))
-    assert status == 1
-    assert b"No space left" in err and err.count(b"\n") == 1
-
-
-@pytest.mark.skipif(os.name == "nt", reason="closes streams as a POSIX shell does")
-@pytest.mark.parametrize("closed", ["-i - <&-", "-m chat <&-", ">&-"])
-def test_a_closed_stream_is_no_traceback(folder, closed):
-    command = f'exec "$0" "$1" "$2" {closed}'
-    argv = ["sh", "-c", command, sys.executable, ROOT / "run.py", folder / "model.bin"]
-    result = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
-    assert b"Traceback" not in result.stderr
-    assert result.stderr.count(b"\n") <= 1
 
 
 def test_ctrl_c_while_a_kernel_is_loaded_is_kept_for_the_next_piece(folder, monkeypatch, capsys):

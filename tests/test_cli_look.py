@@ -1,5 +1,6 @@
 """`llama2np lens`, `attend` and `perplexity`: what they print and draw, and how they say no."""
 
+import json
 import re
 import sys
 
@@ -8,7 +9,8 @@ import pytest
 from conftest import TINY, write_tokenizer
 
 from llama2np import Llama, Trace, Transformer, analysis, compare, evaluate
-from llama2np.analysis.lens import best, labels, logit_lens
+from llama2np.analysis import interactive
+from llama2np.analysis.lens import best, labels, logit_lens, pieces_of, spans
 from llama2np.cli import main
 from llama2np.cli.lens import _fitted
 from llama2np.formats import checkpoint
@@ -105,8 +107,23 @@ def test_what_a_piece_looks_like(tiny):
     assert labels(model.tokenizer, [1, 2, 0, *range(4, 9)]) == [
         *("<s>", "</s>", "<unk>", "<0x01>", "▁a", "\\n", "\\x1b[1m", "é日")
     ]
+    model.tokenizer.pieces[5] = b" \xe6\x97"
+    assert labels(model.tokenizer, [5]) == ["▁\\xe6\\x97"]
     assert _fitted("日本語") == "日本語  " and _fitted("日本語日本語") == "日本語… "
     assert _fitted("a" * 8) == "a" * 8 and _fitted("a" * 9) == "a" * 7 + "…"
+
+
+def test_characters_of_several_tokens(tiny):
+    """They have one label; bytes that are no character keep their own."""
+    model = Llama.load("m.bin")
+    tokens = model.tokenizer.encode("A日é")
+    found = spans(model.tokenizer, tokens)
+    assert found == [("<s>", 1), ("▁", 1), ("A", 1), ("日", 3), ("é", 2)]
+    assert pieces_of(found)[3:] == ["日 1/3", "日 2/3", "日 3/3", "é 1/2", "é 2/2"]
+    alone = spans(model.tokenizer, [1, *tokens[3:5], tokens[2], tokens[6], *tokens[3:5]])
+    assert alone == [(label, 1) for label in labels(model.tokenizer, [1, *tokens[3:5]])] + [
+        *(("A", 1), ("<0xC3>", 1), ("<0xE6>", 1), ("<0x97>", 1))
+    ]
 
 
 def test_the_picture_of_the_lens(tiny, said, plot):
@@ -128,7 +145,8 @@ def test_pictures_of_attention(tiny, said, plot, monkeypatch, flags, maps):
     data = (tiny / "attention.png").read_bytes()
     assert data.startswith(b"\x89PNG") and not list(tiny.glob("*.part"))
     (weights, pieces, titles) = drawn[0]
-    assert len(weights) == len(titles) == maps and pieces == ["<s>", "▁", "A", "B", "C", "A"]
+    assert len(weights) == len(titles) == maps
+    assert pieces == [(piece, 1) for piece in ("<s>", "▁", "A", "B", "C", "A")]
     for layer, head in (map(int, re.findall(r"\d+", title)) for title in titles):
         assert flags[1] in (layer, head)
         trace = Trace("attention")
@@ -156,7 +174,10 @@ def test_without_matplotlib(tiny, refused, monkeypatch):
         (("--layer", 3), "--layer: expected 0 to 2, found 3"),
         (("--head", 6), "--head: expected 0 to 5, found 6"),
         (("--head", -1), "--head: expected a whole number of 0 or more, found '-1'"),
-        (("-o", "map.jpg"), "map.jpg: the name of a picture must end in .png, .svg, .pdf"),
+        (
+            ("-o", "map.jpg"),
+            "map.jpg: the name of a picture must end in .html, .htm, .png, .svg",
+        ),
         (("-o", "none/map.png"), "none"),
         (("-i", "A" * 96), "the prompt has 98 tokens, the context holds 96"),
     ),
@@ -164,6 +185,75 @@ def test_without_matplotlib(tiny, refused, monkeypatch):
 def test_what_cannot_be_drawn(tiny, refused, plot, words, match):
     assert match in refused("attend", "m.bin", "-i", "A", *words)
     assert not list(tiny.rglob("*.png*"))
+
+
+def test_what_a_map_shows(plot):
+    """The half that is impossible is blank, the axes have titles, a character has one label."""
+    weights = np.array([[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0]])
+    figure = plot.attention_maps([weights], ["a", ("日", 2)], ["layer 0, head 0"])
+    (axis,) = figure.axes
+    drawn = axis.images[0].get_array()
+    np.testing.assert_array_equal(drawn.mask, ~np.tri(3, dtype=bool))
+    np.testing.assert_array_equal(drawn.compressed(), [1, 0.5, 0.5, 0, 1, 0])
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["a", "日"]
+    assert axis.get_yticks().tolist() == [0, 1.5]
+    assert (axis.get_ylabel(), axis.get_xlabel()) == ("token that looks", "token that is looked at")
+    many = plot.attention_maps([weights] * 5, ["a", ("日", 2)], list("abcde"))
+    assert many.get_supylabel() == "token that looks"
+    table = plot.lens_table([["x"] * 3], np.ones((1, 3)), ["block 0"], ["a", ("日", 2)])
+    assert table.axes[0].get_xticks().tolist() == [0, 1.5] and table.axes[0].get_ylabel()
+
+
+# --- HTML ---
+
+
+def data_of(path):
+    """The data in a file that `lens` or `attend` has written."""
+    return json.loads(re.search(r'id="data">(.*)</script>', path.read_text("utf-8"))[1])
+
+
+def test_the_lens_as_html(tiny, said, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # it is not needed
+    assert said("lens", "m.bin", "-i", "A日", "-o", "lens.html") == "wrote lens.html\n"
+    model, found = Llama.load("m.bin"), data_of(tiny / "lens.html")
+    tokens = model.tokenizer.encode("A日")
+    assert found["spans"] == [["<s>", 1], ["▁", 1], ["A", 1], ["日", 3]]
+    for row, logits in zip(found["rows"], logit_lens(model, tokens), strict=True):
+        top, shares = best(logits)
+        assert [cell[0][0] for cell in row] == labels(model.tokenizer, top)
+        np.testing.assert_allclose([cell[0][1] for cell in row], shares, atol=1e-4)
+
+
+def test_attention_as_html(tiny, said, refused, monkeypatch):
+    said("attend", "m.bin", "-i", "ABCA", "--layer", 1, "-o", "maps.html")
+    found, trace = data_of(tiny / "maps.html"), Trace("attention")
+    model = Llama.load("m.bin")
+    model.with_hooks(trace).forward(model.tokenizer.encode("ABCA"), model.new_state())
+    assert found["columns"] == 6 and len(found["maps"]) == 6
+    for head, drawn in enumerate(found["maps"]):
+        assert drawn["title"] == f"layer 1, head {head}"
+        for i, row in enumerate(drawn["weights"]):
+            np.testing.assert_allclose(row, trace["attention", 1][head, i, : i + 1], atol=1e-4)
+    monkeypatch.setattr(interactive, "MAX_WEIGHTS", 100)
+    line = refused("attend", "m.bin", "-i", "ABCA", "-o", "large.html")
+    assert "18 maps of 6 tokens have 378 weights, a file has at most 100" in line
+    assert not (tiny / "large.html").exists()
+
+
+def test_a_file_is_all_that_is_needed(tiny, said):
+    """Nothing of another host, and no text ends the script or begins a tag."""
+    (tiny / "t.txt").write_text("{{data}} </script><b> http://x \\u003c & 日")
+    model = Llama.load("m.bin")
+    tokens = model.tokenizer.encode((tiny / "t.txt").read_text())
+    interactive.save_lens(tiny / "a.html", model, tokens)
+    text = (tiny / "a.html").read_text("utf-8")
+    assert text.count("<script") == text.count("</script>") == 2 and "<b>" not in text
+    assert "{{data}} &lt;/script&gt;&lt;b&gt; http://x \\u003c &amp; 日" in text
+    data_of(tiny / "a.html")
+    rest = text.replace("http://x", "")
+    assert not re.search(r"https?:|//[a-z]+\.|@import|src=|href=\"(?!data:)", rest)
+    policy = re.search(r'Security-Policy" content="([^"]*)"', text)[1]
+    assert policy.startswith("default-src 'none'") and "script-src 'sha256-" in policy
 
 
 @pytest.mark.parametrize("text", ["$", "$a$", "$\\frac{", "\\$x_1$", "a\\b{", "$$", "^_{}%&#~"])

@@ -1,88 +1,24 @@
 """Meta's and Hugging Face's folders: names, shards, row orders, and what is refused."""
 
 import json
-import os
 import re
-import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+from hf_folder import HF, HF_CONFIG, random_tensors, read, refused, write_folder
 from safetensors.numpy import save_file
 
-from llama2np.cli.export import main as export
-from llama2np.formats import huggingface, llama2c, meta
-from llama2np.formats.checkpoint import CheckpointError, CheckpointWarning
-from llama2np.formats.huggingface.writing import llama_names
+from llama2np.formats import huggingface
+from llama2np.formats.checkpoint import CheckpointWarning
 from llama2np.formats.source import Stored, concatenated, halved, interleaved
-from llama2np.formats.write import write_bin
-from llama2np.model.config import Config
-from tools.hostile import parts_of
-from tools.torch_files import Tensor, pickled, write_archive
-
-CONFIG = Config(16, 24, 2, 4, 2, 40, 64)
-HF_CONFIG = replace(CONFIG, rope_halves=1)  # the order of rows in wq and wk
-HF = {
-    "model_type": "llama",
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 40,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-}
-SHAPES = {
-    "embed_tokens": (40, 16),
-    "norm": (16,),
-    "lm_head": (40, 16),
-    "q_proj": (16, 16),
-    "k_proj": (8, 16),
-    "v_proj": (8, 16),
-    "o_proj": (16, 16),
-    "gate_proj": (24, 16),
-    "up_proj": (24, 16),
-    "down_proj": (16, 24),
-    "input_layernorm": (16,),
-    "post_attention_layernorm": (16,),
-}
-
-
-def read(tensor) -> np.ndarray:
-    return np.concatenate(list(tensor.blocks()))
-
-
-def random_tensors() -> dict:
-    random = np.random.default_rng(0)
-    return {
-        theirs: random.standard_normal(SHAPES[theirs.split(".")[-2]], np.float32)
-        for _, theirs in llama_names(CONFIG)
-    }
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Write a Hugging Face folder: folder(tensors, config field=value ...) -> its path."""
-
-    def write(tensors=None, **fields):
-        path = tmp_path / "hf"
-        path.mkdir(exist_ok=True)
-        save_file(tensors or random_tensors(), path / "model.safetensors")
-        (path / "config.json").write_text(json.dumps(HF | fields))
-        return path
-
-    return write
-
-
-def refused(capsys, tmp_path, flag, path) -> str:
-    """Export, expecting one line and no file; return the line."""
-    before = sorted(tmp_path.rglob("*"))
-    assert export([str(tmp_path / "out.bin"), flag, str(path), "--version", "1"], "export.py") == 1
-    told = capsys.readouterr()
-    assert told.err.count("\n") == 1 and not told.out
-    assert sorted(tmp_path.rglob("*")) == before
-    return told.err
+    return partial(write_folder, tmp_path / "hf")
 
 
 # Row orders
@@ -239,99 +175,6 @@ def test_tables_of_old_versions_are_left_out(folder):
     assert huggingface.read(folder(random_tensors() | extra)).config == HF_CONFIG
 
 
-# Shards
-
-
-def sharded(path, change=None):
-    """Deal the tensors of a folder out to two files and an index."""
-    tensors = random_tensors()
-    names = list(tensors)
-    places = {}
-    for i, some in enumerate((names[:9], names[9:])):
-        places |= dict.fromkeys(some, f"part-{i}.safetensors")
-        save_file({name: tensors[name] for name in some}, path / f"part-{i}.safetensors")
-    (path / "model.safetensors").unlink()
-    index = {"weight_map": places | (change or {})}
-    (path / "model.safetensors.index.json").write_text(json.dumps(index))
-    return path
-
-
-def test_an_index_and_its_shards(folder):
-    expected = huggingface.read(folder())
-    expected = {name: read(tensor) for name, tensor in expected.tensors.items()}
-    source = huggingface.read(sharded(folder()))
-    for name, tensor in source.tensors.items():
-        np.testing.assert_array_equal(read(tensor), expected[name])
-
-
-def test_a_missing_shard(folder, tmp_path, capsys):
-    path = sharded(folder())
-    (path / "part-1.safetensors").unlink()
-    assert "part-1.safetensors: missing" in refused(capsys, tmp_path, "--hf", path)
-
-
-def test_a_broken_shard(folder, tmp_path, capsys):
-    path = sharded(folder())
-    shard = path / "part-1.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-1])
-    assert "part-1.safetensors: the tensors need" in refused(capsys, tmp_path, "--hf", path)
-
-
-@pytest.mark.parametrize(
-    "place",
-    (
-        "../secret.safetensors",
-        "/etc/passwd",
-        "sub/part.safetensors",
-        "..",
-        "",
-        "a\\b",
-        "C:x",
-        "a\0b",
-    ),
-)
-def test_an_index_that_points_outside_the_folder(folder, tmp_path, capsys, place):
-    path = sharded(folder(), {"model.norm.weight": place})
-    shutil.copy(path / "part-0.safetensors", tmp_path / "secret.safetensors")
-    told = refused(capsys, tmp_path, "--hf", path)
-    assert "index.json: names" in told and "expected a file beside it" in told
-
-
-@pytest.mark.parametrize("places", (None, [], {"a": 1}, {"a": None}), ids=str)
-def test_an_index_without_places(folder, tmp_path, capsys, places):
-    path = sharded(folder())
-    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    assert "has no weight_map" in refused(capsys, tmp_path, "--hf", path)
-
-
-def test_an_index_that_is_wrong_about_a_shard(folder, tmp_path, capsys):
-    path = sharded(folder(), {"model.norm.weight": "part-1.safetensors"})
-    other = sharded(folder(), {"model.embed_tokens.weight": "part-1.safetensors"})
-    assert path == other
-    told = refused(capsys, tmp_path, "--hf", path)
-    assert "has no model.embed_tokens.weight" in told
-
-
-def test_pickled_shards(folder, tmp_path):
-    """pytorch_model-00001-of-00002.bin and so on, and their index."""
-    path = folder()
-    expected = {name: read(t) for name, t in huggingface.read(path).tensors.items()}
-    (path / "model.safetensors").unlink()
-    tensors, places = random_tensors(), {}
-    for number in (1, 2):
-        some = list(tensors)[number - 1 :: 2]
-        records = {
-            name: Tensor(str(i), "float32", tensors[name].shape) for i, name in enumerate(some)
-        }
-        files = {f"data/{r.key}": tensors[name].tobytes() for name, r in records.items()}
-        file = f"pytorch_model-{number:05d}-of-00002.bin"
-        write_archive(path / file, {"data.pkl": pickled(records)} | files)
-        places |= dict.fromkeys(some, file)
-    (path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
-    for name, tensor in huggingface.read(path).tensors.items():
-        np.testing.assert_array_equal(read(tensor), expected[name])
-
-
 def test_a_folder_without_weights(folder, tmp_path, capsys):
     path = folder()
     (path / "model.safetensors").unlink()
@@ -343,124 +186,3 @@ def test_a_config_that_is_no_object(folder, tmp_path, capsys, text):
     path = folder()
     (path / "config.json").write_text(text)
     assert "config.json: " in refused(capsys, tmp_path, "--hf", path)
-
-
-# Meta's
-
-
-def meta_folder(path, shards, embedding_axis=1, **fields):
-    """The random network of `random_tensors` in Meta's format, in `shards` files."""
-    path.mkdir()
-    params = {"dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-5}
-    (path / "params.json").write_text(json.dumps(params | fields))
-    names = {ours: theirs for theirs, ours in meta._NAMES.items()}
-    by_hf = dict(llama_names(CONFIG))
-    random = random_tensors()
-    pieces: list[dict] = [{} for _ in range(shards)]
-    for ours, theirs in by_hf.items():
-        name, layer = parts_of(ours)
-        meta_name = (f"layers.{layer}." if layer else "") + names[name] + ".weight"
-        axis = {"wo": 1, "w_down": 1, "embedding": embedding_axis}.get(name, 0)
-        values = random[theirs]
-        dealt = np.split(values, shards, axis) if values.ndim == 2 else [values] * shards
-        for piece, part in zip(pieces, dealt, strict=True):
-            piece[meta_name] = np.ascontiguousarray(part)
-    for i, piece in enumerate(pieces):
-        records = {n: Tensor(str(k), "float32", v.shape) for k, (n, v) in enumerate(piece.items())}
-        records["rope.freqs"] = Tensor("0", "float32", (2,))
-        files = {f"data/{records[n].key}": v.tobytes() for n, v in piece.items()}
-        write_archive(path / f"consolidated.{i:02d}.pth", {"data.pkl": pickled(records)} | files)
-    return path
-
-
-@pytest.mark.parametrize("shards, axis", ((1, 1), (2, 1), (2, 0), (4, 1), (4, 0)))
-def test_shards_of_meta(tmp_path, shards, axis):
-    """Llama 3 deals out the vocabulary of tok_embeddings, Llama 2 its columns."""
-    source = meta.read(meta_folder(tmp_path / "m", shards, axis))
-    assert source.config == Config(16, 24, 2, 4, 2, 40, 2048) and not source.tied
-    random = random_tensors()
-    for ours, theirs in llama_names(CONFIG):
-        np.testing.assert_array_equal(read(source.tensors[ours]), random[theirs])
-
-
-def test_numbers_of_meta(tmp_path):
-    source = meta.read(meta_folder(tmp_path / "m", 2, rope_theta=5e5, norm_eps=1e-6))
-    assert source.config == Config(16, 24, 2, 4, 2, 40, 2048, 5e5, 1e-6)
-    write_bin(source.with_seq_len(77), tmp_path / "x.bin", 2)
-    assert llama2c.read_bin(tmp_path / "x.bin").config == Config(16, 24, 2, 4, 2, 40, 77, 5e5, 1e-6)
-
-
-@pytest.mark.parametrize(
-    "missing, match",
-    (
-        (0, "consolidated.00.pth: missing"),
-        (1, "consolidated.01.pth: missing"),
-        (3, "is a shard missing"),
-    ),
-)
-def test_missing_shards_of_meta(tmp_path, capsys, missing, match):
-    path = meta_folder(tmp_path / "m", 4)
-    (path / f"consolidated.{missing:02d}.pth").unlink()
-    assert match in refused(capsys, tmp_path, "--meta-llama", path)
-
-
-def test_a_truncated_shard_of_meta(tmp_path, capsys):
-    path = meta_folder(tmp_path / "m", 2)
-    shard = path / "consolidated.01.pth"
-    shard.write_bytes(shard.read_bytes()[:1000])
-    told = refused(capsys, tmp_path, "--meta-llama", path)
-    assert "consolidated.01.pth" in told and "truncated" in told
-
-
-@pytest.mark.parametrize(
-    "fields, match",
-    (
-        ({"use_scaled_rope": True}, "use_scaled_rope=True: RoPE scaling"),
-        ({"moe": {"num_experts": 8}}, "mixture of experts"),
-        ({"dim": "16"}, "dim='16'"),
-        ({"n_heads": 5}, "n_heads=5 does not divide"),
-        ({"n_layers": 3}, "there is no attn_norm of layer 2"),
-        ({"n_layers": 2**40}, "n_layers must be at most 1,024"),
-        ({"n_layers": 1}, r"does not use attn_norm of layer 1"),
-    ),
-    ids=str,
-)
-def test_params_that_cannot_be_run(tmp_path, capsys, fields, match):
-    path = meta_folder(tmp_path / "m", 2, **fields)
-    assert re.search(match, refused(capsys, tmp_path, "--meta-llama", path))
-
-
-def test_an_empty_folder(tmp_path, capsys):
-    assert "params.json: No such file" in refused(capsys, tmp_path, "--meta-llama", tmp_path)
-    (tmp_path / "params.json").write_text('{"dim": 16}')
-    assert "no consolidated.00.pth" in refused(capsys, tmp_path, "--meta-llama", tmp_path)
-
-
-# llama2.c's trainer
-
-
-@pytest.mark.parametrize(
-    "content, match",
-    (
-        ({"model": {}}, "has no model and model_args"),
-        ({"model": {}, "model_args": {"dim": 1, "n_heads": 1, "n_layers": 1}}, "no matrix"),
-        ({"model": {}, "model_args": {"dim": "16", "n_heads": 4}}, "dim='16'"),
-        ({"model": {}, "model_args": {"dim": 16}}, "n_heads=None, expected a number"),
-        ({"model": {}, "model_args": {"n_heads": 2**31}}, "n_heads=2147483648, expected a number"),
-        ({"model": 3, "model_args": {}}, "expected a dictionary of tensors, found int"),
-        (7, "has no model"),
-    ),
-    ids=str,
-)
-def test_checkpoints_of_something_else(tmp_path, capsys, content, match):
-    write_archive(tmp_path / "x.pt", {"data.pkl": pickled(content)})
-    assert re.search(match, refused(capsys, tmp_path, "--checkpoint", tmp_path / "x.pt"))
-
-
-def test_a_truncated_bin(reference, tmp_path, capsys):
-    data = (reference / "stories260K/stories260K.bin").read_bytes()
-    (tmp_path / "x.bin").write_bytes(data[:-4])
-    assert "truncated download?" in refused(capsys, tmp_path, "--bin", tmp_path / "x.bin")
-    assert os.listdir(tmp_path) == ["x.bin"]
-    with pytest.raises(CheckpointError):
-        llama2c.read_bin(tmp_path / "x.bin")

@@ -5,8 +5,8 @@ from itertools import product
 
 import numpy as np
 import pytest
+from hf_folder import CONFIG, HF, HF_CONFIG, random_tensors, read
 from safetensors.numpy import save_file
-from test_convert_folders import CONFIG, HF, HF_CONFIG, random_tensors, read
 
 from llama2np import export
 from llama2np.cli import main
@@ -14,7 +14,7 @@ from llama2np.formats import huggingface, llama2c, meta
 from llama2np.formats.checkpoint import CheckpointError, CheckpointWarning
 from llama2np.formats.huggingface.writing import llama_names
 from llama2np.formats.names import bare
-from tools.hostile import parts_of
+from tools.hostile_valid import parts_of
 from tools.torch_files import Tensor, pickled, write_archive
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

@@ -125,6 +125,8 @@ def test_norms_and_sums(n):
     np.testing.assert_array_equal(found.rows, x + y)
     call(rows.add_bias, 3, n=n, x=Buffer(x), out=found, bias=weight)
     np.testing.assert_array_equal(found.rows, x + weight)
+    call(rows.scale, 3, n=n, x=Buffer(x), out=found, factor=0.3)
+    np.testing.assert_array_equal(found.rows, x * np.float32(0.3))
 
 
 def test_an_output_may_be_where_the_first_input_is():

@@ -1,4 +1,4 @@
-"""The page at /, in a real browser, and the endpoints that it looks through."""
+"""The endpoints that the page looks through. The page itself: test_page_browser.py."""
 
 import json
 import math
@@ -6,14 +6,12 @@ import re
 
 import numpy as np
 import pytest
-from browser import FOUND, Browser
 from conftest import missing
 
 from llama2np import Edit, Llama, Trace
 from llama2np.analysis.lens import best, labels, logit_lens
 
 try:
-    from serving import running
     from starlette.testclient import TestClient
 
     from llama2np.serve.app import make_app
@@ -140,128 +138,3 @@ def test_the_page_needs_nothing_from_another_host(client):
     assert "default-src 'none'" in policy and "connect-src 'self'" in policy
     script = re.search(r"script-src ([^;]*)", policy)[1]
     assert script.startswith("'sha256-") and "unsafe" not in script
-
-
-# --- in a browser ---
-
-
-@pytest.fixture(scope="module")
-def window(box):
-    """A window that shows the page of a real server."""
-    if not all(FOUND):
-        pytest.skip("there is no chromium with chromedriver")
-    with running(box) as server:
-        window = Browser()
-        try:
-            window.url = server.url
-            yield window
-        finally:
-            window.close()
-
-
-@pytest.fixture
-def page(window):
-    """The page, freshly opened. Nothing may be written to the console as an error."""
-    window.open(window.url)
-    window.wait("return state.facts")
-    window.run("for (const [id, value] of [['seed', 7], ['max_tokens', 24]]) $(id).value = value")
-    yield window
-    assert [line for line in window.errors() if line["level"] == "SEVERE"] == []
-
-
-def continued(page, box):
-    """Let the page continue PROMPT; return what the library makes of it."""
-    page.type("#ask", PROMPT + "\ue007")  # Enter
-    page.wait("return state.answer.length && !state.running")
-    options = {"temperature": 0.8, "top_p": 0.9, "seed": 7, "max_new_tokens": 24, "logprobs": 10}
-    story = box.generate(PROMPT, **options)
-    story.read()
-    return story
-
-
-def test_it_streams_a_text(page, box):
-    story = continued(page, box)
-    assert "5" in page.text("#facts") and page.text("h1") == "tiny"
-    assert page.run("return document.querySelector('.turn:last-child').textContent") == (
-        "continued" + story.text
-    )
-    assert page.run("return state.answer") == story.tokens
-    assert page.run("return state.prompt") == story.prompt
-    assert page.run("return document.activeElement.id") == "ask"
-
-
-def test_the_alternatives_of_a_token(page, box):
-    story = continued(page, box)
-    page.click("#log .token:nth-of-type(3)")
-    rows = page.run("return [...document.querySelectorAll('#bars li')].map((row) => row.innerText)")
-    share = 100 * math.exp(max(story.top_logprobs[2].values()))
-    assert len(rows) == 10 and f"{share:.1f} %" in rows[0]
-    page.press("Right")  # by keyboard, to the next token
-    assert page.run("return document.activeElement === document.querySelectorAll('.token')[3]")
-    share = 100 * math.exp(max(story.top_logprobs[3].values()))
-    assert f"{share:.1f} %" in page.text("#bars li")
-
-
-def test_the_lens(page, box):
-    continued(page, box)
-    page.click("#tab-lens")
-    page.click("#run-lens")
-    page.wait("return document.querySelector('#lens-table table')")
-    rows = page.run("return document.querySelectorAll('#lens-table tbody tr').length")
-    assert rows == box.config.n_layers + 1
-    page.run("document.querySelector('#lens-table td').focus()")
-    first = page.text("#lens-hint")
-    page.press("Right")
-    assert first.startswith("block 4, after ") and page.text("#lens-hint") != first
-
-
-def test_the_attention_map(page, box):
-    continued(page, box)
-    page.click("#tab-attention")
-    page.click("#run-attention")
-    page.wait("return !$('map').hidden")
-    page.hover("#map", -40, 40)
-    assert re.match(r".+ \(\d+\) takes [\d.]+ % from .+ \(\d+\)$", page.text("#attention-hint"))
-    page.run("$('map').focus()")
-    before = page.run("return [state.map.row, state.map.column]")
-    page.press("Up", "Right")
-    assert page.run("return [state.map.row, state.map.column]") == [before[0] - 1, before[1] + 1]
-
-
-def test_two_answers_side_by_side(page, box):
-    story = continued(page, box)
-    page.click("#tab-compare")
-    page.click("#run-compare")
-    page.wait("return $('compare-hint').textContent === 'Switch off a head first.'")
-    page.click("#off-add")
-    page.click("#run-compare")
-    page.wait("return $('sides').childElementCount === 2")
-    left, right = page.run("return [...$('sides').children].map((node) => node.textContent)")
-    assert left == "as it is" + story.text and right.startswith("without these heads")
-    assert right.removeprefix("without these heads") != story.text
-    page.click("#sides .token")
-    page.wait("return $('compare-bars').childElementCount === 10 && !$('compare').hidden")
-    page.click("#off-list button")
-    assert page.run("return state.off.length") == 0
-
-
-def test_an_error_is_shown(page, box):
-    page.run("$('temperature').value = -1")
-    page.type("#ask", "A\ue007")
-    page.wait("return $('status').textContent.includes('temperature must be a number')")
-    page.errors()  # the browser reports the status 400
-
-
-def test_dark(box):
-    if not all(FOUND):
-        pytest.skip("there is no chromium with chromedriver")
-    with running(box) as server:
-        window = Browser(dark=True)
-        try:
-            window.open(server.url)
-            window.wait("return state.facts")
-            assert window.run("return matchMedia('(prefers-color-scheme: dark)').matches")
-            colour = window.run("return getComputedStyle(document.body).backgroundColor")
-            assert max(map(int, re.findall(r"\d+", colour))) < 60
-        finally:
-            window.close()

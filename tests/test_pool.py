@@ -13,7 +13,15 @@ from llama2np.kernels.interpreter import go
 from llama2np.kernels.runtime import pool
 from llama2np.kernels.runtime.memory import int64s
 from llama2np.kernels.runtime.op import RUN, STEP_BYTES, op
-from llama2np.kernels.runtime.shared import BOARD, MEMBERS, RUNNING, serve
+from llama2np.kernels.runtime.shared import (
+    BOARD,
+    HELPED,
+    MEMBERS,
+    RUNNING,
+    UNHELPED,
+    WAITED,
+    serve,
+)
 from llama2np.model.transformer import State
 
 STEPS = 200
@@ -98,6 +106,16 @@ def test_the_main_thread_needs_nobody(members):
     go(board.ctypes.data, members, 0, *counting.arguments)
     counting.check()
     assert board[MEMBERS] == members and board[RUNNING] == 0
+    assert board[WAITED] == UNHELPED
+
+
+def test_workers_that_compute_an_eighth_of_the_chunks_are_of_help():
+    board, counting = np.zeros(BOARD, np.int64), Counting(23, 2**20)
+    for helped, expected in ((0, UNHELPED), (9, UNHELPED), (1000, 0), (0, UNHELPED)):
+        board[HELPED] = helped  # as if workers had computed these
+        counting.counts[:], counting.done[:] = 0, 0
+        go(board.ctypes.data, 2, 0, *counting.arguments)
+        assert board[WAITED] == expected and board[HELPED] == 0
 
 
 def open_step(counting, chunks):
@@ -113,7 +131,7 @@ def test_a_worker_computes_the_chunks_of_an_open_step():
     counting = Counting(5, 2**20)
     board = open_step(counting, 5)
     serve(board.ctypes.data, 1, 0, 50, 50)  # and returns, for nothing more comes
-    assert (counting.counts[0] == 1).all() and board[16] == 5
+    assert (counting.counts[0] == 1).all() and board[16] == board[HELPED] == 5
 
 
 def test_a_worker_that_is_no_member_of_the_call_takes_no_part():

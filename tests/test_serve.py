@@ -10,7 +10,17 @@ import threading
 import numpy as np
 import pytest
 from conftest import TINY
-from serving import CHAT, alone, events, needs_packages, served, slow_steps, tiny, wait_until
+from serving import (
+    CHAT,
+    alone,
+    events,
+    needs_packages,
+    served,
+    slow_steps,
+    tiny,
+    wait_until,
+    write_word_pieces,
+)
 
 from llama2np.encoder import Encoder
 
@@ -151,7 +161,7 @@ def test_json_that_follows_a_schema(served):
         ("completions", {"suffix": "x"}, 400, "suffix is not supported by this server"),
         ("completions", {"prompt": [[300]]}, 400, "token 300 is not in the vocabulary"),
         ("completions", {"prompt": []}, 400, "prompt must be a text, tokens, or a list of them"),
-        ("completions", {"prompt": ["A"] * 200}, 400, "200 prompts in one request, expected at"),
+        ("completions", {"prompt": ["A"] * 200}, 400, "200 texts in one request, expected at mo"),
         ("completions", {"prompt": "A" * 99}, 400, "the prompt has 101 tokens, the context holds"),
         ("completions", {"model": "other"}, 404, "there is no model 'other', this server has 'ti"),
         ("chat/completions", {}, 400, "messages must be a list of 1 to 10,000 messages, not None"),
@@ -264,14 +274,6 @@ def test_metrics(served):
     for name in {row.partition("{")[0] for row in rows}:
         base = name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum")
         assert f"# TYPE {base} " in text
-
-
-def write_word_pieces(path, count):
-    """A vocab.txt for an encoder with a vocabulary of `count`."""
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog"]
-    pieces += [f"w{i}" for i in range(count - len(pieces))]
-    path.write_text("\n".join(pieces) + "\n")
-    return path
 
 
 def test_an_encoder(served, reference, tmp_path):

@@ -4,10 +4,12 @@
 # ruff: noqa: F401, F811
 
 import asyncio
+import http.client
 import json
 import socket
 import threading
 
+import numpy as np
 import pytest
 from conftest import missing
 from serving import (
@@ -24,9 +26,12 @@ from serving import (
     tiny,
     uvicorn,
     wait_until,
+    write_word_pieces,
 )
 
+from llama2np import kernels
 from llama2np.cli import main
+from llama2np.encoder import Encoder
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +64,95 @@ def test_openai_s_client(real, tiny):
         real.completions.create(model="tiny", prompt="AB", temperature=-1)
     with pytest.raises(openai.NotFoundError, match="there is no model"):
         real.completions.create(model="gpt", prompt="AB")
+
+
+def test_what_else_clients_send(real, tiny):
+    ask = {"model": "tiny", "messages": CHAT, "seed": 2, "temperature": 0}
+    known = real.chat.completions.create(**ask, max_completion_tokens=5)
+    assert known.usage.completion_tokens == 5 and known.choices[0].finish_reason == "length"
+    more = {"user": "me", "store": False, "metadata": {"a": "b"}, "tools": [], "unheard": [1]}
+    parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
+    same = real.chat.completions.create(
+        **ask | {"messages": [{"role": "user", "name": "Tom", "content": parts}]},
+        **{"max_tokens": 5, "service_tier": "auto", "extra_body": more},
+    )
+    assert same.choices[0].message == known.choices[0].message
+    first = real.chat.completions.create(**ask | {"temperature": 5, "top_p": 0}, max_tokens=5)
+    assert first.choices[0].message == known.choices[0].message  # the best token alone
+    none = real.completions.create(model="tiny", prompt="A", max_tokens=0)
+    assert none.choices[0].text == "" and none.choices[0].finish_reason == "length"
+    for wrong, message in (
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is not supported"),
+        ({"messages": [{"role": "tool", "content": "5", "tool_call_id": "1"}]}, "role of a messa"),
+        ({"messages": [*CHAT, {"role": "assistant", "content": "A"}]}, "last message must be the"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=message):
+            real.chat.completions.create(**ask | wrong)
+    with pytest.raises(openai.BadRequestError, match="echo with logprobs is not supported"):
+        real.completions.create(model="tiny", prompt="A", echo=True, logprobs=1)
+    with pytest.raises(openai.APIStatusError) as failed:
+        real.completions.create(model="tiny", prompt="A " * 2**22)
+    assert failed.value.status_code == 413 and "more than 4,194,304 bytes" in failed.value.message
+
+
+def test_a_long_prompt_is_not_encoded(real, tiny, monkeypatch):
+    """It could take minutes. A prompt is encoded once for all of its choices."""
+    monkeypatch.setattr(type(tiny.tokenizer), "encode", lambda *_, **__: 1 / 0)
+    for ask in (
+        lambda: real.completions.create(model="tiny", prompt="A" * 100_000),
+        lambda: real.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "A" * 100_000}]
+        ),
+    ):
+        with pytest.raises(openai.BadRequestError, match="the context holds 96 tokens") as failed:
+            ask()
+        assert failed.value.code == "context_length_exceeded"
+    monkeypatch.undo()
+    encode, calls = type(tiny.tokenizer).encode, []
+
+    def counted(self, *rest, **named):
+        calls.append(1)
+        return encode(self, *rest, **named)
+
+    monkeypatch.setattr(type(tiny.tokenizer), "encode", counted)
+    real.completions.create(model="tiny", prompt=["A", "B"], n=5, max_tokens=1)
+    assert len(calls) == 2
+    with pytest.raises(openai.BadRequestError, match="600 texts in one request, expected at mo"):
+        real.completions.create(model="tiny", prompt=["A"] * 60, n=10, max_tokens=1)
+    assert len(calls) == 2
+
+
+def test_other_methods(real):
+    port = int(real.url.rpartition(":")[2])
+    for method, path, status in (
+        ("HEAD", "/v1/models", 200),
+        ("HEAD", "/health", 200),
+        ("OPTIONS", "/v1/chat/completions", 405),
+        ("PUT", "/v1/models", 405),
+        ("GET", "/v1/models/", 404),
+        ("GET", "/../../etc/passwd", 404),
+    ):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request(method, path)
+        response = connection.getresponse()
+        body = response.read()
+        assert response.status == status, (method, path)
+        assert not [name for name in response.headers if name.lower().startswith("access-control")]
+        assert status == 200 or "error" in json.loads(body)
+        connection.close()
+
+
+def test_vectors_by_openai_s_client(reference, tmp_path):
+    """It asks for base64, and decodes it."""
+    folder = reference / "architectures" / "bert_mlm"
+    model = Encoder.load(folder, write_word_pieces(tmp_path / "vocab.txt", 320))
+    with running(model) as client:
+        found = client.embeddings.create(model="tiny", input=["a cat", "a dog"])
+        rows = np.float32([each.embedding for each in found.data])
+        np.testing.assert_array_equal(rows, model.embed(["a cat", "a dog"]))
+        assert found.usage.prompt_tokens == 8
+        with pytest.raises(openai.BadRequestError, match="input must be a text or a list of text"):
+            client.embeddings.create(model="tiny", input=[[1, 2, 3]])
 
 
 def test_many_clients_at_once(real, tiny):
@@ -172,3 +266,29 @@ def test_the_command_serves(capsys, monkeypatch):
     assert "box: http://127.0.0.1:" in capsys.readouterr().err
     with TestClient(ran[0], base_url="http://127.0.0.1") as client:
         assert client.get("/v1/models").json()["data"][0]["id"] == "box"
+
+
+def test_the_number_of_threads(monkeypatch, capsys):
+    """It is a setting of the thread that calls the kernels: the worker's, not the main one."""
+    ran, found = [], []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: use(server.config.app))
+    set_threads = kernels.set_threads
+
+    def counted(count):
+        found.append((threading.current_thread().name, count))
+        set_threads(count)
+
+    def use(app):
+        with TestClient(app, base_url="http://127.0.0.1") as client:
+            ran.append(client.post("/v1/completions", json={"max_tokens": 1}).status_code)
+            ran.append(client.post("/look/lens", json={"tokens": [1]}).status_code)
+
+    monkeypatch.setattr(kernels, "set_threads", counted)
+    words = ["serve", "stories-box", "--port", "0", "--threads", "1"]
+    own = threading.Thread(target=main, args=(words,))  # the number of the tests' thread stays
+    own.start()
+    own.join()
+    capsys.readouterr()
+    names = [name for name, _ in found]
+    assert ran == [200, 200] and {count for _, count in found} == {1}
+    assert "llama2np worker" in names and any("aside" in name for name in names)

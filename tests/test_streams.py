@@ -28,6 +28,7 @@ COMMAND_LINES = {
     **{name: f"{name} --help" for name in ("train", "finetune", "classify", "tokenizer")},
     **{name: f"{name} --help" for name in ("pull", "list", "rm")},
     "generate": "generate --help",  # it prints nothing else on standard output
+    "embed": "embed --help",
     "serve": "serve --help",  # nor does this one
     "help of chat": "chat --help",
     "help": "--help",

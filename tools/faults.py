@@ -23,6 +23,7 @@ from llama2np.formats.checkpoint import load
 from llama2np.formats.write import write_bin, write_huggingface
 from llama2np.kernels.runtime import sealed
 from llama2np.model.transformer import State, Transformer
+from tools.scratch import written
 
 WRITERS = ("export 0", "export 1", "export 2", "export -1", "tokenizer", "state")
 ERRORS = ("ENOSPC", "EIO", "EACCES", "interrupt", "interrupt after")
@@ -163,10 +164,9 @@ def exercise_write(folder: Path) -> None:
 _KEY, _CODE = b"k" * 32, bytes(range(256)) * 8
 
 
-def sealed_file(folder: Path) -> bytes:
+def sealed_file() -> bytes:
     """A file that the cache of kernels writes."""
-    sealed.write(folder / "kernel.nbc", _KEY, _CODE)
-    return (folder / "kernel.nbc").read_bytes()
+    return written(lambda path: sealed.write(path, _KEY, _CODE))
 
 
 def exercise_cache(folder: Path) -> None:

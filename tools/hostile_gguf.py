@@ -25,6 +25,7 @@ from llama2np.model.blocks import KINDS
 from llama2np.model.config import MAX_LAYERS
 from llama2np.model.transformer import State, Transformer
 from llama2np.text.tokenizer import Tokenizer, TokenizerError
+from tools.scratch import written
 
 OURS = (CheckpointError, TokenizerError)
 Metadata = dict[str, bytes]
@@ -140,15 +141,7 @@ def files() -> list[bytes]:
 def _bytes(metadata: Metadata, tensors: list[NewTensor]) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random bytes may be nan
-        write(_scratch() / "x.gguf", metadata, tensors)
-    return (_scratch() / "x.gguf").read_bytes()
-
-
-@cache
-def _scratch() -> Path:
-    import tempfile
-
-    return Path(tempfile.mkdtemp(prefix="llama2np-valid-"))
+        return written(lambda path: write(path, metadata, tensors))
 
 
 @cache

@@ -20,7 +20,7 @@ from nbconvert.preprocessors import ExecutePreprocessor
 from llama2np.atomic import write_file
 
 DOCS = Path(__file__).parents[1] / "docs"
-_LARGEST = 50_000  # bytes of a picture
+_LARGEST = 120_000  # bytes of a picture
 
 
 def render(source: Path) -> None:

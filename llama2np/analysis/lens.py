@@ -36,14 +36,53 @@ def best(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def labels(tokenizer: Tokenizer, tokens: Sequence[int] | np.ndarray) -> list[str]:
     """The pieces in a printable form: a space is "▁", control characters are escaped.
 
-    A token without a piece is "".
+    A token without a piece is "". Bytes that are not UTF-8, of a part of a character, are escaped.
     """
     return [_label(tokenizer, int(token)) for token in tokens]
+
+
+def spans(tokenizer: Tokenizer, tokens: Sequence[int] | np.ndarray) -> list[tuple[str, int]]:
+    """The labels of a text's tokens, with the number of tokens that each stands for.
+
+    It is 1, but for characters whose bytes are spread over several tokens: they have one label.
+    """
+    found: list[tuple[str, int]] = []
+    held: list[int] = []  # tokens that begin a character
+    data = b""
+    for token in map(int, tokens):
+        texts = tokenizer.shown.texts
+        data += texts[token] if token < len(texts) else b""
+        held.append(token)
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            if error.end == len(data) and error.reason == "unexpected end of data":
+                continue
+            text = ""
+        if len(held) > 1 and text:
+            found.append((_printable(text), len(held)))
+        else:
+            found += [(_label(tokenizer, each), 1) for each in held]
+        held, data = [], b""
+    return found + [(_label(tokenizer, each), 1) for each in held]
+
+
+def pieces_of(found: Sequence[tuple[str, int]]) -> list[str]:
+    """A label for each token of `spans`: a part of a character is "日 1/3", "日 2/3" ..."""
+    numbered = (
+        [label] if count == 1 else [f"{label} {i + 1}/{count}" for i in range(count)]
+        for label, count in found
+    )
+    return [piece for pieces in numbered for piece in pieces]
 
 
 def _label(tokenizer: Tokenizer, token: int) -> str:
     piece = tokenizer.pieces[token]
     if token in tokenizer.ends:
         piece = piece.strip(b"\n")  # llama2.c spells them "\n<s>\n" and "\n</s>\n"
-    text = piece.decode("utf-8", "replace").replace(" ", "▁")
+    return _printable(piece.decode("utf-8", "backslashreplace"))
+
+
+def _printable(text: str) -> str:
+    text = text.replace(" ", "▁")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

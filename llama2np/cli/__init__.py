@@ -22,6 +22,7 @@ COMMANDS = {
     "run": "continue a text, or chat",
     "chat": "talk with a model",
     "generate": "continue all prompts of a file, many at once",
+    "embed": "turn all texts of files into vectors",
     "serve": "answer OpenAI's clients over HTTP",
     "pull": "download a model by its name",
     "list": "list the models that were downloaded",

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from llama2np.analysis.metrics import Report
 from llama2np.analysis.zero_shot import PROMPT, zero_shot
 from llama2np.atomic import write_file
 from llama2np.classifier import Classifier
-from llama2np.cli import engine, learning
+from llama2np.cli import bulk, engine, learning
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, path_value
 from llama2np.cli.model import add_model
 from llama2np.formats import loading
@@ -23,10 +24,13 @@ from llama2np.llama import Llama
 
 def main(argv: Sequence[str], prog: str) -> int:
     """Choose a label for each text; return the exit status."""
-    return guarded(prog, lambda: _classify(_parse(argv, prog)))
+    return guarded(prog, lambda: _classify(_parse(argv, prog), prog))
 
 
-def _classify(options: argparse.Namespace) -> None:
+def _classify(options: argparse.Namespace, prog: str) -> None:
+    if bulk.asked(options, options.data, "--data", "--out" if options.out else ""):
+        bulk.run(options, prog, "classify", _of_task(options))
+        return
     engine.set_up(options, lambda note: print(note, file=sys.stderr, flush=True))
     labels = tuple(options.labels.split(",")) if options.labels else ()
     trained = bool(loading.load(options.model).config.n_labels)
@@ -55,6 +59,12 @@ def _classify(options: argparse.Namespace) -> None:
         write_file(options.out, "".join(lines).encode())
 
 
+def _of_task(options: argparse.Namespace) -> dict[str, Any]:
+    labels = options.labels.split(",") if options.labels else None
+    zero_shot = {"prompt": options.prompt, "normalize": options.normalize} if labels else {}
+    return {"labels": labels, **zero_shot}
+
+
 def _lines(
     examples: Examples, predicted: np.ndarray, scores: np.ndarray, labels: Sequence[str]
 ) -> list[str]:
@@ -73,7 +83,8 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     parser = Parser(
         prog=prog,
         description="Choose a label for each text, and tell how often it is the right one: by a "
-        "classifier that finetune has written, or by how well a model predicts each label's name.",
+        "classifier that finetune has written, or by how well a model predicts each label's name. "
+        "With --prompts and --output: for many texts, whose labels are not known.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -81,10 +92,10 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     add(
         "--data",
         type=path_value,
-        required=True,
         metavar="FILE",
         help="lines of `label ||| sentence`, or a .csv or .jsonl with text and label",
     )
+    bulk.add_prompts(parser)
     add("--labels", type=flag_value, metavar="A,B", help="names of the labels 0, 1 ...")
     add(
         "--prompt",

@@ -42,7 +42,17 @@ def set_up(options: argparse.Namespace, note: Callable[[str], None]) -> None:
         from llama2np import kernels  # here, because the NumPy engine needs no numba
     except ImportError as error:
         raise ValueError(f"{error}: --engine numpy runs without numba, but slowly") from None
-    if options.threads is not None:
-        kernels.set_threads(options.threads)
+    set_threads(options)
     if sys.stderr.isatty():
         kernels.on_first_compile(lambda: note("compiling the kernels, only this first time ..."))
+
+
+def set_threads(options: argparse.Namespace) -> None:
+    """Apply --threads to the kernels that this thread calls: other threads have their own number.
+
+    Raises ValueError.
+    """
+    if options.threads is not None:
+        from llama2np import kernels
+
+        kernels.set_threads(options.threads)

@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from llama2np.cli import sampling
-from llama2np.cli.flags import Parser, guarded, joined, number, path_value
+from llama2np.bulk.prompts import Prompt
+from llama2np.bulk.tasks import answer_of, request_of
+from llama2np.cli import bulk, sampling
+from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
 from llama2np.cli.model import add_model, load_model
 from llama2np.decoding.batch import Batch, complete
 from llama2np.decoding.completion import Completion
 from llama2np.decoding.options import Request
-from llama2np.jsonl import Answers, lines, parsed
+from llama2np.jsonl import Answers, lines
 from llama2np.llama import Llama
 from llama2np.output import printable
 
@@ -26,6 +28,15 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 
 def _generate(options: argparse.Namespace, prog: str) -> None:
+    if bulk.shared(options):
+        bulk.run(options, prog, "generate", _common(options))
+        return
+    paths = bulk.expanded(options.prompts)
+    if len(paths) != 1 or options.chunk:
+        raise ValueError("several files of prompts, and --chunk, need --workers or --dask")
+    (options.prompts,) = paths
+    if options.output.is_dir():
+        raise ValueError(f"{options.output}: is a folder, which needs --workers or --dask")
     total = sum(1 for _ in lines(options.prompts))
     if options.output.exists() and os.path.samefile(options.prompts, options.output):
         raise ValueError(f"{options.output}: is the file of the prompts, name another output")
@@ -36,6 +47,12 @@ def _generate(options: argparse.Namespace, prog: str) -> None:
             bar.update(work.seen - bar.n)
     if work.bad:
         raise ValueError(f"{work.bad} of {total} lines have no answer: see above")
+
+
+def _common(options: argparse.Namespace) -> dict[str, Any]:
+    """The options for all prompts."""
+    ends = {"max_new_tokens": options.max_new_tokens, "stop": options.stop}
+    return {**sampling.sampling_options(options), **ends}
 
 
 class _Work:
@@ -49,10 +66,8 @@ class _Work:
         tell: Callable[[str], None],
     ):
         self._model, self._path, self._answers, self._tell = model, options.prompts, answers, tell
-        self._common: dict[str, Any] = dict(sampling.sampling_options(options))
-        self._common["max_new_tokens"] = options.max_new_tokens
-        self._common["stop"] = options.stop
-        self._asked: dict[int, tuple[int, Any, Any]] = {}  # {index: (line, prompt, id)}
+        self._common = _common(options)
+        self._asked: dict[int, tuple[int, Prompt]] = {}  # {index: (line, prompt)}
         self._batch = Batch(
             model.transformer,
             model.tokenizer,
@@ -72,25 +87,16 @@ class _Work:
         for line, data in lines(self._path):
             self.seen += 1
             try:
-                value = parsed(data)
-                own = {"prompt": value} if isinstance(value, str) else value
-                if not isinstance(own, dict):
-                    raise ValueError("expected a text or an object with a prompt")
-                if not {"prompt", "messages"} & own.keys():
-                    raise ValueError('expected "prompt" or "messages"')
-                prompt = own.get("prompt", own.get("messages"))
+                prompt = Prompt.of_line(data)
                 if line in self._answers.answered:
-                    self._check(line, prompt)
+                    self._check(line, prompt.given)
                     continue
-                name = own.pop("id", None)
-                if isinstance(bias := own.get("logit_bias"), dict):  # JSON's keys are texts
-                    own["logit_bias"] = {int(token): x for token, x in bias.items()}
-                request = self._model.request(own, self._common)
+                request = request_of(self._model, prompt, self._common)
             except (ValueError, TypeError) as error:
                 self._report(line, error)
                 continue
             self.seen -= 1  # it counts when it is done
-            self._asked[self._count] = line, prompt, name
+            self._asked[self._count] = line, prompt
             self._count += 1
             yield request
 
@@ -104,16 +110,11 @@ class _Work:
 
     def _write(self, each: Completion) -> None:
         self.seen += 1
-        line, prompt, name = self._asked.pop(each.index)
+        line, prompt = self._asked.pop(each.index)
         if each.error is not None:
             self._report(line, each.error)
             return
-        answer = {} if name is None else {"id": name}
-        counts = {"prompt_tokens": len(each.prompt), "completion_tokens": len(each.tokens)}
-        answer |= {"prompt": prompt, "text": each.text, "stop_reason": each.stop_reason, **counts}
-        if each.logprobs:
-            answer |= {"logprobs": each.logprobs, "top_logprobs": each.top_logprobs}
-        self._answers.append(line, answer)
+        self._answers.append(line, answer_of(prompt, each))
 
 
 @contextmanager
@@ -138,22 +139,26 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     add = parser.add_argument
     add(
         "--prompts",
-        type=path_value,
+        type=flag_value,
+        action="append",
         required=True,
         metavar="FILE",
         help="JSON lines: a text, or an object with prompt (a text or tokens) or messages, and "
-        "perhaps an id and options of its own, such as seed, temperature, max_new_tokens, stop",
+        "perhaps an id and options of its own, such as seed, temperature, max_new_tokens, stop; "
+        "with --workers or --dask also a pattern in quotes ('parts/*.jsonl'), and repeated",
     )
     add(
         "--output",
         type=path_value,
         required=True,
         metavar="FILE",
-        help="where a line is appended for each answer, in the order in which they are ready",
+        help="where a line is appended for each answer, in the order in which they are ready; with "
+        "--workers or --dask a folder, for a file of answers to each chunk of prompts",
     )
     sampling.add_flags(add)
     sampling.add_ends(add, "tokens to generate for each prompt (default: to the context's end)")
     add_batch_flags(parser)
+    bulk.add_flags(parser)
     return parser.parse_args(list(joined(argv, parser)))
 
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from llama2np.analysis.lens import best, labels, logit_lens
+from llama2np.analysis import interactive
+from llama2np.analysis.lens import best, labels, logit_lens, pieces_of, spans
 from llama2np.cli.flags import Parser, guarded, joined, path_value
-from llama2np.cli.model import add_model, load_model, plotting, read_tokens
+from llama2np.cli.model import add_model, drawing, load_model, read_tokens
 from llama2np.cli.screen import Screen
 
 _WIDTH = 8  # columns for a piece; a longer one is cut and ends in "…"
@@ -23,26 +24,28 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 
 def _lens(options: argparse.Namespace) -> None:
-    screen, plot = Screen(), None
-    if options.output is not None:
-        plot = plotting()
-        plot.checked(options.output)
+    screen, output = Screen(), options.output
+    plot = None if output is None else drawing(output)
     model = load_model(options)
     tokens = read_tokens(model, options)
-    read, rows = labels(model.tokenizer, tokens), ["embedding"]
+    if output is not None and plot is None:
+        interactive.save_lens(output, model, tokens)
+        screen.write(f"wrote {output}\n")
+        return
+    read, rows = spans(model.tokenizer, tokens), ["embedding"]
     rows += [f"block {i}" for i in range(model.config.n_layers)]
     found = [best(logits) for logits in logit_lens(model, tokens)]
     pieces = [labels(model.tokenizer, top) for top, _ in found]
     probabilities = np.array([p for _, p in found])
     if plot is not None:
-        plot.save(plot.lens_table(pieces, probabilities, rows, read), options.output)
-        screen.write(f"wrote {options.output}\n")
+        plot.save(plot.lens_table(pieces, probabilities, rows, read), output)
+        screen.write(f"wrote {output}\n")
         return
     cells = [
         [f"{_fitted(piece)} {p:.2f}" for piece, p in zip(*row, strict=True)]
         for row in zip(pieces, probabilities, strict=True)
     ]
-    heads = [f"{_fitted(piece)}     " for piece in read]
+    heads = [f"{_fitted(piece)}     " for piece in pieces_of(read)]
     for line in _panels(["read", *rows], [heads, *cells], shutil.get_terminal_size().columns):
         screen.write(line.rstrip() + "\n")
 
@@ -79,6 +82,7 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
         *("-o", "--output"),
         type=path_value,
         metavar="FILE",
-        help="draw a .png, .svg or .pdf instead; this needs the extra `plot`",
+        help="instead, write an .html to point at, or draw a .png, .svg or .pdf, which need the "
+        "extra `plot`",
     )
     return parser.parse_args(list(joined(argv, parser)))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from llama2np import box
+from llama2np.analysis import interactive
 from llama2np.cli import current, engine
 from llama2np.cli.flags import flag_value, piped
 from llama2np.llama import Llama
@@ -63,12 +66,25 @@ def read_tokens(model: Llama, options: argparse.Namespace) -> list[int]:
     return model.prompt_tokens(piped() if options.prompt == "-" else options.prompt)
 
 
-def plotting() -> ModuleType:
-    """The module that draws. Raises ValueError if matplotlib is missing."""
+def plotting(others: Sequence[str] = ()) -> ModuleType:
+    """The module that draws. Raises ValueError if matplotlib is missing.
+
+    others: formats that need no matplotlib.
+    """
     try:
         from llama2np.analysis import plot
     except ImportError as error:
+        way = "".join(f"; FILE{suffix} needs nothing" for suffix in others[:1])
         raise ValueError(
-            f"drawing needs matplotlib ({error}): {sys.executable} -m pip install matplotlib"
+            f"drawing needs matplotlib ({error}): {sys.executable} -m pip install matplotlib{way}"
         ) from None
+    return plot
+
+
+def drawing(output: Path) -> ModuleType | None:
+    """The module that draws a picture of this name; None for HTML. Raises ValueError."""
+    if output.suffix.lower() in interactive.SUFFIXES:
+        return None
+    plot = plotting(interactive.SUFFIXES)
+    plot.checked(output, interactive.SUFFIXES)
     return plot

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llama2np.analysis.evaluation import Evaluation, compare, evaluate
+from llama2np.cli import bulk
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
 from llama2np.cli.model import add_model, load_model
 from llama2np.cli.screen import Screen
@@ -24,10 +25,14 @@ _BYTES = 1 << 16  # of one read
 
 def main(argv: Sequence[str], prog: str) -> int:
     """Print perplexity and bits per byte; return the exit status."""
-    return guarded(prog, lambda: _perplexity(_parse(argv, prog)))
+    return guarded(prog, lambda: _perplexity(_parse(argv, prog), prog))
 
 
-def _perplexity(options: argparse.Namespace) -> None:
+def _perplexity(options: argparse.Namespace, prog: str) -> None:
+    if bulk.asked(options, options.file, "--file", "--against" if options.against else ""):
+        of_task = {"context": options.context, "stride": options.stride}
+        bulk.run(options, prog, "perplexity", of_task)
+        return
     screen = Screen()
     with open_regular(options.file):
         pass  # so that a wrong name is an error before anything is loaded
@@ -111,12 +116,14 @@ def _progress(size: int) -> Iterator[Callable[[int], object]]:
 def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     parser = Parser(
         prog=prog,
-        description="Measure how well a model predicts a text: perplexity and bits per byte.",
+        description="Measure how well a model predicts a text: perplexity and bits per byte; or, "
+        "with --prompts and --output, each of many texts.",
         allow_abbrev=False,
     )
     add_model(parser)
     add = parser.add_argument
-    add("--file", type=path_value, required=True, metavar="TEXT", help="the text, in UTF-8")
+    add("--file", type=path_value, metavar="TEXT", help="the text, in UTF-8")
+    bulk.add_prompts(parser)
     add(
         "--against",
         type=flag_value,

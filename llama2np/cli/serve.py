@@ -6,6 +6,7 @@ import argparse
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from llama2np.cli import engine
+from llama2np.cli import engine, sampling
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, number
 from llama2np.cli.generate import add_batch_flags
 from llama2np.cli.model import add_model, load_model
@@ -52,6 +53,9 @@ def _serve(options: argparse.Namespace) -> None:
             timeout_graceful_shutdown=options.grace,
         )
         uvicorn.Server(config).run(sockets=[listener])
+    except SystemExit as end:
+        if end.code != 128 + signal.SIGTERM:
+            raise  # for a server SIGTERM is the usual end: its answers are sent
     finally:
         listener.close()
         service.close()
@@ -78,6 +82,7 @@ def _made(options: argparse.Namespace) -> tuple[Service, Starlette]:
         max_waiting=options.max_waiting,
         max_body=options.max_body,
         api_key=key,
+        begin=lambda: engine.set_threads(options),
         hosts=(*guard.LOCAL, options.host) if local else (),
     )
     return service, make_app(service)
@@ -85,6 +90,7 @@ def _made(options: argparse.Namespace) -> tuple[Service, Starlette]:
 
 def _model(options: argparse.Namespace) -> Llama | Encoder:
     if not is_encoder(loading.load(options.model).config):
+        sampling.set_precision(options)
         return load_model(options)
     engine.set_up(options, lambda note: print(note, file=sys.stderr, flush=True))
     return Encoder.load(options.model, options.tokenizer, options.engine)

@@ -70,8 +70,9 @@ def continue_tokens(
     # A small network generates several tokens in one call: a draft that is always accepted.
     max_count = getattr(model, "max_greedy_tokens", 1) if sampler.greedy and not draft else 1
     while state.pos + len(tokens) <= end:
-        known = state.pos + len(tokens)
+        known = state.pos + len(tokens)  # positions after this pass, without the draft
         tokens = with_those_to_reread(model, state, tokens, len(drafted))
+        # As many as are generated already, so that little is lost if the text ends among them.
         if (count := min(max_count, known - prompt_length, end - state.pos)) > 1:
             network = cast("Transformer", model)  # a model with max_greedy_tokens has greedy, too
             read, logits = network.greedy(tokens[0], state, count)

@@ -30,7 +30,11 @@ TYPES = IDS.index("types")
 
 
 class Table:
-    """The rows of the interpreter's table for a class of row counts."""
+    """The interpreter's table for a class of row counts: a record for each entry (entries.py).
+
+    count: rows of activations, of which `wanted` get logits. chunk: positions of a chunk of the KV
+    cache.
+    """
 
     def __init__(self, program: Program, count: int, wanted: int, chunk: int):
         lowered = lower(program, count, wanted, chunk)
@@ -38,7 +42,7 @@ class Table:
         if count == 1 and program.has_logits:  # the only row gets them, so nothing must be copied
             _skip_pick(lowered.entries, self.starts)
         self.places, self.width = places(lowered.entries)
-        self.rows = aligned_zeros((len(lowered.entries), STEP_BYTES), np.uint8)
+        self.rows = aligned_zeros((len(lowered.entries), STEP_BYTES), np.uint8)  # the records
         self.alive: list[np.ndarray] = []  # arrays whose addresses are in the table
         for row, entry in zip(self.rows, lowered.entries, strict=True):
             self._fill(row, entry)
@@ -99,7 +103,7 @@ class CompiledEngine:
         compiler.expect([go, *dict.fromkeys(entry.op.function for entry in entries)])
 
     def table(self, count: int, wanted: int, chunk: int) -> Table:
-        """The table for `count` rows; it is made when it is first needed."""
+        """The table for `count` rows (see Table); it is made when it is first needed."""
         key = row_class(count), row_class(wanted), chunk
         if key not in self._tables:
             self._tables[key] = Table(self.program, count, wanted, chunk)

@@ -43,7 +43,10 @@ class Addresses:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A row of a table, before offsets in the arena are assigned: an op and its fields."""
+    """A row of a table, before offsets in the arena are assigned: an op and its fields.
+
+    lower.py makes one or more entries of each step; engine.py makes a record of each entry.
+    """
 
     op: Op
     # A field is a number, an array (its address), a Value (its offset), or a list of up to MOST.

@@ -1,8 +1,10 @@
 """The interpreter: executes a table of steps, alone or together with the workers of the pool.
 
-engine.py makes the table. It has a record for each step (runtime/op.py): the address of an op, the
-units into which its work can be divided, and its arguments. The interpreter is compiled once and
-runs any network; each op is compiled separately, when a network first needs it.
+engine.py makes the table. It consists of records (runtime/op.py): the address of an op, the units
+into which its work can be divided, and its arguments. Here and in runtime/, "step" means such a
+record. A step of a Program becomes one or more of them (lower.py): attention, for example, becomes
+`append` and `attend`. The interpreter is compiled once and runs any network; each op is compiled
+separately, when a network first needs it.
 """
 
 import numpy as np
@@ -24,7 +26,8 @@ def go(board, members, scratch, table, steps, run, tokens, logits, wanted, laps,
     board, members, scratch: from the pool. run: the address of a RUN. The next three arguments are
     copied into it here, because that is faster than in Python: tokens (laps * rows,), logits
     (laps * wanted, vocab_size), wanted. In each further lap, the first step reads the most probable
-    token of the previous lap. seen: the sum over all rows of the positions that a row attends to.
+    token of the previous lap. seen: the sum over all rows of the positions that a row attends to,
+    roughly; it only decides which steps are shared.
     """
     r = run_at(run)
     r["tokens"], r["logits"], r["wanted"] = tokens.ctypes.data, logits.ctypes.data, wanted

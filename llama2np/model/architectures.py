@@ -1,6 +1,7 @@
 """The architectures. Each is described once, by a function that looks like its forward pass.
 
-To add one, write such a function; CONTRIBUTING.md shows how. The methods of Block are in block.py.
+To add one, write such a function and put it into ARCHITECTURES, at the end of this file;
+CONTRIBUTING.md shows how. The methods of Block are in block.py.
 """
 
 from llama2np.model.block import Block, Describe, Value
@@ -128,6 +129,7 @@ def _feed_forward(b: Block, h: Value) -> Value:
     return b.linear(b.gelu(b.linear(h, "w_up")), "w_down", name="mlp_out")
 
 
+# By the names that Config.architecture has.
 ARCHITECTURES: dict[str, Describe] = {
     each.__name__: each for each in (llama, gemma, phi2, gpt2, gpt_neox, bert)
 }

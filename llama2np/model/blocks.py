@@ -244,6 +244,7 @@ def _tq2_0(blocks: np.ndarray) -> np.ndarray:
     return scaled(half(blocks, 64), integers)
 
 
+# kernels/matmul/block_kinds.py has the same formats as tables, of which the kernels are made.
 KINDS = {
     kind.name: kind
     for kind in (

@@ -15,7 +15,9 @@ from llama2np.model.config import Config
 from llama2np.output import brief
 from llama2np.owner import Owner
 
-BLOCK = 64  # positions of a block of keys; a chunk is a multiple of it
+# Positions of a block of keys; a chunk is a multiple of it. kernels/ops/attention.py has the same
+# number, since compiled code is found again by the text of that folder.
+BLOCK = 64
 _CHUNK, _CHUNK_BYTES = 512, 2**26  # the maximum positions and bytes of a chunk
 
 _IN_USE = (

@@ -136,6 +136,7 @@ class Transformer:
             for start in range(0, count, BLOCK):
                 block = tokens[start : start + BLOCK]
                 last = start + len(block) == count
+                # The rows for this block: all of its own, or one for the last block, else none.
                 wanted = logits[start:][: len(block)] if all_logits else logits[: int(last)]
                 state.append(block)
                 run = self._engine.run(block, [state], [len(block)], wanted)

@@ -114,7 +114,8 @@ Matrix = Dense | Int8 | Blocks
 Tensor = Matrix | np.ndarray | Outline
 
 # The shape of each tensor in terms of Config: two names for a matrix, one for a norm. First the
-# tensors of a block, then those that occur once in a network.
+# tensors of a block, then those that occur once in a network. These are a Llama's, which a .bin
+# file has and the trainer makes; new tensors belong into OTHER_SHAPES.
 LAYER_SHAPES: dict[str, tuple[str, ...]] = {
     "attn_norm": ("dim",),
     "wq": ("q_dim", "dim"),

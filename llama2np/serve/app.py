@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -16,6 +14,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import Receive
 
+from llama2np.analysis import interactive
 from llama2np.encoder import Encoder
 from llama2np.serve import guard, looking
 from llama2np.serve.chats import chats
@@ -35,13 +34,15 @@ _POSTS: dict[str, Answer] = {
     "/look/attention": looking.attention,
     "/look/generate": looking.generate,
 }
+_KINDS = "html", "css", "js"  # of the page's files
 
 
 def make_app(service: Service) -> Starlette:
-    """The ASGI application. When it ends, the worker's thread ends, too."""
+    """The ASGI application. It begins the threads of the service, and ends them."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        service.open()
         yield
         service.close()
 
@@ -155,14 +156,14 @@ def _facts(service: Service) -> Response:
 
 
 def _page(service: Service) -> Response:
-    """page.html. Its own script runs, and no other; it can reach this server, and no other."""
-    text = files("llama2np.serve").joinpath("page.html").read_text("utf-8")
-    script = text.partition("<script>")[2].partition("</script>")[0]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    """The page. Its own script runs, and no other; it can reach this server, and no other."""
+    folder = files("llama2np.serve").joinpath("page")
+    html, css, js = (folder.joinpath(f"page.{kind}").read_text("utf-8") for kind in _KINDS)
+    text = interactive.page(html, {"page.css": css, "page.js": js})
     policy = (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
+        f"default-src 'none'; script-src {interactive.script_hash(text)}; "
+        "style-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
     )
     headers = {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
     return HTMLResponse(text, headers=headers | {"X-Content-Type-Options": "nosniff"})

@@ -17,11 +17,14 @@ T = TypeVar("T")
 
 
 class Aside:
-    """Runs one function at a time. most: how many may wait, the running one included."""
+    """Runs one function at a time. most: how many may wait, the running one included.
 
-    def __init__(self, most: int):
+    begin: is called first in the thread.
+    """
+
+    def __init__(self, most: int, begin: Callable[[], object] = lambda: None):
         self._most, self._count, self._lock = most, 0, threading.Lock()
-        self._executor = ThreadPoolExecutor(1, "llama2np aside")
+        self._executor = ThreadPoolExecutor(1, "llama2np aside", begin)
         self._closed = threading.Event()
 
     async def run(self, receive: Receive, work: Callable[[Callable[[], bool]], T]) -> T:

@@ -7,7 +7,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 from starlette.types import Receive
 
@@ -37,7 +36,7 @@ class _Asked:
 async def chats(service: Service, fields: Fields, receive: Receive) -> Any:
     """Answer a request. Raises ApiError, and Gone."""
     service.check_model(fields)
-    asked = await run_in_threadpool(_asked, service, fields)  # a grammar may take a while
+    asked = await service.prepared(_asked, service, fields)  # a grammar may take a while
     if fields.flag("stream"):
         started = service.generator.start(asked.requests)
         return Events(_streamed(service, asked, started), started)
@@ -99,9 +98,11 @@ def _asked(service: Service, fields: Fields) -> _Asked:
         raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
     common["logprobs"] = (top or 0) if wanted else None
     messages, choices = _messages(fields), options.choices(fields, common)
+    service.generator.check_count(len(choices))
+    service.check_size((message["content"] for message in messages), "messages")
     constraints = processors(service.llama.tokenizer, fields, len(choices))
     try:
-        made = [service.llama.request({"messages": messages}, each) for each in choices]
+        made = service.llama.requests({"messages": messages}, choices)
     except ValueError as error:
         code = "context_length_exceeded" if "the context holds" in str(error) else None
         raise ApiError(400, str(error), "messages", code) from None

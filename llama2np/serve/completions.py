@@ -37,7 +37,7 @@ class _Asked:
 async def completions(service: Service, fields: Fields, receive: Receive) -> Any:
     """Answer a request. Raises ApiError, and Gone."""
     service.check_model(fields)
-    asked = _asked(service, fields)
+    asked = await service.prepared(_asked, service, fields)  # to encode a text may take a while
     if fields.flag("stream"):
         started = service.generator.start(asked.requests)
         return Events(_streamed(service, asked, started), started)
@@ -99,9 +99,14 @@ def _asked(service: Service, fields: Fields) -> _Asked:
     options.refuse(fields, "suffix")
     common = options.common(fields, _MAX_TOKENS)
     common["logprobs"] = fields.whole("logprobs", None, 0, options.MOST_LOGPROBS)
+    if fields.flag("echo") and common["logprobs"] is not None:
+        message = "echo with logprobs is not supported: they are of generated tokens only"
+        raise ApiError(400, message, "echo", "unsupported")
     prompts, requests, echo = [], [], []
-    for prompt in _prompts(service, fields):
-        made = [_request(service, prompt, each) for each in options.choices(fields, common)]
+    wanted, choices = _prompts(fields), options.choices(fields, common)
+    service.generator.check_count(len(wanted) * len(choices))
+    for prompt in wanted:
+        made = _requests(service, prompt, choices)
         prompts.append(made[0].prompt)
         begin = model.tokenizer.decode(made[0].prompt, True) if fields.flag("echo") else ""
         requests += made
@@ -113,25 +118,21 @@ def _asked(service: Service, fields: Fields) -> _Asked:
     return _Asked(prompts, requests, echo, common["logprobs"] is not None, with_usage, ids)
 
 
-def _request(service: Service, prompt: Any, each: dict[str, Any]) -> Request:
+def _requests(service: Service, prompt: Any, choices: list[dict[str, Any]]) -> list[Request]:
+    if isinstance(prompt, str):
+        service.check_size([prompt], "prompt")
     try:
-        return service.llama.request(prompt, each)
+        return service.llama.requests(prompt, choices)
     except ValueError as error:
         code = "context_length_exceeded" if "the context holds" in str(error) else None
         raise ApiError(400, str(error), "prompt", code) from None
 
 
-def _prompts(service: Service, fields: Fields) -> list[Any]:
+def _prompts(fields: Fields) -> list[Any]:
     """The prompts: a text, texts, tokens, or lists of tokens."""
     value = fields.get("prompt", "")
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list) or not value:
         raise fields.wrong("prompt", "a text, tokens, or a list of them")
-    found = [value] if isinstance(value[0], int) else value
-    if len(found) > service.worker.capacity:
-        most = service.worker.capacity
-        raise ApiError(
-            400, f"{len(found)} prompts in one request, expected at most {most}", "prompt"
-        )
-    return found
+    return [value] if isinstance(value[0], int) else value

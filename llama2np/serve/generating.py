@@ -28,15 +28,17 @@ class Generator:
     def __init__(self, worker: Worker, metrics: Metrics):
         self._worker, self._metrics = worker, metrics
 
+    def check_count(self, count: int) -> None:
+        """Raise an ApiError if a request wants more texts than there will ever be room for."""
+        if count > (most := self._worker.capacity):
+            raise ApiError(400, f"{count:,} texts in one request, expected at most {most:,}")
+
     def start(self, requests: Sequence[Request]) -> Started:
         """Submit requests; return an iterator over their news, which ends when all are done.
 
         If it is closed before its end, the sequences end with the worker's next step. Raises
         ApiError at the call if there is no room, and from the iterator if a sequence fails.
         """
-        if len(requests) > self._worker.capacity:
-            most = self._worker.capacity
-            raise ApiError(400, f"{len(requests)} texts in one request, expected at most {most}")
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[News]()
 
         def notify(news: News) -> None:

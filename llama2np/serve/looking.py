@@ -9,36 +9,37 @@ import numpy as np
 from starlette.responses import JSONResponse
 from starlette.types import Receive
 
-from llama2np.analysis.lens import labels
-from llama2np.decoding.logits import likeliest
+from llama2np.analysis import interactive
 from llama2np.llama import Llama
-from llama2np.model.hooks import Edit, Place, Trace
+from llama2np.model.hooks import Edit, Place
 from llama2np.serve import logprobs, options
 from llama2np.serve.errors import ApiError
 from llama2np.serve.fields import Fields
 from llama2np.serve.service import Service
 
 MOST_TOKENS = 256  # of a text whose inside is shown: a map of attention has their square
-_LENS_COLUMNS, _BEST = 48, 5
+_LENS_COLUMNS = 48
 
 
 async def lens(service: Service, fields: Fields, receive: Receive) -> Any:
     """The logit lens: for each place and token the most probable next tokens."""
     model, tokens = service.llama, _tokens(service, fields)
-    return JSONResponse(await service.aside.run(receive, lambda _: _lens(model, tokens)))
+
+    def work(_: Callable[[], bool]) -> dict[str, Any]:
+        return interactive.lens(model, tokens, _LENS_COLUMNS)
+
+    return JSONResponse(await service.aside.run(receive, work))
 
 
 async def attention(service: Service, fields: Fields, receive: Receive) -> Any:
     """The attention weights of a head: a row for each token, a column for each position."""
     model, tokens = service.llama, _tokens(service, fields)
-    layer, head = _head(model, fields)
+    chosen = _head(model, fields)
 
     def work(_: Callable[[], bool]) -> dict[str, Any]:
-        trace = Trace("attention", layers=layer)
-        model.with_hooks(trace).forward(tokens, model.new_state())
-        weights = np.round(trace["attention", layer][head].astype(float), 4)
-        rows = [row[: i + 1].tolist() for i, row in enumerate(weights)]
-        return {"pieces": labels(model.tokenizer, tokens), "weights": rows}
+        found = interactive.attention(model, tokens, [chosen])
+        (one,) = found.pop("maps")
+        return {**found, **one}
 
     return JSONResponse(await service.aside.run(receive, work))
 
@@ -97,30 +98,6 @@ def facts(service: Service) -> dict[str, Any]:
         "multiply_adds": model.transformer.program.work,
         "chats": chats and model.tokenizer.chat_template is not None,
     }
-
-
-def _lens(model: Llama, tokens: list[int]) -> dict[str, Any]:
-    first = max(len(tokens) - _LENS_COLUMNS, 0)
-    trace = Trace("embedding", "resid_post", positions=range(first, len(tokens)))
-    model.with_hooks(trace).forward(tokens, model.new_state())
-    rows = []
-    for x in (trace["embedding"], *trace["resid_post"]):
-        logits = model.transformer.unembed(x)
-        shares = np.exp(logits - logits.max(-1, keepdims=True))
-        shares /= shares.sum(-1, keepdims=True)
-        rows.append([_best(model, row) for row in shares])
-    names = ["embedding", *(f"block {i}" for i in range(model.config.n_layers))]
-    read = labels(model.tokenizer, tokens[first:])
-    return {"first": first, "pieces": read, "names": names, "rows": rows}
-
-
-def _best(model: Llama, shares: np.ndarray) -> list[tuple[str, float]]:
-    """The most probable tokens of a row, with their probabilities."""
-    best = likeliest(shares, _BEST)
-    return [
-        (piece, round(float(shares[token]), 4))
-        for token, piece in zip(best, labels(model.tokenizer, best), strict=True)
-    ]
 
 
 def _told(model: Llama, token: int, piece: str, top: dict[int, float]) -> dict[str, Any]:

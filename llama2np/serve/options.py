@@ -9,6 +9,7 @@ from llama2np.serve.fields import Fields
 
 MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS, MOST_BIASED = 128, 16, 20, 10_000
 _MOST_TOKENS = 2**31 - 1
+_LEAST_TOP_P = 1e-9
 
 
 def common(fields: Fields, max_tokens: int | None) -> dict[str, Any]:
@@ -17,7 +18,8 @@ def common(fields: Fields, max_tokens: int | None) -> dict[str, Any]:
     return {
         "max_new_tokens": whole("max_tokens", max_tokens, 0, _MOST_TOKENS),
         "temperature": number("temperature", 1.0, 0, 100),
-        "top_p": number("top_p", 1.0, 0, 1),
+        # 0 is the best token alone, as for OpenAI; a Sampler takes 0 for all of them, as run.c.
+        "top_p": number("top_p", 1.0, 0, 1) or _LEAST_TOP_P,
         "top_k": whole("top_k", 0, 0, _MOST_TOKENS),
         "min_p": number("min_p", 0.0, 0, 1),
         "presence_penalty": number("presence_penalty", 0.0, -100, 100),

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
+
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 
 from llama2np.decoding.batch import Batch
 from llama2np.decoding.completion import Completion
@@ -19,13 +23,18 @@ from llama2np.serve.generating import Generator
 from llama2np.serve.metrics import Metrics
 from llama2np.serve.worker import Worker
 
-_MOST_ASIDE = 8
+T = TypeVar("T")
+_MOST_ASIDE, _MOST_PREPARING = 8, 4
 _FINISH = {"end": "stop", "stop": "stop", "max_new_tokens": "length", "context": "length"}
 
 
 @dataclass
 class Service:
-    """One model, and everything that serves it. name: as clients call the model."""
+    """One model, and everything that serves it.
+
+    name: as clients call the model. begin: is called first in each thread that computes, since the
+    number of threads for the kernels is a setting of the thread that calls them.
+    """
 
     model: Llama | Encoder
     name: str
@@ -35,6 +44,7 @@ class Service:
     max_body: int = 2**22  # bytes
     api_key: str | None = None
     hosts: tuple[str, ...] = ()  # the names by which clients may call the server; (): any
+    begin: Callable[[], object] = lambda: None
     metrics: Metrics = field(default_factory=Metrics)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -48,7 +58,7 @@ class Service:
             max_sequences=self.max_sequences,
             max_positions=self.max_positions,
         )
-        return Worker(batch, self.max_waiting)
+        return Worker(batch, self.max_waiting, self.begin)
 
     @cached_property
     def generator(self) -> Generator:
@@ -58,7 +68,7 @@ class Service:
     @cached_property
     def aside(self) -> Aside:
         """The thread for other work than generating."""
-        return Aside(_MOST_ASIDE)
+        return Aside(_MOST_ASIDE, self.begin)
 
     @property
     def llama(self) -> Llama:
@@ -73,6 +83,35 @@ class Service:
         if isinstance(self.model, Encoder):
             return self.model
         raise ApiError(400, f"{self.name} generates text: embeddings need an encoder, such as BERT")
+
+    @cached_property
+    def most_bytes(self) -> int:
+        """A text of more bytes than this never fits into the context: it need not be encoded.
+
+        A tokenizer may drop white space; twice the bytes of the longest tokens leave room for that.
+        """
+        longest = max(map(len, self.llama.tokenizer.pieces), default=1)
+        return 2 * longest * self.llama.config.seq_len
+
+    def check_size(self, texts: Iterable[str], name: str) -> None:
+        """Raise an ApiError for texts that are too long together. name: the field of the body."""
+        size = sum(len(text) for text in texts)  # characters: at most the bytes
+        if size > self.most_bytes:
+            most = self.llama.config.seq_len
+            message = f"{name} has {size:,} characters, the context holds {most:,} tokens"
+            raise ApiError(400, message, name, "context_length_exceeded")
+
+    def open(self) -> None:
+        """Begin the threads: two requests that come at once must not begin two workers."""
+        _ = self.aside, self.generator if isinstance(self.model, Llama) else None
+
+    async def prepared(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The value of a function that may take a while, such as encoding; few run at a time."""
+        return await run_sync(function, *arguments, limiter=self._limiter)
+
+    @cached_property
+    def _limiter(self) -> CapacityLimiter:
+        return CapacityLimiter(_MOST_PREPARING)
 
     def close(self) -> None:
         """End the threads, if they have begun."""

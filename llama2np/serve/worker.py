@@ -56,11 +56,13 @@ class Ticket:
 class Worker:
     """Runs a Batch in a thread of its own.
 
-    max_waiting: how many requests may wait for their turn.
+    max_waiting: how many requests may wait for their turn. begin: is called first in the thread.
     """
 
-    def __init__(self, batch: Batch, max_waiting: int = 64):
-        self.batch, self.max_waiting = batch, max_waiting
+    def __init__(
+        self, batch: Batch, max_waiting: int = 64, begin: Callable[[], object] = lambda: None
+    ):
+        self.batch, self.max_waiting, self._prepare = batch, max_waiting, begin
         self._new: deque[Ticket] = deque()
         self._running: dict[int, Ticket] = {}
         self._change = threading.Condition()
@@ -111,6 +113,7 @@ class Worker:
         self._thread.join()
 
     def _run(self) -> None:
+        self._prepare()
         while self._begin():
             try:
                 for completion, piece in self.batch.step():

@@ -29,11 +29,9 @@ class Llama2cBPE:
     `encode` gives run.c's tokens, in O(n log n).
     """
 
-    bos_id, eos_id = BOS, EOS
     like_llama2c = True
     template = Template.around([BOS])
     added = (AddedToken(BOS, "<s>"), AddedToken(EOS, "</s>"))
-    finds_special = False
 
     def __init__(self, pieces: Iterable[bytes], scores: Iterable[float]):
         self.pieces, self.scores = list(pieces), list(scores)

@@ -94,17 +94,17 @@ def _by_our_names(
         biased.discard("classifier")
     for ours, theirs in modules.items():
         name = theirs.name if isinstance(theirs, Part) else theirs
-        kinds_ = ["weight", "bias"] if ours.split(".")[-1] in biased else ["weight"]
+        ends = ["weight", "bias"] if ours.split(".")[-1] in biased else ["weight"]
         if f"{name}.weight" not in found:
             continue
-        for kind in kinds_:
-            if (tensor := found.get(f"{name}.{kind}")) is None:
-                raise CheckpointError(f"{params.path}: the files beside it have no {name}.{kind}")
-            used.add(f"{name}.{kind}")
-            dtype_of(tensor.dtype, f"{params.path}: {name}.{kind}")
+        for end in ends:
+            if (tensor := found.get(f"{name}.{end}")) is None:
+                raise CheckpointError(f"{params.path}: the files beside it have no {name}.{end}")
+            used.add(f"{name}.{end}")
+            dtype_of(tensor.dtype, f"{params.path}: {name}.{end}")
             if isinstance(theirs, Part):
-                tensor = _taken(theirs, tensor, config, f"{params.path}: {name}.{kind}")
-            tensors[ours if kind == "weight" else f"{ours}.bias"] = tensor
+                tensor = _taken(theirs, tensor, config, f"{params.path}: {name}.{end}")
+            tensors[ours if end == "weight" else f"{ours}.bias"] = tensor
     for ours, exact in family.exact.items():
         if exact in found:
             used.add(exact)

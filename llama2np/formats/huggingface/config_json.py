@@ -1,7 +1,7 @@
 """config.json to Config, for each family, in its old and its new spelling.
 
-Defaults are those of transformers' configuration classes. What
-would change the computation in a way that is not implemented is refused by name.
+Defaults are those of transformers' configuration classes. What would change the computation in a
+way that is not implemented is refused by name.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _NEUTRAL: Fields = {
     "qk_layernorm": (False, None),
     "position_embedding_type": ("absolute", None),
 }
+# {our activation, the argument of `_decoder`: its names in config.json}
 _ACTIVATIONS = {
     "silu": ("silu", "swish"),
     "gelu": ("gelu",),
@@ -67,7 +68,11 @@ def _refused(params: JsonFile, name: str, expected: object) -> CheckpointError:
 
 
 def _decoder(params: JsonFile, **defaults: Any) -> Fields:
-    """The fields that Llama and its relatives have in common."""
+    """The fields that Llama and its relatives have in common.
+
+    defaults: what differs from Llama in a family: `activation` and `eps_name`, and the values of
+    absent fields: kv_heads, head_dim, seq_len, eps, theta, partial_rotary.
+    """
     heads = params.whole("num_attention_heads")
     dim = params.whole("hidden_size")
     head_dim = params.whole("head_dim", defaults.get("head_dim", 0))
@@ -265,6 +270,7 @@ def _bert(params: JsonFile) -> Fields:
     }
 
 
+# A function for each model_type of FAMILIES. Phi-1, 1.5 and 2 are of type "phi".
 _FIELDS: dict[str, Callable[[JsonFile], Fields]] = {
     "llama": _llama,
     "mistral": _mistral,

@@ -23,7 +23,7 @@ class Family:
     architecture: str  # in model/architectures.py
     layers: Names  # the tensors of a block
     others: Names  # the tensors that occur once
-    head: Names  # those that the network itself (without a head) does not have
+    head: Names  # those after the final norm (lm_head), which have names without the prefix
     prefix: str = "model"  # of all names but the head's
     ignored: str = r"rotary_emb\.inv_freq"  # a pattern: tensors that are not parameters
     tied: bool = False  # whether the head is the embedding unless config.json says otherwise
@@ -52,7 +52,8 @@ class Family:
 
 _BIASES = {"attention_bias": "wq wk wv wo", "mlp_bias": "w_gate w_up w_down"}
 _QKV_BIASES = {"": "wq wk wv"}
-_ALL_BIASES = {"": "attn_norm wq wk wv wo ffn_norm w_up w_down final_norm"}
+_ALL = "attn_norm wq wk wv wo ffn_norm w_up w_down final_norm"
+_ALL_BIASES = {"": _ALL}
 
 _LM_HEAD: Names = {"classifier": "lm_head"}
 _TOP: Names = {"embedding": "embed_tokens", "final_norm": "norm"}
@@ -177,7 +178,7 @@ FAMILIES: dict[str, Family] = {
     "phi3": Family("llama", _PHI3, _TOP, _LM_HEAD),
     "phi": Family(
         *("phi2", _PHI2, {**_TOP, "final_norm": "final_layernorm"}, _LM_HEAD),
-        biases={"": _ALL_BIASES[""].replace("ffn_norm ", "") + " classifier"},
+        biases={"": "attn_norm wq wk wv wo w_up w_down final_norm classifier"},
     ),
     "gpt2": Family(
         *("gpt2", _GPT2),
@@ -209,7 +210,7 @@ FAMILIES: dict[str, Family] = {
         ignored=r"embeddings\.position_ids|cls\.predictions\.decoder\.(weight|bias)",
         tied=True,
         biases={
-            "": f"{_ALL_BIASES['']} embedding_norm pooler mlm_dense mlm_norm nsp labels",
+            "": f"{_ALL} embedding_norm pooler mlm_dense mlm_norm nsp labels",
         },
         exact={"classifier.bias": "cls.predictions.bias"},
     ),

@@ -61,9 +61,8 @@ def _fold(builder, totals):
         a: a0 a1 a2 a3   b: b0 b1 b2 b3   ->   a0 a1 b0 b1 + a2 a3 b2 b3
     """
     length = LANES  # of the part of a register that belongs to one vector
-    held = [
-        (total, [i]) for i, total in enumerate(totals)
-    ]  # (register, indices of the vectors in it, in order)
+    # (register, indices of the vectors in it, in order)
+    held = [(total, [i]) for i, total in enumerate(totals)]
     while length > 1:
         half, merged = length // 2, []
         for first in range(0, len(held), 2):

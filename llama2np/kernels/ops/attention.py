@@ -23,7 +23,7 @@ from llama2np.kernels.runtime.link import linked
 from llama2np.kernels.runtime.memory import floats, int64s, vector
 from llama2np.kernels.runtime.op import op, rows_of, span_at
 
-BLOCK = 64  # positions; a chunk is a multiple of it
+BLOCK = 64  # positions; a chunk is a multiple of it; model/state.py has the same number
 _LINE = 16  # float32 in a cache line
 TOGETHER = 8  # rows of a prompt for which a block of keys is loaded into the CPU's cache once
 

@@ -39,9 +39,8 @@ def cache_folder() -> Path | None:
     user = os.environ.get("XDG_CACHE_HOME") or ""
     homes.append(Path(user if os.path.isabs(user) else os.path.expanduser("~/.cache"), "llama2np"))
     for home in homes:
-        if not home or str(home).startswith(
-            "~"
-        ):  # without a home, a folder named "~" would be made
+        # A "~" that is left means that the user has no home: a folder named "~" would be made.
+        if not home or str(home).startswith("~"):
             continue
         folder = Path(home).absolute() / f"kernels-{_fingerprint()}"
         try:

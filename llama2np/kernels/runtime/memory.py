@@ -6,6 +6,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from llama2np.kernels.runtime.jit import inner
@@ -15,6 +16,10 @@ if numba.config.DISABLE_JIT:
     def pointer(address):
         """The address as the pointer that `carray` requires."""
         return ctypes.c_void_p(int(address))
+
+    def copy(target, source, count):
+        """Copy `count` bytes from one address to another."""
+        ctypes.memmove(int(target), int(source), int(count))
 
 else:
 
@@ -26,6 +31,18 @@ else:
             return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
 
         return types.voidptr(address), generate
+
+    @intrinsic
+    def copy(_context, target, source, count):
+        """Copy `count` bytes from one address to another."""
+
+        def generate(context, builder, _signature, arguments):
+            *addresses, size = arguments
+            ends = [builder.inttoptr(each, ir.IntType(8).as_pointer()) for each in addresses]
+            cgutils.raw_memmove(builder, *ends, size, 1)
+            return context.get_dummy_value()
+
+        return types.void(target, source, count), generate
 
 
 # The address must be aligned, and the memory must exist as long as the array is used.

@@ -1,7 +1,8 @@
 """Ops: compiled functions whose addresses are in a table of steps.
 
-A step in a table is a record: the fields of every step (HEADER), then the fields of its op. An op
-is declared once, with the names of its fields; engine.py and the compiled code use these names.
+A step in a table is a record: the fields of every step (HEADER), then the fields of its op. A step
+of a Program may need several records. An op is declared once, with the names of its fields;
+engine.py and the compiled code use these names.
 """
 
 import numba
@@ -19,7 +20,7 @@ HEADER = [
     ("op", "i8"),  # the address of the op
     ("picked", "i8"),  # 1 if the op works only on the rows that get logits; 0 if on all rows
     ("units", "i8"),  # the number of units that threads can share; 0 means one for each `each` rows
-    ("each", "i8"),
+    ("each", "i8"),  # rows of a unit, if `units` is 0
     ("work", "i8"),  # multiply-adds for a row
     ("seen_work", "i8"),  # additional multiply-adds for each position that a row attends to
     ("n", "i8"),  # the width of a row of the op's input
@@ -41,7 +42,7 @@ RUN = np.dtype(
         ("logits", "i8"),  # float32, lap after lap
         ("picked", "i8"),  # (wanted,) int64: the rows that get logits
         ("spans", "i8"),  # SPANs
-        ("scores", "i8"),  # (n_heads * 8, capacity) float32: scratch of attention
+        ("scores", "i8"),  # (n_heads * attention.TOGETHER, capacity) float32: scratch
         ("capacity", "i8"),  # positions in a row of `scores`
         ("n_spans", "i8"),
         ("lap", "i8"),  # the table may be executed several times, for one more token each time

@@ -3,7 +3,10 @@
 Workers are Python threads inside compiled code, without the GIL. Between calls they spin for some
 microseconds and then sleep on a lock, so an idle program costs nothing. If other programs keep the
 processors busy, the system may preempt a worker in the middle of a chunk, and all threads wait for
-it: then fewer threads are used for a while (backoff.py).
+it, or it may give a worker no processor at all: then fewer threads are used for a while
+(backoff.py).
+
+A thread of a call is called a member: the main thread is member 0, the workers are 1, 2 ...
 
 Only one call at a time uses the workers; calls from other threads run on one thread meanwhile. A
 forked process starts its own workers.
@@ -32,9 +35,11 @@ from llama2np.kernels.runtime.shared import BOARD, MAX_MEMBERS, WAITED, serve
 
 __all__ = ["SCRATCH", "POOL", "max_threads", "set_threads", "threads"]
 
-_SHARED_WORK = 2**18  # multiply-adds: waking the workers costs less than it saves from here on
+# Multiply-adds of a call: waking the workers costs less than it saves from here on. Which steps of
+# the call are then shared is decided in shared.py.
+_SHARED_WORK = 2**18
 # The spin limits: how often a worker checks for work before it sleeps. Between calls this takes 100
-# to 200 microseconds, during a call some milliseconds, in which it yields its processor.
+# to 200 microseconds, during a call some milliseconds, in which it also yields its processor.
 _IDLE_LOOKS, _BUSY_LOOKS = 2**12, 2**17
 
 
@@ -82,9 +87,11 @@ class _Pool:
             return self.scratch.address
 
     def run(self, kernel: Callable[..., None], work: int, *arguments: Any) -> None:
-        """Call kernel(board, members, scratch, *arguments); for little work with one thread only.
+        """Call kernel(board, members, scratch, *arguments), perhaps with workers.
 
-        work: multiply-adds of the whole call.
+        members: the number of threads, the calling one included; 1 for little work, on a busy
+        machine, and while another thread's call uses the workers. work: multiply-adds of the whole
+        call.
         """
         scratch = self.own_scratch()
         members = 1

@@ -8,6 +8,11 @@ accesses the data of the step, so a late worker never accesses memory that has b
 
 One word of the board contains the number of the step, its number of chunks, and the next chunk. A
 thread takes a chunk by a compare-and-swap of that word, which fails if anything has changed.
+
+A step here is one record of the interpreter's table (op.py). The order of calls is: `go` in
+interpreter.py calls `share` for a step that is large enough; `share` divides it and publishes it;
+the main thread (in `share`) and the workers (in `serve`) call `_work` until no chunk is left; and
+`_work` calls the op for the units of one chunk.
 """
 
 import os
@@ -28,20 +33,28 @@ from llama2np.kernels.runtime.vectors import I32, I64, call
 
 # Indices into the board. Words that different threads write are in different cache lines.
 _WORD, _DONE = 0, 16
-_OP, _ROW, _RUN, _UNITS, _LONG_CHUNKS, _LONG, _SHORT = range(32, 39)  # of the step
+HELPED = 17  # the chunks that workers have computed
+# Of the step: the address of its op, two arguments of it, its number of units, how many chunks are
+# long (the first ones; all others are short), and the units of a long and of a short chunk.
+_OP, _ROW, _RUN, _UNITS, _LONG_CHUNKS, _LONG_UNITS, _SHORT_UNITS = range(32, 39)
 # For the call: whether it is in progress; the number of threads that share its steps now; how many
-# nanoseconds the main thread has waited for workers without a processor.
+# nanoseconds the main thread has waited for workers without a processor, or UNHELPED.
 RUNNING, MEMBERS, WAITED = 39, 40, 41
+UNHELPED = -1  # nothing was waited for, but the workers computed almost nothing
+_CHUNKS = 42  # the chunks of all steps that were shared since HELPED was set to 0
 BOARD = 48  # int64
 
-_CHUNK_BITS = 10  # bits of the word: the number of the step, then the chunks, then the next chunk
+_CHUNK_BITS = 10  # the word, from its highest bits: the number of the step, chunks, next chunk
 _CHUNK_MASK, _STEP_MASK = 2**_CHUNK_BITS - 1, 2**42 - 1
 MAX_MEMBERS = _CHUNK_MASK // 4
 
 SMALL = 2**15  # multiply-adds; below this, the main thread alone is faster
 _LARGE = 2**18  # multiply-adds; from here on, short chunks make up for their cost
 _LONG_WAIT = 250_000  # nanoseconds; a longer wait means that a worker has no processor
-_BRIEF = 2**10  # checks of the board, tens of microseconds; only longer waits are measured
+_BRIEF = 2**6  # checks of the board, some microseconds; only longer waits are measured
+_PATIENT = 2**12  # checks of the board, 100 to 200 microseconds; then a wait yields the processor
+_ENOUGH_CHUNKS = 2**8  # chunks after which the main thread checks whether the workers helped
+_HELP = 8  # workers that have computed less than an eighth of these chunks have no processor
 
 _X86, _UNIX = platform.machine() in ("x86_64", "AMD64"), hasattr(os, "sched_yield")
 
@@ -153,7 +166,10 @@ else:
 
 @inner
 def _rest(looks):
-    """Wait a little before the next check of the board: longer after many checks."""
+    """As a worker without work, wait a little before the next check of the board.
+
+    Every 64th time, and after 2**16 checks every time, it yields its processor.
+    """
     if looks & 63 and looks < 2**16:
         _pause()
     else:
@@ -169,10 +185,13 @@ def _work(board, scratch):
         return False
     if _swap(board, _WORD, word, word + 1) == word:
         s = int64s(board, BOARD)  # the step cannot change before this chunk is done
-        longs, short = s[_LONG_CHUNKS], max(chunk - s[_LONG_CHUNKS], 0)
-        first = min(chunk, longs) * s[_LONG] + short * s[_SHORT]
-        last = min(first + (s[_LONG] if chunk < longs else s[_SHORT]), s[_UNITS])
-        if first < last:
+        # The chunks before this one: `longs` long and `shorts` short ones.
+        longs = min(chunk, s[_LONG_CHUNKS])
+        shorts = chunk - longs
+        first = longs * s[_LONG_UNITS] + shorts * s[_SHORT_UNITS]
+        size = s[_LONG_UNITS] if chunk < s[_LONG_CHUNKS] else s[_SHORT_UNITS]
+        last = min(first + size, s[_UNITS])
+        if first < last:  # false for the last chunks of a step with few units, which are empty
             call_op(s[_OP], s[_ROW], s[_RUN], first, last, scratch)
         _add(board, _DONE, 1)
     return True
@@ -188,11 +207,11 @@ def shares(board, units, work):
 def share(board, op, row, run, units, work, scratch):
     """As the main thread, compute all units of a step together with the workers.
 
-    op, row, run, scratch: the arguments of the op; work: multiply-adds. Each thread first gets one
-    long contiguous chunk, because memory is read faster in that way. The last quarter of a large
-    step is handed out dynamically in short chunks, so that a faster thread takes more of them.
-    After a wait that is much longer than the work, the main thread computes the rest of the call
-    alone.
+    op: its address; row, run, scratch: its arguments; work: multiply-adds. Each thread first gets
+    one long contiguous chunk, because memory is read faster in that way. The last quarter of a
+    large step is handed out dynamically in short chunks, so that a faster thread takes more of
+    them. After a wait that is much longer than the work, the main thread computes the rest of the
+    call alone, and pool.py reports the wait to backoff.py.
     """
     s = int64s(board, BOARD)
     members = s[MEMBERS]
@@ -200,21 +219,26 @@ def share(board, op, row, run, units, work, scratch):
     long, short = -(-(units - rest) // members), -(-units // (8 * members))
     chunks = members + max(-((members * long - units) // short), 0)  # at most 3 * members
     s[_OP], s[_ROW], s[_RUN], s[_UNITS] = op, row, run, units
-    s[_LONG_CHUNKS], s[_LONG], s[_SHORT] = members, long, short
+    s[_LONG_CHUNKS], s[_LONG_UNITS], s[_SHORT_UNITS] = members, long, short
     _store(board, _DONE, 0)
+    s[_CHUNKS] += chunks
     step = ((_load(board, _WORD) >> 2 * _CHUNK_BITS) + 1) & _STEP_MASK
     _store(board, _WORD, (step << 2 * _CHUNK_BITS) | (chunks << _CHUNK_BITS))
     while _work(board, scratch):
         pass
     looks, since = 0, np.int64(0)
-    while _load(board, _DONE) < chunks:
+    while _load(board, _DONE) < chunks:  # only for chunks that workers have taken
         looks += 1
         if looks == _BRIEF:
             since = _now()
-        _rest(looks)
+        if looks < _PATIENT:  # to yield would give the processor away for milliseconds
+            _pause()
+        else:
+            _yield()
     if looks > _BRIEF:
         waited = _now() - since
-        if waited > _LONG_WAIT + work:  # even a slow processor computes one in a nanosecond
+        # `work` as nanoseconds: even a slow processor computes a multiply-add in one.
+        if waited > _LONG_WAIT + work:
             s[WAITED] += waited
             s[MEMBERS] = 1
 
@@ -229,6 +253,7 @@ def serve(board, member, scratch, idle_looks, busy_looks):
     looks = 0
     while looks < (busy_looks if _load(board, RUNNING) else idle_looks):
         if member < _load(board, MEMBERS) and _work(board, scratch):
+            _add(board, HELPED, 1)
             looks = 0
         else:
             looks += 1
@@ -249,5 +274,17 @@ def begin_call(board, members):
 
 @inner
 def end_call(board):
-    """As the main thread, publish that the call ends."""
+    """As the main thread, publish that the call ends, and check whether the workers helped.
+
+    On a busy machine a worker that waits for work yields its processor, and may get none when there
+    is work. Then it takes no chunk, so nobody waits for it. But the system shares out the
+    processors among more threads, and the main thread gets less. This is checked after
+    _ENOUGH_CHUNKS chunks, which may be those of several calls.
+    """
     _store(board, RUNNING, 0)
+    s = int64s(board, BOARD)
+    if s[_CHUNKS] >= _ENOUGH_CHUNKS:
+        if not s[WAITED] and _HELP * _load(board, HELPED) < s[_CHUNKS]:
+            s[WAITED] = UNHELPED
+        s[_CHUNKS] = 0
+        _store(board, HELPED, 0)
