@@ -85,7 +85,6 @@ $(VENV)/installed-docs: $(VENV)/installed
 	@touch $@
 
 model: $(VENV)/installed ## tell stories and train a model on them, into build/box: about an hour on 2 cores
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train]'
 	$(BIN)/python -m tools.train
 
 # Karpathy's TinyStories models, and the tokenizer they share with Llama 2.

@@ -2,6 +2,7 @@
 
     python llamacpp.py write OUT.gguf SHAPE_AS_JSON     random weights of that shape
     python llamacpp.py rate MODEL.gguf STEPS PROMPT THREADS
+    python llamacpp.py answer MODEL.gguf THREADS                 "generate 64" or "prompt 256"
     python llamacpp.py batched MODEL.gguf PROMPT STEPS SEQUENCES THREADS CPU
 
 `rate` prints tokens per second as the report reads them, `batched` as serving.py does: that is what
@@ -31,7 +32,7 @@ def write(path, shape):
         else:
             writer.add_tensor(name, values)
 
-    _add_header(writer, s)
+    add_header(writer, s)
     matrix("token_embd.weight", vocab, dim)
     if not s["tied"]:
         matrix("output.weight", vocab, dim)
@@ -51,7 +52,7 @@ def write(path, shape):
     writer.close()
 
 
-def _add_header(writer, s):
+def add_header(writer, s):
     vocab = s["vocab_size"]
     writer.add_context_length(s["seq_len"])
     writer.add_embedding_length(s["dim"])
@@ -73,11 +74,10 @@ def _add_header(writer, s):
     writer.add_eos_token_id(2)
 
 
-def rate(path, steps, prompt, threads):
-    """Print the rates of generating and of reading a prompt, each after a short run."""
+def _seconds(path, context, threads):
+    """A function of batches of tokens: the seconds to evaluate them after one token."""
     import llama_cpp
 
-    context = max(steps, prompt) + 8
     model = llama_cpp.Llama(
         path,
         **dict(n_threads=threads, n_threads_batch=threads, n_ctx=context, n_batch=512),
@@ -92,6 +92,14 @@ def rate(path, steps, prompt, threads):
             model.eval(batch)
         return time.perf_counter() - start
 
+    return seconds
+
+
+def rate(path, steps, prompt, threads):
+    """Print the rates of generating and of reading a prompt, each after a short run."""
+    import llama_cpp
+
+    seconds = _seconds(path, max(steps, prompt) + 8, threads)
     tokens = [7 + i for i in range(max(steps, prompt))]
     singles = [[token] for token in tokens[:steps]]
     seconds(*singles[:4])
@@ -99,6 +107,16 @@ def rate(path, steps, prompt, threads):
     seconds(tokens[:16])
     print(f"prompt tok/s: {prompt / seconds(tokens[:prompt]):f}")
     print(f"llama-cpp-python {llama_cpp.__version__}")
+
+
+def answer(path, threads):
+    """Print the tokens per second for each line of input: generate COUNT, or prompt COUNT."""
+    seconds = _seconds(path, 1024, threads)
+    for line in sys.stdin:
+        task, count = line.split()
+        tokens = [7 + i for i in range(int(count))]
+        batches = [[token] for token in tokens] if task == "generate" else [tokens]
+        print(len(tokens) / seconds(*batches), flush=True)
 
 
 def batched(path, prompt, steps, count, threads, cpu):
@@ -155,6 +173,8 @@ if __name__ == "__main__":
         write(*sys.argv[2:])
     elif sys.argv[1:2] == ["rate"]:
         rate(sys.argv[2], *map(int, sys.argv[3:]))
+    elif sys.argv[1:2] == ["answer"]:
+        answer(sys.argv[2], int(sys.argv[3]))
     elif sys.argv[1:2] == ["batched"]:
         batched(sys.argv[2], *map(int, sys.argv[3:]))
     else:

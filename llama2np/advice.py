@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,11 +47,27 @@ def command(name: str) -> str:
     return shlex.join([*words, f"./{script.name}" if _is_here(_ROOT) else str(script)])
 
 
+def installed(words: str) -> str:
+    """The command line of a command without a script, as this user can type it.
+
+    In a checkout, `llama2np` is a command only where its environment is active.
+    """
+    name = "llama2np"
+    if _in_checkout() and shutil.which(name) is None:
+        venv = ("Scripts", f"{name}.exe") if os.name == "nt" else ("bin", name)
+        script = Path(".venv", *venv)
+        name = f"{shlex.quote(sys.executable)} -m {name}"
+        if (_ROOT / script).is_file():
+            name = str(script) if _is_here(_ROOT) else shlex.quote(str(_ROOT / script))
+    return f"{name} {words}"
+
+
 def fetching(name: str) -> str:
     """How to get a model of the catalogue, or one of FILES, which a checkout's Makefile fetches."""
     if not (name in FILES and _in_checkout()):
         folder = " --folder ." if name == "tokenizer.bin" else ""
-        return f"`llama2np pull {canonical(name)}{folder}` downloads it"
+        command_line = installed(f"pull {canonical(name)}{folder}")
+        return f"`{command_line}` downloads it"
     place = "" if _is_here(_ROOT) else f" in {_ROOT}"
     return f"`make {name}`{place} fetches it"
 
@@ -65,7 +83,8 @@ def missing_model(path: str | os.PathLike[str], bundled: bool) -> str:
         return f"; {fetching(name)}"
     if _HUB_NAME.fullmatch(text) and not os.path.isdir(os.path.dirname(text)):
         if nearest(name, FILES) is None:
-            return f"; if that is a model on huggingface.co: `llama2np pull {text}` downloads it"
+            pull = installed(f"pull {text}")
+            return f"; if that is a model on huggingface.co: `{pull}` downloads it"
     if not bundled:
         given = f"; `{command('export')} out.bin --bin {text}` takes the bundled model"
         return given if text in box.NAMES else ""

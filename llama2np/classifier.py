@@ -10,6 +10,7 @@ import numpy as np
 from llama2np.decoding.logits import log_softmax
 from llama2np.formats import loading
 from llama2np.formats.checkpoint import CheckpointError
+from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer
 from llama2np.text.tokenizer import Tokenizer
 
@@ -32,6 +33,11 @@ class Classifier:
             f"LABEL_{i}" for i in range(transformer.config.n_labels)
         )
 
+    @property
+    def config(self) -> Config:
+        """The shape of the network."""
+        return self.transformer.config
+
     def __repr__(self) -> str:
         return f"Classifier({', '.join(self.labels)})"
 
@@ -41,15 +47,17 @@ class Classifier:
         path: str | os.PathLike[str],
         tokenizer: str | os.PathLike[str] | None = None,
         engine: str = "compiled",
+        activations: str | None = None,
     ) -> Classifier:
         """Open a folder of a ...ForSequenceClassification of a decoder.
 
-        Raises CheckpointError for another network, TokenizerError and OSError.
+        The arguments are those of Llama.load. Raises CheckpointError for another network,
+        TokenizerError and OSError.
         """
         loaded = loading.load(path)
         if not loaded.config.n_labels:
             raise CheckpointError(f"{path}: a network without labels; Llama.load opens it")
-        network = loading.transformer(path, engine, loaded)
+        network = loading.transformer(path, engine, loaded, activations)
         return cls(network, loaded.tokenizer(tokenizer), loaded.labels)
 
     def logits(self, texts: Sequence[str], progress: Callable[[int], object] = int) -> np.ndarray:
@@ -58,7 +66,7 @@ class Classifier:
         A text that is longer than the context is cut off there. progress: called with the number of
         texts that have been read.
         """
-        config = self.transformer.config
+        config = self.config
         rows = [self.tokenizer.encode(text)[: config.seq_len] for text in texts]
         found = np.empty((len(rows), config.n_labels), np.float32)
         for start in range(0, len(rows), _BATCH):

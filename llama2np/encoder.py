@@ -64,18 +64,22 @@ class Encoder:
         path: str | os.PathLike[str],
         tokenizer: str | os.PathLike[str] | None = None,
         engine: str = "compiled",
+        activations: str | None = None,
     ) -> Encoder:
         """Open a folder of transformers or sentence-transformers, such as bert-base-uncased.
 
-        tokenizer: by default that of the folder. engine: "compiled" or "numpy". Raises ValueError
-        for the folder of a decoder, CheckpointError, TokenizerError and OSError.
+        tokenizer: by default that of the folder. engine: "compiled" or "numpy". activations: see
+        Llama.load. Raises ValueError for the folder of a decoder, CheckpointError, TokenizerError
+        and OSError.
         """
         path_like("path", path)
         loaded = loading.load(path)
         if not is_encoder(loaded.config):
             kind = loaded.config.architecture
             raise CheckpointError(f"{path}: {kind}, a decoder: Llama.load opens it")
-        network = EncoderNetwork(loaded.config, loaded.weights, engine)
+        network = EncoderNetwork(
+            loaded.config, loaded.weights, engine, loading.activations_for(path, activations)
+        )
         return cls(network, loaded.tokenizer(tokenizer), loaded.labels, loaded.sentences)
 
     @property
@@ -163,12 +167,17 @@ class Encoder:
             filled.append(Filled(piece, token, float(shares[token]), whole_text))
         return filled
 
+    @property
+    def classifies(self) -> bool:
+        """Whether the network has a head that classifies texts."""
+        return {"labels", "pooler"} <= self.network.programs.keys()
+
     def classify(self, texts: str | Iterable[str]) -> list[dict[str, float]]:
         """{label: probability} for each text, by the network's own head.
 
         Raises ValueError for a network without one.
         """
-        if not {"labels", "pooler"} <= self.network.programs.keys():
+        if not self.classifies:
             raise ValueError("this network has no head that classifies texts")
         found = []
         for each in arguments.texts("texts", texts):

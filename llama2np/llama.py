@@ -74,6 +74,7 @@ class Llama:
         tokenizer: str | os.PathLike[str] | None = None,
         engine: str = "compiled",
         adapter: str | os.PathLike[str] | None = None,
+        activations: str | None = None,
     ) -> Llama:
         """Open a model and its tokenizer.
 
@@ -83,7 +84,9 @@ class Llama:
         else in the current folder. For a folder without a tokenizer, tokens are shown as numbers.
         engine: "compiled", or "numpy", which is slow and needs no numba. adapter: a folder with a
         LoRA adapter of PEFT's, whose products are added to the weights; the matrices that it
-        changes become float32. Raises ValueError, CheckpointError, TokenizerError and OSError.
+        changes become float32. activations: how the compiled engine rounds the inputs of matrices
+        in GGUF's blocks: "int8" (the default), or "int8x2", nearly exact, the default of "smollm2".
+        Raises ValueError, CheckpointError, TokenizerError and OSError.
         """
         path_like("path", path)
         if tokenizer is not None:
@@ -92,7 +95,7 @@ class Llama:
         if adapter is not None:
             path_like("adapter", adapter)
             loaded = loading.with_adapter(loaded, adapter)
-        transformer = loading.transformer(path, engine, loaded)
+        transformer = loading.transformer(path, engine, loaded, activations)
         model = cls(transformer, loaded.tokenizer(tokenizer))
         model.suggested_sampling = loaded.suggested_sampling
         return model

@@ -129,9 +129,6 @@ class Model(llm.Model):
             name = self._path
             if name in CATALOGUE and find(name) is None and not os.path.exists(name):
                 raise llm.ModelError(f"{name} is not here: llama2np pull {name}")
-            known = recommended(name)
-            if known is not None and known.exact_input:  # it is read with the first network
-                os.environ.setdefault("LLAMA2NP_TERMS", "2")
             from llama2np.llama import Llama
 
             try:

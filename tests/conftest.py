@@ -21,6 +21,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # The models that this user has pulled are not found by the tests.
 os.environ["LLAMA2NP_HOME"] = os.path.join(tempfile.gettempdir(), "llama2np-tests-have-no-models")
 
+# Messages advise `llama2np ...`, which is a command for whoever has activated the environment.
+os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+
 import numpy as np
 import pytest
 from hypothesis import settings

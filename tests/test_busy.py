@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama2np import Llama
-from llama2np.kernels.runtime import backoff, pool, processors
+from llama2np import Llama, processors
+from llama2np.kernels.runtime import backoff, pool
 from llama2np.kernels.runtime.shared import UNHELPED
 from llama2np.model.state import State
 
@@ -198,7 +198,7 @@ def python(code, **env):
 def test_a_quota_limits_the_default_but_not_set_threads():
     code = """
 import os, threading
-from llama2np.kernels.runtime import processors
+from llama2np import processors
 processors.processors.__globals__["_quotas"] = lambda: [0.5]
 from llama2np import kernels
 found = [kernels.threads()]

@@ -110,7 +110,6 @@ REFUSED = {
     "fewer layers": ({"llama.block_count": 1}, {}, "the network does not use wq of layer 1"),
     "wide": ({"llama.embedding_length": 80}, {}, "embedding has shape (620, 64), expected"),
     "values": ({"llama.attention.value_length": 8}, {}, "keys of width 16 and values of width 8"),
-    "part": ({"split.count": 3}, {}, "is one of 3 parts of a model: join them"),
     "scaling": (
         {"llama.rope.scaling.type": "su", "llama.rope.scaling.factor": 2.0},
         {},

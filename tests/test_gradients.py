@@ -209,7 +209,7 @@ def test_recomputed_passes_have_the_same_bits(family):
     batch = Batch.next_tokens(np.arange(24).reshape(2, 12) % config.vocab_size)
     found = [
         batch_gradients(
-            network, parameters, batch, recompute=recompute, dropout=Dropout(0.3, 1, turn)
+            network, parameters, batch, recompute=recompute, dropout=Dropout(0.3, 1, (turn,))
         )
         for recompute, turn in ((False, 5), (True, 5), (False, 6))
     ]
@@ -225,10 +225,10 @@ def test_dropout_keeps_the_mean():
     step = next(s for s in network.steps if s.outputs[0].name == "attn_out")
     run = Pass(network, {}, batch, keep=False)
     ones = np.ones((15, 240), np.float32)
-    (made,) = Dropout(0.25, 0, 0).apply(step, [ones], run)
+    (made,) = Dropout(0.25, 0, ()).apply(step, [ones], run)
     assert set(np.unique(made)) == {0, np.float32(1 / 0.75)}
     assert made.mean() == pytest.approx(1, abs=0.05)
-    assert Dropout(0, 0, 0).apply(step, [ones], run)[0] is ones
+    assert Dropout(0, 0, ()).apply(step, [ones], run)[0] is ones
 
 
 def test_erf():

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 DOCS = ROOT / "docs"
-NOTEBOOKS = ("one_token", "what_a_head_looks_at", "what_quantization_costs")
+NOTEBOOKS = ("one_token", "teach_it", "what_a_head_looks_at", "what_quantization_costs")
 
 
 def run(code: str, folder: Path) -> str:
@@ -38,7 +38,7 @@ def test_these_are_the_notebooks():
     assert sorted(path.stem for path in DOCS.glob("*.py")) == sorted(NOTEBOOKS)
 
 
-HEAVY = ("what_a_head_looks_at", "what_quantization_costs")  # minutes in plain Python
+HEAVY = ("teach_it", "what_a_head_looks_at", "what_quantization_costs")  # minutes in plain Python
 
 
 @pytest.mark.parametrize(

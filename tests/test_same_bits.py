@@ -22,7 +22,7 @@ from llama2np.model.weights import Weights
 # Wide enough for threads to share each matrix of one token; widths that few tiles divide.
 CONFIG = Config(192, 352, 2, 6, 2, 300, 250)
 HEADERS = {"float32": Header(1, CONFIG, True), "int8": Header(2, CONFIG, False, 8)}
-KINDS = (*HEADERS, "blocks")
+KINDS = (*HEADERS, "blocks", "blocks, int8x2")
 PROMPT, LENGTH = 40, 140
 NOTHING = [Trace(*POINTS), *(Edit(name, lambda array, place: array.copy()) for name in POINTS)]
 pytestmark = pytest.mark.compiled
@@ -53,10 +53,12 @@ def networks(tmp_path_factory):
         header = HEADERS.get(kind, HEADERS["float32"])
         checkpoint.save(path, header, random_tensors(header))
         config, weights = checkpoint.load(path)
-        if kind == "blocks":
+        if kind.startswith("blocks"):
             weights = in_blocks(weights)
         with patch("llama2np.model.state._CHUNK", 512):
-            transformer, state = Transformer(config, weights), State(CONFIG)
+            activations = "int8x2" if kind.endswith("int8x2") else "int8"
+            transformer = Transformer(config, weights, activations=activations)
+            state = State(CONFIG)
         pool.set_threads(1)
         tokens, logits = list(np.random.default_rng(0).integers(0, 300, PROMPT)), []
         while len(logits) < LENGTH:

@@ -29,8 +29,8 @@ class Batches:
 
 
 def test_the_same_losses():
-    torch = pytest.importorskip("torch", reason="the twin needs torch: pip install '.[train]'")
-    from tools.training.network import Network
+    torch = pytest.importorskip("torch", reason="the twin needs torch: pip install torch")
+    from torch_network import Network
 
     parameters = initial_llama(CONFIG, seed=1)
     network, theirs = Network(CONFIG), {}

@@ -12,10 +12,12 @@ from llama2np.formats import huggingface, loading
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.huggingface.inverse import with_values
 from llama2np.formats.write import write_huggingface
+from llama2np.learning import saved
 from llama2np.learning.corpus import Windows, texts, write_tokens
 from llama2np.learning.initial import initial_llama
 from llama2np.learning.trainer import Trainer
 from llama2np.model.config import Config
+from llama2np.text import training
 from llama2np.text.tokenizer import Tokenizer
 from llama2np.text.training import train_byte_level, train_sentencepiece
 
@@ -138,7 +140,7 @@ def test_train_and_run(tmp_path, story, tokenizer, capsys, monkeypatch):
     assert trained(tmp_path / "b", story, tokenizer) == 130
     monkeypatch.setattr(Trainer, "one_step", step)
     assert trained(tmp_path / "b", story, tokenizer) == 0
-    assert "going on after step 2" in capsys.readouterr().err
+    assert "going on after step 3" in capsys.readouterr().err
     for name in ("model.safetensors", "model.bin", "config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -207,3 +209,60 @@ def test_a_changed_network_is_written_in_its_own_form(reference, tmp_path, name)
         np.testing.assert_allclose(again[key].read(0, len(array)), array, atol=2e-7, err_msg=key)
     with pytest.raises(CheckpointError, match="has no wq of shape"):
         with_values(source, {"wq": array})
+
+
+def test_the_losses_are_drawn(tmp_path, story, tokenizer, drawing, capsys):
+    out = tmp_path / "a"
+    assert trained(out, story, tokenizer, "--plot", str(out / "losses.png")) == 0
+    assert (out / "losses.png").read_bytes().startswith(b"\x89PNG")
+    assert f"wrote {out / 'losses.png'}" in capsys.readouterr().out
+    for name, text in (("no/a.png", "no such folder"), ("a.txt", "must end in .png, .svg, .pdf")):
+        assert trained(tmp_path / "b", story, tokenizer, "--plot", str(tmp_path / name)) == 1
+        assert text in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()  # the error comes first
+
+
+def test_what_is_drawn(drawing):
+    from llama2np.analysis import plot
+
+    random = np.random.default_rng(0).random(2500)
+    each, mean = plot.losses(random).axes[0].lines
+    assert len(each.get_xdata()) <= 1000 and len(mean.get_xdata()) == 2500
+    assert mean.get_ydata()[1000] == pytest.approx(random[975:1025].mean())
+    assert each.get_ydata()[0] == pytest.approx(random[:3].mean())
+    (short, _) = plot.losses([3.0, 2.0]).axes[0].lines
+    assert short.get_xdata().tolist() == [1, 2] and short.get_ydata().tolist() == [3, 2]
+
+
+def test_a_full_disk_in_the_command(tmp_path, story, tokenizer, capsys, monkeypatch):
+    save = saved.save
+
+    def full(path, optimizer, *rest):
+        if optimizer.step == 2:
+            raise OSError(28, "No space left on device", "training.npz")
+        save(path, optimizer, *rest)
+
+    monkeypatch.setattr(saved, "save", full)
+    assert trained(tmp_path / "a", story, tokenizer) == 0
+    expected = "not saved: training.npz: No space left on device; training goes on and tries again"
+    assert expected in capsys.readouterr().err
+
+
+def test_more_steps_with_a_flag(tmp_path, story, tokenizer, capsys):
+    assert trained(tmp_path / "a", story, tokenizer) == 0
+    assert trained(tmp_path / "a", story, tokenizer, "--steps", "6") == 1
+    assert "steps=4, expected 6" in capsys.readouterr().err
+    assert trained(tmp_path / "a", story, tokenizer, "--steps", "6", "--allow-change") == 0
+    assert len((tmp_path / "a" / "losses.jsonl").read_text().splitlines()) == 6
+
+
+def test_no_text_for_a_tokenizer(tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("\n<|endoftext|>\n")
+    assert main(["tokenizer", "train", str(tmp_path / "t"), "--data", str(tmp_path / "empty.txt")])
+    assert capsys.readouterr().err.endswith("empty.txt: no text to make a tokenizer of\n")
+
+
+def test_a_tokenizer_reads_only_the_beginning(monkeypatch):
+    """The trainers keep what they read; a file may be larger than memory."""
+    monkeypatch.setattr(training, "MOST", 10)
+    assert list(training._beginning(iter(["abcdef", "ghijkl", "m"]))) == ["abcdef", "ghijkl"]

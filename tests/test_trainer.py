@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,14 @@ from networks import program, tiny
 
 from llama2np.formats import loading
 from llama2np.formats.checkpoint import CheckpointError
+from llama2np.learning import saved
+from llama2np.learning import shards as shards_module
 from llama2np.learning.batch import Batch
+from llama2np.learning.gradients import batch_gradients
 from llama2np.learning.heads import with_labels
 from llama2np.learning.optimizer import AdamW, AdamWOptions, clip
 from llama2np.learning.passes import parameters_of
-from llama2np.learning.schedule import Schedule
+from llama2np.learning.schedule import Phases, Schedule
 from llama2np.learning.trainer import Settings, Trainer, score
 
 FOLDERS = {
@@ -276,3 +280,202 @@ def test_wrong_heads(reference):
     config, tensors = tiny("bert")
     with pytest.raises(ValueError, match="without logits of tokens"):
         with_labels(program(config, tensors), 3)
+
+
+def test_shards_are_the_batch():
+    """Their losses and gradients add up to the batch's, for texts, labels, types and weights."""
+    config, tensors = tiny("llama", 0)
+    network, random = program(config, tensors), np.random.default_rng(0)
+    lengths = random.integers(2, 10, 7)
+    batch = Batch.next_tokens(random.integers(0, 17, (7, 9)), np.minimum(lengths, 9))
+    weights = random.random(len(batch.rows)).astype(np.float32)
+    batch = replace(batch, weights=weights, types=random.integers(0, 2, batch.shape))
+    parts = [*map(shards_module._part, [batch] * 3, (0, 2, 5), (2, 5, 7))]
+    assert sum(part.weight for part in parts) == pytest.approx(batch.weight)
+    assert parts[0].types.shape == parts[0].tokens.shape
+    whole = batch_gradients(network, tensors, batch, 1.0)
+    each = [batch_gradients(network, tensors, part, 1.0) for part in parts]
+    assert sum(loss.total for loss, _ in each) == pytest.approx(whole[0].total)
+    for name, gradient in whole[1].items():
+        np.testing.assert_allclose(sum(g[name] for _, g in each), gradient, atol=1e-10)
+
+
+def test_the_number_of_threads_changes_no_bit(monkeypatch):
+    monkeypatch.setattr(shards_module, "_TOKENS", 8)
+    config, tensors = tiny("llama", 0)
+    network, found = program(config, tensors), []
+    for threads in (1, 2, 3, 5):
+        settings = Settings(3, 1e-2, dropout=0.1, accumulate=2)
+        trainer = Trainer(
+            network, parameters_of(network), Random(count=6), settings, threads=threads
+        )
+        trainer.run()
+        found.append((trainer.losses, {n: a.tobytes() for n, a in trainer.parameters.items()}))
+    assert len(shards_module.shards(Random(count=6).batch(0))) == 6
+    assert all(one == found[0] for one in found[1:])
+
+
+def test_an_error_in_a_thread_reaches_the_caller():
+    def function(item):
+        if item == 3:
+            raise ValueError("three")
+        return item
+
+    found = []
+    with pytest.raises(ValueError, match="three"):
+        found.extend(shards_module.in_order(function, range(6), 2))
+    assert list(shards_module.in_order(str, range(6), 3)) == list("012345")
+
+
+def test_weights_of_targets():
+    """A target of weight 0 counts like one that is not there, one of 2 like two of them."""
+    config, tensors = tiny("llama", 0)
+    network = program(config, tensors)
+    batch = Batch.next_tokens(np.arange(10)[None] % 7)
+    chosen = np.array([1, 0, 0, 2, 1, 0, 0, 0, 0], np.float32)
+    weighted = batch_gradients(network, tensors, replace(batch, weights=chosen))
+    once = [replace(batch, rows=batch.rows[k], targets=batch.targets[k]) for k in ([0, 3, 4], [3])]
+    each = [batch_gradients(network, tensors, part, 1 / 4) for part in once]
+    assert weighted[0].total == pytest.approx(sum(loss.total for loss, _ in each))
+    assert replace(batch, weights=chosen).weight == 4
+    for name, gradient in weighted[1].items():
+        np.testing.assert_allclose(gradient, sum(g[name] for _, g in each), atol=1e-10)
+
+
+def test_phases():
+    phases = Phases((Schedule(1.0, 4, 2, "constant"), Schedule(2.0, 4, 0, "linear", 0.5)))
+    assert phases.steps == 8
+    assert [phases.rate_at(i) for i in range(8)] == [0.5, 1, 1, 1, 2, 1.75, 1.5, 1.25]
+
+
+def trainer_of(folder, steps=6, rate=1e-2, **options):
+    folder.mkdir(exist_ok=True)
+    config, tensors = tiny("llama", 0)
+    network = program(config, tensors)
+    paths = {"checkpoint": folder / "training.npz", "log": folder / "losses.jsonl"}
+    settings = Settings(steps, rate)
+    return Trainer(network, parameters_of(network), Random(), settings, **paths, **options)
+
+
+def test_a_full_disk_does_not_end_a_training(tmp_path, monkeypatch):
+    """The checkpoint of step 2 cannot be written, nor after step 3; after step 4 it can."""
+    trainer, save, told = trainer_of(tmp_path), saved.save, []
+
+    def full(path, optimizer, *rest):
+        if optimizer.step in (2, 3):
+            raise OSError(28, "No space left on device", str(path))
+        assert optimizer.step in (4, 6)
+        save(path, optimizer, *rest)
+
+    monkeypatch.setattr(saved, "save", full)
+    trainer.run(every=2, unsaved=told.append)
+    assert [error.errno for error in told] == [28] and trainer.step == 6
+    assert trainer_of(tmp_path).losses == trainer.losses
+
+
+def test_a_log_on_a_full_disk(tmp_path, monkeypatch):
+    """Lines wait in memory until they can be written, each once and whole."""
+    log = saved.Log(tmp_path / "losses.jsonl")
+    log.add({"step": 1})
+    log.write()
+    log.add({"step": 2})
+    with monkeypatch.context() as patch:
+
+        class Full:
+            def __init__(self, path, *_, **__):
+                self.file = builtins_open(path, "a")
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                self.file.close()
+
+            def write(self, text):
+                self.file.write(text[:5])
+                self.file.flush()
+                raise OSError(28, "No space left on device")
+
+        builtins_open = open
+        patch.setattr(saved, "open", Full, raising=False)
+        with pytest.raises(OSError):
+            log.write()
+    assert (tmp_path / "losses.jsonl").read_text() == '{"step": 1}\n'
+    log.add({"step": 3})
+    log.write()
+    assert (tmp_path / "losses.jsonl").read_text().split("\n")[1:3] == [
+        '{"step": 2}',
+        '{"step": 3}',
+    ]
+
+
+def test_without_a_way_to_tell_a_full_disk_is_an_error(tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saved, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.run(every=2)
+    with pytest.raises(OSError, match="No space left"):  # nothing is saved at the end
+        trainer_of(tmp_path).run(every=2, unsaved=lambda error: None)
+
+
+@pytest.mark.parametrize("what", (KeyboardInterrupt, SystemExit, MemoryError))
+def test_the_checkpoint_is_written_when_something_ends_the_training(tmp_path, what):
+    whole = trainer_of(tmp_path / "whole")
+    whole.run()
+
+    def progress(step, loss):
+        if step == 4:
+            raise what
+
+    stopped = trainer_of(tmp_path / "stopped")
+    with pytest.raises(what):
+        stopped.run(progress=progress)
+    again = trainer_of(tmp_path / "stopped")
+    assert again.step == 4
+    again.run()
+    assert again.losses == whole.losses
+
+
+def test_a_step_that_is_cut_off_is_not_saved(tmp_path, monkeypatch):
+    """Ctrl-C while the parameters change: the checkpoint keeps the state before."""
+    trainer = trainer_of(tmp_path)
+    trainer.run(until=2)
+    update = AdamW._update
+
+    def cut_off(self, name, *rest):
+        if name == "final_norm":
+            raise KeyboardInterrupt
+        update(self, name, *rest)
+
+    monkeypatch.setattr(AdamW, "_update", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    monkeypatch.undo()
+    again = trainer_of(tmp_path)
+    assert again.step == 2
+    again.run()
+
+
+def test_no_number_and_a_smaller_rate(tmp_path, recwarn):
+    """The checkpoint stays as it was, and the training can go on from it with other settings."""
+    wild = trainer_of(tmp_path, rate=1e30)
+    wild.run(until=1)
+    with pytest.raises(ValueError, match=r"step 2: the loss is nan.*training.npz has an earlier"):
+        wild.run()
+    assert not recwarn.list
+    with pytest.raises(CheckpointError, match="rate=1e.30, expected 0.001.* or allow the change"):
+        trainer_of(tmp_path, rate=1e-3)
+    trainer = trainer_of(tmp_path, rate=1e-3, allow_change=True)
+    assert trainer.step == 1 and trainer.losses == wild.losses
+
+
+def test_more_steps(tmp_path):
+    trainer_of(tmp_path).run()
+    more = trainer_of(tmp_path, steps=8, allow_change=True)
+    assert more.step == 6
+    more.run()
+    assert trainer_of(tmp_path, steps=8).step == 8

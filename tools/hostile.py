@@ -21,7 +21,7 @@ from tools import faults, hostile_damage, hostile_folders, hostile_gguf, hostile
 from tools.hostile_valid import MAIN, SMALL, Case, random_tensors, valid
 
 OURS = (CheckpointError, TokenizerError)
-KINDS = (*MAIN, "tokenizer folder", "special", "kernel-cache", "write-failure")
+KINDS = (*MAIN, "gguf parts", "tokenizer folder", "special", "kernel-cache", "write-failure")
 
 
 def exercise(kind: str, folder: Path) -> None:
@@ -39,6 +39,7 @@ def exercise(kind: str, folder: Path) -> None:
         "hf": _exercise_folder,
         "meta": lambda f: _convert(f, meta.read),
         "gguf": lambda f: hostile_gguf.exercise(f / "model.gguf"),
+        "gguf parts": lambda f: hostile_gguf.exercise(f / hostile_gguf.PARTS[0]),
         "state": _exercise_state,
         "kernel-cache": faults.exercise_cache,
         "write-failure": faults.exercise_write,
@@ -76,6 +77,8 @@ def damaged(kind: str, random: Random) -> Case:
         case[name] = hostile_damage.damaged_pickle(case[name], random)
     elif kind == "gguf" and random.random() < 0.6:
         case[name] = hostile_gguf.damaged(random)
+    elif kind == "gguf parts" and random.random() < 0.6:
+        case = dict(hostile_gguf.parts(random))
     elif kind == "bin" and random.random() < 0.3:
         case[name] = hostile_damage.any_shape(random)
     elif kind == "state" and random.random() < 0.7:

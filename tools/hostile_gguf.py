@@ -28,6 +28,7 @@ from llama2np.text.tokenizer import Tokenizer, TokenizerError
 from tools.scratch import written
 
 OURS = (CheckpointError, TokenizerError)
+PARTS = tuple(f"model-{i:05d}-of-00002.gguf" for i in (1, 2))
 Metadata = dict[str, bytes]
 _NUMBERS = [0, 1, 2, 3, 4, 5, 8, 9, 31, 32, 64, 255, 256, 257, 1024, MAX_LAYERS + 1, 2**15, 2**16]
 _NUMBERS += [2**24, 2**27, 2**31 - 1, 2**31, 2**32 - 1]
@@ -136,6 +137,20 @@ def _new(name: str, kind: str, shape: tuple[int, ...], random: Random) -> NewTen
 def files() -> list[bytes]:
     """Small valid files."""
     return [_bytes(*file) for file in _files()]
+
+
+def parts(random: Random | None = None) -> dict[str, bytes]:
+    """A file in two parts; with `random`, one of the keys about parts has another value."""
+    metadata, tensors = _files()[1]
+    half, made = len(tensors) // 2, {}
+    for i, some in enumerate((tensors[:half], tensors[half:])):
+        numbers = {"no": i, "count": 2, "tensors.count": len(tensors)}
+        keys = {f"split.{key}": packed(number) for key, number in numbers.items()}
+        if random is not None and random.random() < 0.5:
+            value = random.choice((_value(random), packed(random.choice(_NUMBERS))))
+            keys[random.choice(list(keys))] = value
+        made[PARTS[i]] = _bytes(({} if i else metadata) | keys, some)
+    return made
 
 
 def _bytes(metadata: Metadata, tensors: list[NewTensor]) -> bytes:

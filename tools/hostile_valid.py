@@ -47,6 +47,7 @@ def valid(kind: str) -> list[Case]:
         "hf": _hf_folders,
         "meta": _meta_folders,
         "gguf": lambda: [{"model.gguf": data} for data in hostile_gguf.files()[:-1]],
+        "gguf parts": lambda: [hostile_gguf.parts()],
         "state": _states,
         "kernel-cache": lambda: [{"kernel.nbc": faults.sealed_file()}],
         "write-failure": _write_failures,

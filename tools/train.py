@@ -9,25 +9,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+from collections.abc import Mapping
 from pathlib import Path
 
-# Waiting threads must sleep, not spin: otherwise other programs make training ten times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
+import numpy as np
 
-from llama2np.atomic import write_file  # noqa: E402
-from llama2np.formats import llama2c, tokenizer_bin, write  # noqa: E402
-from llama2np.model.config import Config  # noqa: E402
-from llama2np.text.training import train_sentencepiece  # noqa: E402
-from tools.stories.words import names, words  # noqa: E402
-from tools.training.corpus import (  # noqa: E402
-    HELD_OUT,
-    Corpus,
-    encode,
-    stories,
-)
-from tools.training.schedule import Settings  # noqa: E402
+from llama2np.atomic import write_file
+from llama2np.formats import llama2c, tokenizer_bin, write
+from llama2np.learning.trainer import Trainer, score
+from llama2np.learning.writing import new_source
+from llama2np.model.config import Config
+from llama2np.text.training import train_sentencepiece
+from tools.stories.words import names, words
+from tools.training.corpus import HELD_OUT, Corpus, encode, stories
+from tools.training.settings import Settings, new_trainer
 
 NAME = "stories-box"
 CONFIG = Config(
@@ -53,9 +48,9 @@ def prepare(folder: Path, count: int) -> tuple[Corpus, Corpus]:
     return found[0], found[1]
 
 
-def export(folder: Path, checkpoint: Path) -> None:
+def export(folder: Path, parameters: Mapping[str, np.ndarray]) -> None:
     """The .bin files that llama2.c's run and runq read."""
-    write.write_bin(llama2c.read_pt(checkpoint), folder / f"{NAME}.bin", version=0)
+    write.write_bin(new_source(CONFIG, parameters), folder / f"{NAME}.bin", version=0)
     write.write_bin(llama2c.read_bin(folder / f"{NAME}.bin"), folder / f"{NAME}-q8.bin", version=2)
 
 
@@ -67,43 +62,46 @@ def distinct_words(count: int) -> int:
     return len(found)
 
 
+def train(trainer: Trainer, every: int = 100) -> None:
+    """Train to the end; tell the mean loss after each checkpoint."""
+    last = trainer.schedule.steps
+    while trainer.step < last:
+        trainer.run(min(trainer.step + every - trainer.step % every, last), every)
+        mean = np.mean(trainer.losses[-every:])
+        print(f"step {trainer.step:,} of {last:,}: loss {mean:.4f}", flush=True)
+
+
+def figures(trainer: Trainer, corpus: Corpus, held_out: Corpus, log: Path) -> dict[str, object]:
+    """What the README of the bundled model tells about it."""
+    lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    return {
+        "parameters": sum(array.size for array in trainer.parameters.values()),
+        "stories": len(corpus),
+        "tokens": int(corpus.lengths.sum()),
+        "tokens of a story": [int(f(corpus.lengths)) for f in (min, max)],
+        "distinct words": distinct_words(len(corpus)),
+        "steps": trainer.step,
+        "minutes": round(sum(line["seconds"] for line in lines) / 60, 1),
+        "entropy of the choices, nats per token": round(held_out.entropy, 4),
+        "loss, last 100 steps": round(float(np.mean(trainer.losses[-100:])), 4),
+        "loss, held out": round(score(trainer.program, trainer.parameters, held_out.all()).loss, 4),
+    }
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/box"), metavar="FOLDER")
     parser.add_argument("--steps", type=int, default=Settings.steps, help="on stories")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=2,
-        help="the number of threads; it changes the last bits of the result",
-    )
     options = parser.parse_args()
-    import torch
-
-    from tools.training.loop import Training
-
-    torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     settings = Settings(steps=options.steps, warmup=min(Settings.warmup, options.steps // 4))
     corpus, held_out = prepare(options.out, settings.steps * settings.batch)
     print(f"{len(corpus):,} stories, {corpus.tokens.size:,} tokens", flush=True)
-    training = Training(CONFIG, settings, corpus, options.out / "checkpoint.pt")
-    training.run()
-    export(options.out, training.path)
-    figures = {
-        "parameters": sum(w.numel() for w in training.network.parameters()),
-        "stories": len(corpus),
-        "tokens": int(corpus.lengths.sum()),
-        "tokens of a story": [int(f(corpus.lengths)) for f in (min, max)],
-        "distinct words": distinct_words(len(corpus)),
-        "steps": training.last_step,
-        "minutes": round(training.seconds / 60, 1),
-        "entropy of the choices, nats per token": round(held_out.entropy, 4),
-        "loss, last 100 steps": round(sum(training.losses[-100:]) / 100, 4),
-        "loss, held out": round(training.loss(held_out), 4),
-    }
-    text = json.dumps(figures, indent=2)
+    trainer = new_trainer(CONFIG, settings, corpus, options.out)
+    train(trainer)
+    export(options.out, trainer.parameters)
+    text = json.dumps(figures(trainer, corpus, held_out, options.out / "losses.jsonl"), indent=2)
     write_file(options.out / "figures.json", f"{text}\n".encode())
     print(text)
 

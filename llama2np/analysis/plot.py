@@ -170,3 +170,26 @@ def speeds(results: Sequence[Result]) -> Figure:
         axis.set_ylim(bottom=0)
         axis.legend()
     return figure
+
+
+_STEPS = 1000  # more are drawn as the means of neighbours
+
+
+def losses(found: Sequence[float]) -> Figure:
+    """Draw the loss of each step of a training, and the mean of the steps around it."""
+    values = np.asarray(found, float)
+    width = max(len(values) // 50, 1)
+    window = np.ones(width)
+    counts = np.convolve(np.ones(len(values)), window, "same")[: len(values)]
+    means = np.convolve(values, window, "same")[: len(values)] / counts
+    apart = -(-len(values) // _STEPS)
+    firsts = np.arange(0, len(values), apart)
+    each = np.add.reduceat(values, firsts) / np.diff([*firsts, len(values)])
+    figure = Figure((6, 3.5), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(firsts + (apart + 1) / 2, each, linewidth=0.8, alpha=0.4, label="a step")
+    axis.plot(np.arange(1, len(values) + 1), means, label=f"mean of {width}")
+    axis.set_xlabel("step")
+    axis.set_ylabel("loss, nats per target")
+    axis.legend()
+    return figure

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import ModuleType
 
 from llama2np import kernels
 from llama2np.bench import form
 from llama2np.bench.measure import measure, plan
 from llama2np.bench.peer import LLAMA2C, Peer
+from llama2np.cli import engine
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, number, path_value
-from llama2np.cli.model import MODEL_HELP, plotting
+from llama2np.cli.model import MODEL_HELP, plotting_to
 from llama2np.formats import loading
 from llama2np.store.names import located
 
@@ -26,11 +24,11 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    plot = _plotting(options.plot) if options.plot else None
+    plot = plotting_to(options.plot) if options.plot else None
     pattern = options.peer_pattern or LLAMA2C
     model = os.fspath(located(options.model))
     peers = [Peer(peer, model, pattern) for peer in options.peer]
-    transformer = loading.transformer(options.model)
+    transformer = loading.transformer(options.model, activations=options.activations)
     tasks = plan(transformer.config.seq_len, options.prompt, options.generate, options.depth)
     threads = options.threads or [kernels.threads()]
     progress = _say if sys.stderr.isatty() else lambda _: None
@@ -44,15 +42,6 @@ def _bench(options: argparse.Namespace) -> None:
         print(form.as_table(report, about))
     if plot:
         plot.save(plot.speeds(report.results), options.plot)
-
-
-def _plotting(path: Path) -> ModuleType:
-    """The module that draws. An error about the plot comes before the measurements, not after."""
-    plot = plotting()
-    folder = plot.checked(path).absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such folder", str(folder))
-    return plot
 
 
 def _say(text: str) -> None:
@@ -119,6 +108,7 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
         metavar="REGEX",
         help="how to read a peer's output: group 1 is the tokens per second (default llama2.c's)",
     )
+    engine.add_activations(add)
     add("--plot", type=path_value, metavar="FILE", help="draw the results: .png, .svg or .pdf")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print all measurements as JSON")

@@ -85,7 +85,6 @@ def converse(chat: Chat, screen: Screen, first: str | None = None) -> None:
 def _run(options: argparse.Namespace, prog: str, screen: Screen) -> None:
     check_can_chat(options.model, "llama2np run")
     template = None if options.template is None else read_template(options.template)
-    sampling.set_precision(options)
     model = load_model(options)
     chat = model.chat(
         options.system,

@@ -42,14 +42,14 @@ def _classify(options: argparse.Namespace, prog: str) -> None:
         )
     how = options.model, options.tokenizer, options.engine
     if trained:
-        classifier = Classifier.load(*how)
+        classifier = Classifier.load(*how, activations=options.activations)
         labels = classifier.labels
     examples = Examples.read(options.data, labels)
     with learning.progress(len(examples.texts), " texts") as told:
         if trained:
             scores = classifier.logits(examples.texts, told)
         else:
-            model, prompt = Llama.load(*how), options.prompt
+            model, prompt = Llama.load(*how, activations=options.activations), options.prompt
             scores = zero_shot(model, examples.texts, labels, prompt, options.normalize, told)
     predicted = scores.argmax(-1)
     for line in Report.of(predicted, examples.labels, labels).lines():

@@ -1,18 +1,22 @@
-"""The flags --engine and --threads, for all commands that run a model."""
+"""The flags of the engine, for all commands that run a model."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable
+from typing import Any
 
+from llama2np.cli import current
 from llama2np.cli.flags import choice, number
+from llama2np.llama import Llama
+from llama2np.model.engine import ACTIVATIONS
 
 _ENGINES = ("compiled", "numpy")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --engine and --threads."""
+    """Add --engine, --threads and --activations."""
     add = parser.add_argument
     add(
         "--engine",
@@ -26,6 +30,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of threads (default: the number of processors)",
     )
+    add_activations(add)
+
+
+def add_activations(add: Callable[..., Any]) -> None:
+    """Add --activations. add: a parser's add_argument."""
+    add(
+        "--activations",
+        type=choice(*ACTIVATIONS),
+        metavar="KIND",
+        help="of a GGUF model in 2 to 8 bits: round the inputs of its matrices to int8, or to "
+        "int8x2, a sum of two such rows, which is nearly exact and slower for prompts (default "
+        "int8; int8x2 for smollm2)",
+    )
+
+
+def load(options: argparse.Namespace) -> Llama:
+    """The model that the flags name, with its tokenizer. Under mpirun, all ranks share it out."""
+    words, rounding = (options.model, options.tokenizer, options.engine), options.activations
+    if current.ranks is None:
+        return Llama.load(*words, activations=rounding)
+    return current.ranks.load(*words, threads=options.threads, activations=rounding)
 
 
 def set_up(options: argparse.Namespace, note: Callable[[str], None]) -> None:
@@ -35,6 +60,8 @@ def set_up(options: argparse.Namespace, note: Callable[[str], None]) -> None:
     """
     options.engine = options.engine or _ENGINES[0]
     if options.engine == "numpy":
+        if options.activations is not None:
+            raise ValueError("--activations is for --engine compiled: NumPy computes in float32")
         if options.threads is not None:
             raise ValueError("--threads is for --engine compiled: NumPy chooses its own threads")
         return

@@ -28,6 +28,7 @@ def main(argv: Sequence[str], prog: str) -> int:
 def _finetune(options: argparse.Namespace) -> None:
     if options.adapter and (options.train != "lora" or options.task != "text"):
         raise ValueError("--adapter is for --task text --train lora: a head has no adapter file")
+    learning.check_plot(options)
     (_classify if options.task == "classify" else _on_text)(options)
 
 
@@ -60,6 +61,7 @@ def _on_text(options: argparse.Namespace) -> None:
     for held_out in dev:
         _tell_score(tuning, held_out, "after")
     print(f"loss of the last step: {trainer.losses[-1]:.4f}")
+    learning.draw(options, trainer)
     _write(options, tuning)
 
 
@@ -95,6 +97,7 @@ def _classify(options: argparse.Namespace) -> None:
         found_labels = predictions(tuning.program, tuning.parameters, dev.all(), **tuning.options)
         for line in Report.of(found_labels, dev_examples.labels, examples.names).lines():
             print(line)
+    learning.draw(options, trainer)
     _write(options, tuning)
 
 
@@ -109,6 +112,8 @@ def _trainer(
         *(tuning.program, tuning.parameters, data, learning.settings_of(options, steps)),
         checkpoint=options.out / "training.npz",
         log=options.out / "losses.jsonl",
+        threads=options.threads,
+        allow_change=options.allow_change,
         **tuning.options,
     )
     learning.tell_start(trainer)

@@ -22,7 +22,9 @@ def main(argv: Sequence[str], prog: str) -> int:
 def _inspect(options: argparse.Namespace) -> None:
     if options.steps:
         engine.set_up(options, lambda note: print(note, file=sys.stderr, flush=True))
-        transformer = loading.transformer(options.path, options.engine)
+        transformer = loading.transformer(
+            options.path, options.engine, activations=options.activations
+        )
         print(table(transformer.program, transformer.step_seconds()))
         return
     for line in describe(options.path, options.against):

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from llama2np.cli.flags import choice, number
+from llama2np.cli.flags import choice, number, path_value
+from llama2np.cli.model import plotting, plotting_to
 from llama2np.learning.schedule import DECAYS
 from llama2np.learning.trainer import Settings, Trainer
 
@@ -47,6 +48,20 @@ def add_training(parser: argparse.ArgumentParser, **defaults: Any) -> None:
             f"--{flag}", type=kind, default=default, metavar=value, help=f"{text}{told}"
         )
     parser.add_argument(
+        "--threads",
+        type=number(int, 1, None),
+        metavar="N",
+        help="number of threads (default: the number of processors); the result is the same",
+    )
+    parser.add_argument(
+        "--plot", type=path_value, metavar="FILE", help="draw the losses: .png, .svg or .pdf"
+    )
+    parser.add_argument(
+        "--allow-change",
+        action="store_true",
+        help="go on from a checkpoint that was made with other flags, such as fewer --steps",
+    )
+    parser.add_argument(
         "--recompute", action="store_true", help="keep less in memory, and compute it again"
     )
 
@@ -67,6 +82,24 @@ def settings_of(options: argparse.Namespace, steps: int) -> Settings:
     )
 
 
+def check_plot(options: argparse.Namespace) -> None:
+    """Raise ValueError or FileNotFoundError if the losses cannot be drawn to --plot's file."""
+    if options.plot is None:
+        return
+    if options.plot.absolute().parent == options.out.absolute():  # it will be made
+        plotting().checked(options.plot)
+    else:
+        plotting_to(options.plot)
+
+
+def draw(options: argparse.Namespace, trainer: Trainer) -> None:
+    """Draw the losses to --plot's file, if there is one."""
+    if options.plot is not None:
+        plot = plotting()
+        plot.save(plot.losses(trainer.losses), options.plot)
+        print(f"wrote {options.plot}")
+
+
 def tell_start(trainer: Trainer) -> None:
     """Say that training goes on from a checkpoint, if it does."""
     if trainer.step:
@@ -76,7 +109,12 @@ def tell_start(trainer: Trainer) -> None:
 def run(trainer: Trainer, every: int, until: int | None = None) -> None:
     """Train up to a step, by default the last, with a progress bar on a terminal."""
     with progress(trainer.settings.steps, " steps", trainer.step) as told:
-        trainer.run(until, every, lambda _, loss: told(1, f"loss {loss:.3f}"))
+        trainer.run(until, every, lambda _, loss: told(1, f"loss {loss:.3f}"), _tell_unsaved)
+
+
+def _tell_unsaved(error: OSError) -> None:
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    print(f"not saved: {what}; training goes on and tries again", file=sys.stderr, flush=True)
 
 
 @contextmanager

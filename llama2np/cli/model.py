@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import ModuleType
 
 from llama2np import box
 from llama2np.analysis import interactive
-from llama2np.cli import current, engine
+from llama2np.cli import engine
 from llama2np.cli.flags import flag_value, piped
 from llama2np.llama import Llama
 
@@ -50,15 +51,7 @@ def add_model(parser: argparse.ArgumentParser, prompt: bool = False) -> None:
 def load_model(options: argparse.Namespace) -> Llama:
     """The model that the flags name."""
     engine.set_up(options, lambda note: print(note, file=sys.stderr, flush=True))
-    return open_model(options)
-
-
-def open_model(options: argparse.Namespace) -> Llama:
-    """The same, after `engine.set_up`. Under mpirun, all ranks share it out."""
-    words = options.model, options.tokenizer, options.engine
-    if current.ranks is None:
-        return Llama.load(*words)
-    return current.ranks.load(*words, threads=options.threads)
+    return engine.load(options)
 
 
 def read_tokens(model: Llama, options: argparse.Namespace) -> list[int]:
@@ -78,6 +71,18 @@ def plotting(others: Sequence[str] = ()) -> ModuleType:
         raise ValueError(
             f"drawing needs matplotlib ({error}): {sys.executable} -m pip install matplotlib{way}"
         ) from None
+    return plot
+
+
+def plotting_to(path: Path) -> ModuleType:
+    """The module that draws; an error about the file comes before the work, not after it.
+
+    Raises ValueError for an unknown suffix, and FileNotFoundError if there is no such folder.
+    """
+    plot = plotting()
+    folder = plot.checked(path).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(folder))
     return plot
 
 

@@ -38,7 +38,7 @@ def _perplexity(options: argparse.Namespace, prog: str) -> None:
         pass  # so that a wrong name is an error before anything is loaded
     model, names, against = load_model(options), _short([options.model]), None
     if options.against is not None:
-        network = loading.transformer(options.against)
+        network = loading.transformer(options.against, activations=options.activations)
         against = Llama(network, model.tokenizer)
         names = _short([options.model, options.against])
     with _progress(os.path.getsize(options.file)) as progress:

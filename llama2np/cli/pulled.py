@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llama2np import advice
 from llama2np.cli.flags import Parser, guarded, joined
 from llama2np.output import printable
 from llama2np.store.catalogue import CATALOGUE
@@ -25,7 +26,9 @@ def _list(argv: Sequence[str], prog: str) -> None:
     for name, known in CATALOGUE.items():
         if name not in here:
             size = _megabytes(sum(item.size for item in known.items))
-            rows.append((name, size, known.licence, f"not here: llama2np pull {name}"))
+            rows.append(
+                (name, size, known.licence, f"not here: {advice.installed(f'pull {name}')}")
+            )
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for name, size, licence, path in rows:
         name, licence = f"{name:{widths[0]}}", f"{licence:{widths[2]}}"

@@ -12,7 +12,7 @@ from llama2np import __version__, advice, box
 from llama2np.cli import engine, sampling
 from llama2np.cli.chat import check_can_chat, converse
 from llama2np.cli.flags import Parser, check_utf8, choice, flag_value, joined, number, piped
-from llama2np.cli.model import MODEL_HELP, TOKENIZER_HELP, open_model
+from llama2np.cli.model import MODEL_HELP, TOKENIZER_HELP
 from llama2np.cli.screen import Screen, in_a_terminal
 from llama2np.decoding.generation import Generation
 from llama2np.decoding.turns import turns_for
@@ -34,12 +34,10 @@ def main(argv: Sequence[str], prog: str, int8_only: bool = False) -> int:
 
 def _run(argv: Sequence[str], prog: str, int8_only: bool, screen: Screen) -> None:
     options = _parse(argv, prog, box.STORIES_INT8 if int8_only else box.STORIES)
-    if options.mode == "chat":
-        sampling.set_precision(options)  # before the kernels are imported
     engine.set_up(options, screen.note)
     if int8_only:
         _check_int8(options.model)
-    model = open_model(options)
+    model = engine.load(options)
     if options.mode == "chat":
         turns_for(model.tokenizer, None)  # before anything is asked: ValueError if it cannot chat
         (_chat_as_run_c if model.tokenizer.chat_template is None else _chat)(model, options, screen)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -91,17 +90,6 @@ def chat_options(options: argparse.Namespace) -> SamplingOptions:
     known = recommended(options.model)
     defaults = dict(known.sampling) if known else {}
     return cast(SamplingOptions, {**defaults, **sampling_options(options)})
-
-
-def set_precision(options: argparse.Namespace) -> None:
-    """Compute with nearly exact input where a model of the catalogue needs that to chat.
-
-    The kernels read this setting when they are imported, with the first network. What the user has
-    set stays.
-    """
-    known = recommended(options.model)
-    if known is not None and known.exact_input:
-        os.environ.setdefault("LLAMA2NP_TERMS", "2")
 
 
 def _bias(value: str) -> tuple[int, float]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from llama2np.cli import engine, sampling
+from llama2np.classifier import Classifier
+from llama2np.cli import engine
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, number
 from llama2np.cli.generate import add_batch_flags
 from llama2np.cli.model import add_model, load_model
@@ -88,12 +89,13 @@ def _made(options: argparse.Namespace) -> tuple[Service, Starlette]:
     return service, make_app(service)
 
 
-def _model(options: argparse.Namespace) -> Llama | Encoder:
-    if not is_encoder(loading.load(options.model).config):
-        sampling.set_precision(options)
+def _model(options: argparse.Namespace) -> Llama | Encoder | Classifier:
+    config = loading.load(options.model).config
+    if not is_encoder(config) and not config.n_labels:
         return load_model(options)
     engine.set_up(options, lambda note: print(note, file=sys.stderr, flush=True))
-    return Encoder.load(options.model, options.tokenizer, options.engine)
+    kind = Encoder if is_encoder(config) else Classifier
+    return kind.load(options.model, options.tokenizer, options.engine, options.activations)
 
 
 def _is_local(host: str) -> bool:
@@ -136,7 +138,8 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     parser = Parser(
         prog=prog,
         description="Serve a model to OpenAI's clients, to many of them at the same time: "
-        "/v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /health, /metrics.",
+        "/v1/chat/completions, /v1/completions, /v1/embeddings, /v1/classify, /v1/models, "
+        "/health, /metrics.",
         allow_abbrev=False,
     )
     add_model(parser)

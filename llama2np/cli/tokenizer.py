@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from llama2np.cli.flags import Parser, choice, guarded, joined, number, path_value
@@ -22,7 +23,10 @@ def main(argv: Sequence[str], prog: str) -> int:
 def _train(options: argparse.Namespace) -> None:
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
-    read = texts(options.data)
+    read: Iterator[str] = texts(options.data)
+    if (first := next(read, None)) is None:
+        raise ValueError(f"{', '.join(map(str, options.data))}: no text to make a tokenizer of")
+    read = chain([first], read)
     if options.kind == "byte-level":
         train_byte_level(read, out / "tokenizer.json", options.vocab_size)
         print(f"wrote {out / 'tokenizer.json'}")

@@ -32,6 +32,7 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def _train(options: argparse.Namespace) -> None:
     out = options.out
+    learning.check_plot(options)
     tokenizer = Tokenizer.load(options.tokenizer) if options.tokenizer is not None else None
     if options.init is not None:
         source, program, tokenizer = _opened(options)
@@ -46,7 +47,15 @@ def _train(options: argparse.Namespace) -> None:
     print(f"{len(windows):,} tokens, {source.size:,} parameters", flush=True)
     parameters = parameters_of(program)
     paths = {"checkpoint": out / "training.npz", "log": out / "losses.jsonl"}
-    trainer = Trainer(program, parameters, windows, settings, **paths)
+    trainer = Trainer(
+        program,
+        parameters,
+        windows,
+        settings,
+        threads=options.threads,
+        allow_change=options.allow_change,
+        **paths,
+    )
     learning.tell_start(trainer)
     learning.run(trainer, options.every)
     _tell(trainer, settings)
@@ -55,6 +64,7 @@ def _train(options: argparse.Namespace) -> None:
         found = score(program, parameters, held_out.all())
         print(f"held out: {found.loss:.4f} nats per token, over {found.count:,} tokens")
     where = options.tokenizer if options.init is None else tokenizer_path(options.init, None)
+    learning.draw(options, trainer)
     for path in write_network(changed(source, parameters), out, where):
         print(f"wrote {path}")
 

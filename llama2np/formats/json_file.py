@@ -32,6 +32,13 @@ class JsonFile:
         with kinds.named(path, "json", CheckpointError):
             self._fields = parse_object(data, self.path)
 
+    @classmethod
+    def of(cls, fields: dict[str, Any], path: str) -> JsonFile:
+        """Fields that are in no file yet; path: what errors call it."""
+        made = object.__new__(cls)
+        made.path, made._fields = path, fields
+        return made
+
     @property
     def fields(self) -> dict[str, Any]:
         """All fields, unchecked."""
@@ -39,9 +46,7 @@ class JsonFile:
 
     def inner(self, key: str) -> JsonFile:
         """The object in that field, as a JsonFile."""
-        inner = object.__new__(JsonFile)
-        inner.path, inner._fields = f"{self.path}: {key}", self._fields[key]
-        return inner
+        return JsonFile.of(self._fields[key], f"{self.path}: {key}")
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a field, unchecked."""

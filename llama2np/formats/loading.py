@@ -16,9 +16,11 @@ from llama2np.formats.inspection import open_any
 from llama2np.formats.json_file import JsonFile
 from llama2np.formats.source import Source
 from llama2np.model.config import Config
+from llama2np.model.engine import ACTIVATIONS
 from llama2np.model.networks import is_encoder
 from llama2np.model.transformer import Transformer
 from llama2np.model.weights import Weights
+from llama2np.store.catalogue import recommended
 from llama2np.store.names import located
 from llama2np.text.finding import find
 from llama2np.text.numbers import numbers
@@ -109,9 +111,13 @@ def _from_a_trainer(path: StrPath) -> bool:
 
 
 def transformer(
-    path: StrPath, engine: str = "compiled", loaded: Loaded | None = None
+    path: StrPath,
+    engine: str = "compiled",
+    loaded: Loaded | None = None,
+    activations: str | None = None,
 ) -> Transformer:
-    """The network of a model alone. loaded: what has been read already.
+    """The network of a model alone. loaded: what has been read already. activations: see
+    Transformer, and for None `activations_for`.
 
     Raises ValueError, CheckpointError, and OSError.
     """
@@ -121,7 +127,14 @@ def transformer(
             f"{path}: {loaded.config.architecture}, an encoder, which does not continue texts: "
             "Encoder.load opens it"
         )
-    return Transformer(loaded.config, loaded.weights, engine=engine)
+    activations = activations_for(path, activations)
+    return Transformer(loaded.config, loaded.weights, engine=engine, activations=activations)
+
+
+def activations_for(path: StrPath, wanted: str | None) -> str:
+    """How inputs are rounded: as `wanted`, or as the catalogue recommends for this name."""
+    known = recommended(path)
+    return wanted or (known.activations if known else ACTIVATIONS[0])
 
 
 def _labels(config_json: Mapping[str, object], count: int) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from llama2np.kernels.runtime.op import RUN, SPAN, STEP_BYTES
 from llama2np.kernels.runtime.pool import POOL
 from llama2np.model import rope
 from llama2np.model.block import IDS
+from llama2np.model.engine import ACTIVATIONS
 from llama2np.model.program import Program, Value
 from llama2np.model.state import State
 
@@ -36,8 +37,8 @@ class Table:
     cache.
     """
 
-    def __init__(self, program: Program, count: int, wanted: int, chunk: int):
-        lowered = lower(program, count, wanted, chunk)
+    def __init__(self, program: Program, count: int, wanted: int, chunk: int, activations: str):
+        lowered = lower(program, count, wanted, chunk, activations)
         self.starts = lowered.starts
         if count == 1 and program.has_logits:  # the only row gets them, so nothing must be copied
             _skip_pick(lowered.entries, self.starts)
@@ -95,18 +96,18 @@ def row_sums(rows: np.ndarray, out: np.ndarray) -> None:
 class CompiledEngine:
     """Computes a Program's steps with compiled code. See model/engine.py."""
 
-    def __init__(self, program: Program):
-        self.program = program
+    def __init__(self, program: Program, activations: str = ACTIVATIONS[0]):
+        self.program, self._activations = program, activations
         self._tables: dict[tuple[int, int, int], Table] = {}
         self.takes_types = any(step.numbers.get("of") == TYPES for step in program.steps)
-        entries = lower(program, 1, 1, 64).entries
+        entries = lower(program, 1, 1, 64, activations).entries
         compiler.expect([go, *dict.fromkeys(entry.op.function for entry in entries)])
 
     def table(self, count: int, wanted: int, chunk: int) -> Table:
         """The table for `count` rows (see Table); it is made when it is first needed."""
         key = row_class(count), row_class(wanted), chunk
         if key not in self._tables:
-            self._tables[key] = Table(self.program, count, wanted, chunk)
+            self._tables[key] = Table(self.program, count, wanted, chunk, self._activations)
         return self._tables[key]
 
     def run(

@@ -5,8 +5,8 @@ products.py decides which matrix product is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from llama2np.kernels.entries import Entry, Lowered, row_entry
 from llama2np.kernels.matmul import block_kinds
@@ -33,19 +33,31 @@ def make_all_ops() -> None:
                 make(kind)
 
 
-def lower(program: Program, count: int, wanted: int, chunk: int) -> Lowered:
-    """The entries for `count` rows, of which `wanted` get logits. chunk: positions of a chunk."""
-    made = Lowered()
+class How(NamedTuple):
+    """What the entries of a step depend on, besides its rows."""
+
+    chunk: int  # positions of a chunk of the KV cache
+    terms: Mapping[str, int]  # by steps, see products.TERMS
+
+
+def lower(
+    program: Program, count: int, wanted: int, chunk: int, activations: str = "int8"
+) -> Lowered:
+    """The entries for `count` rows, of which `wanted` get logits. chunk: positions of a chunk.
+
+    activations: one of model/engine.py.
+    """
+    made, how = Lowered(), How(chunk, TERMS[activations])
     for step in program.steps:
         made.starts.append(len(made.entries))
         made.entries += _LOWER[step.op](
-            program, step, wanted if step.op == "logits" else count, chunk
+            program, step, wanted if step.op == "logits" else count, how
         )
     made.starts.append(len(made.entries))
     return made
 
 
-def _embed(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+def _embed(program: Program, step: Step, count: int, how: How) -> list[Entry]:
     (name,), (out,) = step.weights["table"], step.outputs
     table = program.matrix(name)
     fields = {"out": out, "table": table.arrays[0], **step.numbers}
@@ -57,7 +69,7 @@ def _embed(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
     return [row_entry(rows.embed_float(table.kind), step, out.width, "embed", **fields)]
 
 
-def _norm(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+def _norm(program: Program, step: Step, count: int, how: How) -> list[Entry]:
     (x,), (out,) = step.inputs.values(), step.outputs
     vectors = {kind: program.weights[names[0]] for kind, names in step.weights.items()}
     fields = {"x": x, "out": out, **step.numbers, **vectors}
@@ -66,7 +78,7 @@ def _norm(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
     return [entry]
 
 
-def _elementwise(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+def _elementwise(program: Program, step: Step, count: int, how: How) -> list[Entry]:
     (out,) = step.outputs
     fields = {**step.inputs, "out": out, **step.numbers}
     entry = row_entry(getattr(rows, step.op), step, out.width, step.op, **fields)
@@ -74,7 +86,7 @@ def _elementwise(program: Program, step: Step, count: int, chunk: int) -> list[E
     return [entry]
 
 
-def _angles(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+def _angles(program: Program, step: Step, count: int, how: How) -> list[Entry]:
     cos, sin = step.outputs
     c, numbers = program.config, dict(step.numbers)
     local = bool(numbers.pop("local"))
@@ -85,7 +97,7 @@ def _angles(program: Program, step: Step, count: int, chunk: int) -> list[Entry]
     return [row_entry(positions.angles, step, cos.width, "angles", **fields)]
 
 
-def _rope(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+def _rope(program: Program, step: Step, count: int, how: How) -> list[Entry]:
     *values, cos, sin = step.inputs.values()
     fields: dict[str, Any] = {"cos": cos, "sin": sin, **step.numbers}
     for name, value, out in zip("qk", values, step.outputs, strict=False):
@@ -96,11 +108,11 @@ def _rope(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
     return [entry]
 
 
-def _attention(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+def _attention(program: Program, step: Step, count: int, how: How) -> list[Entry]:
     (out,), inputs, n = step.outputs, dict(step.inputs), step.numbers
     k, v = inputs.pop("k"), inputs.pop("v")
     heads = {name: n[name] for name in ("n_kv_heads", "head_dim")}
-    cache = {**heads, "layer": step.layer or 0, "chunk": chunk}
+    cache = {**heads, "layer": step.layer or 0, "chunk": how.chunk}
     append = row_entry(attention.append, step, 2 * k.width, "append", k=k, v=v, **cache)
     append.outputs = ()
     fields = {**inputs, **n, **cache, "out": out, "units": n["n_heads"], "n": out.width}
@@ -108,7 +120,7 @@ def _attention(program: Program, step: Step, count: int, chunk: int) -> list[Ent
     return [append, Entry(attention.attend(bool(n["stride"])), fields, step.outputs)]
 
 
-def _experts(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+def _experts(program: Program, step: Step, count: int, how: How) -> list[Entry]:
     """Choose the experts of each row, put the rows of each expert next to each other, multiply
     them by its matrices, and add up what belongs to each row. `used` rows of a value with the width
     of all of them stand next to each other, too, so ops for rows serve both.
@@ -134,23 +146,23 @@ def _experts(program: Program, step: Step, count: int, chunk: int) -> list[Entry
     fields = {"x": x, "places": places_, "out": grouped, "used": used}
     gather = row_entry(experts.gather, step, x.width, "gather", **fields)
     gather.outputs = (grouped,)
-    lists = {"starts": group, "active": active}
-    first = expert_products(grouped, x.width, [gates, ups], [gate, up], lists, used, count)
+    lists, terms = {"starts": group, "active": active}, how.terms["experts"]
+    first = expert_products(grouped, x.width, [gates, ups], [gate, up], lists, terms, used, count)
     swiglu = row_entry(rows.swiglu, step, mlp.width, "swiglu", gate=gate, up=up, out=mlp)
     swiglu.outputs, swiglu.in_place = (mlp,), True
-    second = expert_products(mlp, hidden, [downs], [y], lists, used, count)
+    second = expert_products(mlp, hidden, [downs], [y], lists, terms, used, count)
     fields = {"y": y, "shares": shares, "places": places_, "out": out, "used": used}
     combine = row_entry(experts.combine, step, out.width, "combine", **fields)
     return [choose, sort, gather, *first, swiglu, *second, combine]
 
 
-def _linear(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+def _linear(program: Program, step: Step, count: int, how: How) -> list[Entry]:
     (x,) = step.inputs.values()
     matrices, outs = program.matrices(step), list(step.outputs)
     entries = []
     for some in of_one_kind(matrices):
         some_outs = [outs[i] for i in some]
-        entries += products(x, [matrices[i] for i in some], some_outs, count, TERMS[step.op])
+        entries += products(x, [matrices[i] for i in some], some_outs, count, how.terms[step.op])
     for name, out in zip(step.weights.get("bias", ()), outs, strict=False):
         if name:
             fields = {"x": out, "out": out, "bias": program.weights[name]}
@@ -159,14 +171,14 @@ def _linear(program: Program, step: Step, count: int, chunk: int) -> list[Entry]
     return entries
 
 
-def _logits(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+def _logits(program: Program, step: Step, count: int, how: How) -> list[Entry]:
     """First copy the rows that need logits next to each other; for one row, no copy is needed."""
     (x,) = step.inputs.values()
     picked = Value("", x.width)
     first = row_entry(rows.pick, step, x.width, "pick", x=x, out=picked)
     first.outputs = (picked,)
     inner = Step(step.op, {"x": picked}, step.weights, step.outputs, step.layer, step.numbers)
-    entries = [first, *_linear(program, inner, count, chunk)]
+    entries = [first, *_linear(program, inner, count, how)]
     if cap := step.numbers["softcap"]:
         (out,) = step.outputs
         fields = {"x": out, "out": out, "softcap": cap}
@@ -177,11 +189,11 @@ def _logits(program: Program, step: Step, count: int, chunk: int) -> list[Entry]
     return entries
 
 
-def _nothing(program: Program, step: Step, count: int, chunk: int) -> list[Entry]:
+def _nothing(program: Program, step: Step, count: int, how: How) -> list[Entry]:
     return []  # an input is put into the arena from outside
 
 
-_Lower = Callable[[Program, Step, int, int], list[Entry]]
+_Lower = Callable[[Program, Step, int, How], list[Entry]]
 _LOWER: dict[str, _Lower] = {
     "input": _nothing,
     "embed": _embed,

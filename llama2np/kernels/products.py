@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from typing import Any
 
 from llama2np.kernels.entries import COST, Addresses, Entry
@@ -25,12 +25,11 @@ FEW = {
 # Each row of the input of GGUF's blocks is rounded to int8 once, with 1 term, or is a sum of two
 # such rows, which is nearly exact: 15 bits instead of 8. Two cost little time where memory is
 # slower than the product. Without the second, a quarter of the logits' error comes from the last
-# product. The environment variable LLAMA2NP_TERMS=2 (or 1) is for all products.
-TERMS = {"linear": 1, "experts": 1, "logits": 2}
-if _terms := os.environ.get("LLAMA2NP_TERMS"):
-    if _terms not in ("1", "2"):
-        raise ValueError(f"LLAMA2NP_TERMS={_terms}: expected 1 or 2")
-    TERMS = dict.fromkeys(TERMS, int(_terms))
+# product. By the names of model/engine.py and by steps: the number of terms.
+TERMS: Mapping[str, Mapping[str, int]] = {
+    "int8": {"linear": 1, "experts": 1, "logits": 2},
+    "int8x2": {"linear": 2, "experts": 2, "logits": 2},
+}
 # Row counts between two of these bounds use the same table.
 _BOUNDS = sorted({1, *FEW.values()})
 
@@ -137,6 +136,7 @@ def expert_products(
     matrices: list[list[Matrix]],
     outs: list[Value],
     lists: dict[str, Value],
+    terms: int,
     used: int,
     count: int,
 ) -> list[Entry]:
@@ -152,7 +152,7 @@ def expert_products(
         fields |= {"group": group} | {name: before[0].fields[name] for name in names}
         fields["scales"] = [Addresses([m.arrays[1] for m in some]) for some in matrices]
     elif kind in block_kinds.KINDS:
-        before = [_quantize_for_blocks(x, n, block_kinds.KINDS[kind], TERMS["experts"])]
+        before = [_quantize_for_blocks(x, n, block_kinds.KINDS[kind], terms)]
         for name in ("group", "terms", *("q" + part for part in _BLOCK_INPUT)):
             fields[name] = before[0].fields[name]
     else:

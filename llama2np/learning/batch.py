@@ -14,7 +14,8 @@ class Batch:
 
     tokens: (B, T) int64; lengths: (B,) int64, the tokens of each sequence; types: (B, T), the token
     types of an encoder. rows: (N,) indexes of tokens of the flattened batch (B * T); the loss is
-    about the logits after these tokens, targets (N,) has the right answers.
+    about the logits after these tokens, targets (N,) has the right answers. weights: (N,) float32,
+    how much the loss of each target counts; None: all count 1.
     """
 
     tokens: np.ndarray
@@ -22,6 +23,7 @@ class Batch:
     rows: np.ndarray
     targets: np.ndarray
     types: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
     @classmethod
     def next_tokens(cls, tokens: np.ndarray, lengths: np.ndarray | None = None) -> Batch:
@@ -54,6 +56,11 @@ class Batch:
             raise ValueError(f"labels have shape {labels.shape}, expected {(len(tokens),)}")
         rows = np.arange(len(tokens)) * tokens.shape[1] + lengths - 1
         return cls(tokens, lengths, rows, labels)
+
+    @property
+    def weight(self) -> float:
+        """What the total loss is divided by: the number of targets, or the sum of their weights."""
+        return float(len(self.rows) if self.weights is None else self.weights.sum(dtype=np.float64))
 
     @property
     def shape(self) -> tuple[int, int]:

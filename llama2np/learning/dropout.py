@@ -23,12 +23,12 @@ class Dropout:
 
     The random numbers follow from (seed, turn) and the step of the program, in a stream of their
     own (Philox, Salmon et al. 2011): the backward pass, and a pass that is computed again, make the
-    same ones, and nothing has to be kept. turn: a number that differs in each pass.
+    same ones, and nothing has to be kept. turn: numbers that differ in each pass.
     """
 
     rate: float
     seed: int
-    turn: int
+    turn: tuple[int, ...]
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate < 1:
@@ -38,7 +38,7 @@ class Dropout:
         """The outputs of a step with dropout, or the derivatives by them: the map is linear."""
         if not self.rate or not any(value.name in POINTS for value in step.outputs):
             return tuple(arrays)
-        key = np.random.SeedSequence([self.seed, self.turn, run.number_of(step)])
+        key = np.random.SeedSequence([self.seed, *self.turn, run.number_of(step)])
         random, made = np.random.Generator(np.random.Philox(key)), []
         for value, array in zip(step.outputs, arrays, strict=True):
             if value.name not in POINTS:

@@ -106,8 +106,8 @@ class _Epochs:
     Sequences of about the same length are in one batch; each batch is a function of (seed, number).
     """
 
-    def __init__(self, tokens: list[list[int]], rows: int, seed: int, labels: np.ndarray):
-        if not all(tokens):
+    def __init__(self, tokens: list[np.ndarray], rows: int, seed: int, labels: np.ndarray):
+        if not all(map(len, tokens)):
             raise ValueError("a text has no tokens")
         self._tokens, self._rows, self._seed = tokens, min(rows, len(tokens)), seed
         check = zlib.crc32(np.concatenate([*tokens, labels]).astype("<i4").tobytes())
@@ -158,7 +158,7 @@ class Labelled(_Epochs):
         longest: int,
         seed: int = 0,
     ):
-        tokens = [encode(text)[:longest] for text in examples.texts]
+        tokens = [np.array(encode(text)[:longest], np.int32) for text in examples.texts]
         super().__init__(tokens, rows, seed, examples.labels)
         self._labels = examples.labels
 
@@ -181,7 +181,7 @@ class Texts(_Epochs):
         longest: int,
         seed: int = 0,
     ):
-        tokens = [encode(text)[:longest] for text in texts]
+        tokens = [np.array(encode(text)[:longest], np.int32) for text in texts]
         if not texts or max(map(len, tokens)) < 2:
             raise ValueError("there is nothing to predict: expected a text of two tokens or more")
         super().__init__(tokens, rows, seed, np.zeros(0, np.int64))

@@ -47,14 +47,14 @@ def loss_and_gradients(
 def batch_gradients(
     program: Program, parameters: Parameters, batch: Batch, factor: float = 0.0, **options: Any
 ) -> tuple[Loss, dict[str, np.ndarray]]:
-    """The loss of a batch, and the gradients of loss.total * factor; 0: 1 / the number of targets.
+    """The loss of a batch, and the gradients of loss.total * factor; 0: 1 / batch.weight.
 
     options: those of `Pass`.
     """
     batch.check(program.config.vocab_size, program.config.seq_len, program.output.width)
     run = Pass(program, parameters, batch, **options)
     hidden = run.forward()
-    loss = cross_entropy(run, hidden, factor or 1 / len(batch.rows))
+    loss = cross_entropy(run, hidden, factor or 1 / batch.weight)
     assert loss.by_hidden is not None
     gradients = run.backward(loss.by_hidden)
     return loss, {

@@ -20,9 +20,9 @@ _PART = 2**22  # logits at a time: 16 MB
 class Loss:
     """The losses of a batch.
 
-    total: the sum of -log p(target) in nats over all targets; predicted: (count,) int64, the output
-    with the largest logit for each; right: how many of these are the target. by_hidden: the
-    derivative of total * factor by what the head reads.
+    total: the sum of -log p(target) in nats over all targets, times their weights; predicted:
+    (count,) int64, the output with the largest logit for each; right: how many of these are the
+    target. by_hidden: the derivative of total * factor by what the head reads.
     """
 
     total: float
@@ -53,9 +53,13 @@ def cross_entropy(run: Pass, hidden: np.ndarray, factor: float | None = None) ->
         rows, targets = batch.rows[part], batch.targets[part]
         z, slope = head.logits(hidden[rows])
         loss.predicted[part] = z.argmax(-1)
-        loss.total += _to_shares(z, targets)
+        nats = _to_shares(z, targets)
+        weights = None if batch.weights is None else batch.weights[part]
+        loss.total += float(nats.sum() if weights is None else nats @ weights)
         if by_hidden is not None:
             z[np.arange(len(rows)), targets] -= 1
+            if weights is not None:
+                z *= weights[:, None]
             by_hidden[rows] = head.backward(hidden[rows], z, slope)
     loss.right = int((loss.predicted == batch.targets).sum())
     head.give()
@@ -103,11 +107,12 @@ class _Head:
                 self.run.give(name, gradient)
 
 
-def _to_shares(z: np.ndarray, targets: np.ndarray) -> float:
-    """Make logits (n, count) probabilities, in place; return the sum of the losses."""
+def _to_shares(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Make logits (n, count) probabilities, in place; return the losses (n,) float64."""
     z -= z.max(-1, keepdims=True)
     chosen = z[np.arange(len(z)), targets].astype(np.float64)
     np.exp(z, out=z)
     sums = z.sum(-1, keepdims=True)
     z /= sums
-    return float(np.log(sums[:, 0].astype(np.float64)).sum() - chosen.sum())
+    nats: np.ndarray = np.log(sums[:, 0].astype(np.float64)) - chosen
+    return nats

@@ -285,7 +285,9 @@ OPS: dict[str, Op] = {
     "linear": Op(linear, linear_back, ("x",)),
     "angles": Op(angles, angles_back),
     "rope": Op(rotate, rotate_back, ("cos", "sin")),
-    "attention": Op(attention, attention_back, ("q", "q_before", "q_far", "k", "v")),
+    "attention": Op(
+        attention, attention_back, ("q", "q_before", "q_far", "k", "v"), keeps_outputs=True
+    ),
     "experts": Op(experts, experts_back, ("x",)),
     "swiglu": Op(swiglu, swiglu_back, ("gate", "up")),
     "geglu": Op(geglu, geglu_back, ("gate", "up")),

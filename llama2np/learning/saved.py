@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,14 +38,16 @@ def save(
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def load(path: StrPath, optimizer: AdamW, identity: str) -> tuple[list[float], list[float]]:
+def load(path: StrPath, optimizer: AdamW, identity: str | None) -> tuple[list[float], list[float]]:
     """Read a checkpoint into an optimizer and its parameters; return the losses and norms.
 
+    identity: what the checkpoint must have; None: it may be of other settings and data.
     Raises CheckpointError for a file that is no checkpoint, or one of another training.
     """
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            _check(path, str(file["identity"]), identity)
+            if identity is not None:
+                _check(path, str(file["identity"]), identity)
             step = int(file["step"])
             losses, norms = (file[name].tolist() for name in ("losses", "norms"))
             read = {
@@ -66,6 +70,32 @@ def load(path: StrPath, optimizer: AdamW, identity: str) -> tuple[list[float], l
             array[...] = read[kind][name]
     optimizer.step = step
     return losses, norms
+
+
+class Log:
+    """A file with a line of JSON for each step. path: None for no file."""
+
+    def __init__(self, path: StrPath | None):
+        self._path, self._waiting = path, ""
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Add a line, to be written next time."""
+        if self._path is not None:
+            self._waiting += json.dumps(line) + "\n"
+
+    def write(self) -> None:
+        """Write what has been added. Raises OSError; then nothing of it is in the file."""
+        if self._path is None:
+            return
+        size = os.path.getsize(self._path) if os.path.exists(self._path) else 0
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(self._waiting)
+        except OSError:
+            with suppress(OSError):
+                os.truncate(self._path, size)
+            raise
+        self._waiting = ""
 
 
 def cut_log(path: StrPath, step: int) -> None:
@@ -91,13 +121,13 @@ def _check(path: StrPath, found: str, expected: str) -> None:
     if found == expected:
         return
     ours, theirs = json.loads(expected), json.loads(found)
-    for part in ("data", "settings", "shapes"):
-        if ours[part] != theirs[part]:
-            what, a, b = part, theirs[part], ours[part]
-            if isinstance(a, dict):
+    for part in ("data", "settings", "schedule", "shapes"):
+        if ours.get(part) != theirs.get(part):
+            what, a, b = part, theirs.get(part), ours.get(part)
+            if isinstance(a, dict) and isinstance(b, dict):
                 what = next(k for k in {**a, **b} if a.get(k) != b.get(k))
                 a, b = a.get(what), b.get(what)
             raise CheckpointError(
                 f"{path}: a checkpoint of another training, with {what}={a}, expected {b}: delete "
-                "it to start again"
+                "it to start again, or allow the change"
             )

@@ -43,3 +43,23 @@ class Schedule:
             "constant": 1.0,
         }[self.decay]
         return self.rate * (self.last + (1 - self.last) * share)
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """Schedules one after the other: each begins where the one before has ended."""
+
+    schedules: tuple[Schedule, ...]
+
+    @property
+    def steps(self) -> int:
+        """The steps of all phases."""
+        return sum(schedule.steps for schedule in self.schedules)
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step; the first one is 0."""
+        for schedule in self.schedules[:-1]:
+            if step < schedule.steps:
+                return schedule.rate_at(step)
+            step -= schedule.steps
+        return self.schedules[-1].rate_at(step)

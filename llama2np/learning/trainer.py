@@ -6,10 +6,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,10 +17,13 @@ from llama2np.learning import saved
 from llama2np.learning.batch import Batch
 from llama2np.learning.dropout import Dropout
 from llama2np.learning.gradients import batch_gradients, batch_loss
+from llama2np.learning.loss import Loss
 from llama2np.learning.optimizer import AdamW, AdamWOptions, clip, is_matrix
 from llama2np.learning.passes import Parameters
-from llama2np.learning.schedule import Schedule
+from llama2np.learning.schedule import Phases, Schedule
+from llama2np.learning.shards import in_order, shards
 from llama2np.model.program import Program
+from llama2np.processors import processors
 
 StrPath = str | os.PathLike[str]
 
@@ -52,7 +55,7 @@ class Settings:
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        self.schedule, self.adamw, Dropout(self.dropout, 0, 0)  # they check their numbers
+        self.schedule, self.adamw, Dropout(self.dropout, 0, ())  # they check their numbers
         if self.accumulate < 1 or not self.clip >= 0 or self.seed < 0:
             raise ValueError(
                 f"accumulate={self.accumulate} must be 1 or more, clip={self.clip} and "
@@ -88,9 +91,12 @@ class Trainer:
 
     program: the network; parameters: see `Pass`, changed in place. checkpoint: a file that is
     written every so often; if it is there, training goes on from it, with the same losses to the
-    last bit (for the same number of BLAS threads). log: a file that gets a line of JSON for each
+    last bit. log: a file that gets a line of JSON for each
     step: step, loss (nats per target), norm (of the gradients before clipping), rate, targets,
-    seconds. Raises ValueError for a checkpoint of another training.
+    seconds. schedule: in place of that of the settings. threads: by default as many as there are
+    processors; the losses do not depend on it. allow_change: go on from a checkpoint that was made
+    with other settings or data, such as a smaller rate or more steps. Raises CheckpointError for a
+    checkpoint of another training.
     """
 
     def __init__(
@@ -102,17 +108,24 @@ class Trainer:
         *,
         checkpoint: StrPath | None = None,
         log: StrPath | None = None,
+        schedule: Phases | None = None,
+        threads: int | None = None,
+        allow_change: bool = False,
         **options: Any,
     ):
         self.program, self.parameters, self.data = program, parameters, data
         self.settings, self.checkpoint, self.options = settings, checkpoint, options
+        self.threads = threads or processors()
+        self.schedule = settings.schedule if schedule is None else schedule
         decays = (lambda *_: True) if settings.decay_all else is_matrix
         self.optimizer = AdamW(parameters, settings.adamw, decays)
         self.losses: list[float] = []
         self.norms: list[float] = []
         self._log = log
+        self._whole = True  # False while the parameters, their moments and the losses change
         if checkpoint is not None and os.path.exists(checkpoint):
-            self.losses, self.norms = saved.load(checkpoint, self.optimizer, self._identity())
+            identity = None if allow_change else self._identity()
+            self.losses, self.norms = saved.load(checkpoint, self.optimizer, identity)
         if log is not None:
             saved.cut_log(log, self.step)
 
@@ -126,59 +139,97 @@ class Trainer:
         until: int | None = None,
         every: int = 100,
         progress: Callable[[int, float], object] = lambda step, loss: None,
+        unsaved: Callable[[OSError], object] | None = None,
     ) -> None:
         """Train up to a step, by default the last; write the checkpoint after each `every` steps.
 
-        progress: called after each step with its number and loss. Raises ValueError if the loss is
-        no number, and OSError if a file cannot be written; the last checkpoint then is whole.
+        progress: called after each step with its number and loss. If an exception such as
+        KeyboardInterrupt ends the training, the checkpoint is written first. unsaved: called if a
+        file cannot be written; training goes on, and the next step tries again. Raises ValueError
+        if the loss is no number, and OSError if a file cannot be written: with `unsaved` only
+        before the first step and after the last.
         """
-        until = self.settings.steps if until is None else until
-        with self._opened_log() as log:
+        until = self.schedule.steps if until is None else until
+        log, failed = saved.Log(self._log), False
+        log.write()
+        try:
             while self.step < until:
                 started = time.perf_counter()
                 line = self.one_step()
-                if log is not None:
-                    line["seconds"] = round(time.perf_counter() - started, 4)
-                    log.write(json.dumps(line) + "\n")
-                    log.flush()
-                if self.step % every == 0 or self.step == until:
-                    self.save()
+                log.add(line | {"seconds": round(time.perf_counter() - started, 4)})
+                due = failed or self.step % every == 0 or self.step == until
+                error = self._stored(log, due)
+                if error is not None and (unsaved is None or self.step == until):
+                    raise error
+                if error is not None and unsaved is not None and not failed:
+                    unsaved(error)
+                failed = error is not None
                 progress(self.step, self.losses[-1])
+        except BaseException:
+            with suppress(OSError):
+                if self._whole:
+                    self.save()
+            raise
+
+    def _stored(self, log: saved.Log, checkpoint: bool) -> OSError | None:
+        """Write the log, and maybe the checkpoint; return what has failed."""
+        try:
+            log.write()
+            if checkpoint:
+                self.save()
+        except OSError as error:
+            return error
+        return None
 
     def one_step(self) -> dict[str, Any]:
         """Take one step; return its line of the log, without the time."""
-        rate = self.settings.schedule.rate_at(self.step)
-        loss, count, gradients = self._gradients()
-        norm = clip(gradients, self.settings.clip)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            last = "" if self.checkpoint is None else f"; {self.checkpoint} has an earlier state"
-            raise ValueError(
-                f"step {self.step + 1}: the loss is {loss}, the norm of the gradients {norm}: "
-                f"try a smaller learning rate (now {rate:g}){last}"
-            )
-        self.optimizer.update(gradients, rate)
-        self.losses.append(loss)
-        self.norms.append(norm)
+        rate = self.schedule.rate_at(self.step)
+        with np.errstate(all="ignore"):
+            loss, count, gradients = self._gradients()
+            norm = clip(gradients, self.settings.clip)
+            self._whole = False
+            if not (math.isfinite(loss) and math.isfinite(norm)):  # the steps before have spoilt it
+                raise ValueError(
+                    f"step {self.step + 1}: the loss is {loss}, the norm of the gradients {norm}: "
+                    f"try a smaller learning rate (now {rate:g}){self._earlier()}"
+                )
+            self.optimizer.update(gradients, rate)
+            self.losses.append(loss)
+            self.norms.append(norm)
+            self._whole = True
         return {"step": self.step, "loss": loss, "norm": norm, "rate": rate, "targets": count}
+
+    def _earlier(self) -> str:
+        if self.checkpoint is None or not os.path.exists(self.checkpoint):
+            return ""
+        return (
+            f"; {self.checkpoint} has an earlier state, from which the changed training can go on"
+        )
 
     def _gradients(self) -> tuple[float, int, dict[str, np.ndarray]]:
         """The mean loss over the batches of a step, its targets, and the gradients."""
         s, first = self.settings, self.step * self.settings.accumulate
-        batches = [self.data.batch(first + i) for i in range(s.accumulate)]
-        count, total = sum(len(batch.rows) for batch in batches), 0.0
-        found: dict[str, np.ndarray] = {}
-        for i, batch in enumerate(batches):
-            dropout = Dropout(s.dropout, s.seed, first + i) if s.dropout else None
-            loss, gradients = batch_gradients(
-                *(self.program, self.parameters, batch, 1 / count),
-                recompute=s.recompute,
-                dropout=dropout,
-                **self.options,
-            )
+        batches = {first + i: self.data.batch(first + i) for i in range(s.accumulate)}
+        parts = [((n, i), part) for n, b in batches.items() for i, part in enumerate(shards(b))]
+        weight, total = sum(batch.weight for batch in batches.values()), 0.0
+
+        def computed(part: tuple[tuple[int, int], Batch]) -> tuple[Loss, dict[str, np.ndarray]]:
+            turn, batch = part
+            dropout = Dropout(s.dropout, s.seed, turn) if s.dropout else None
+            with np.errstate(all="ignore"):  # of this thread: one_step finds what goes wrong
+                return batch_gradients(
+                    *(self.program, self.parameters, batch, 1 / weight),
+                    recompute=s.recompute,
+                    dropout=dropout,
+                    **self.options,
+                )
+
+        sums: dict[str, np.ndarray] = {}
+        for loss, gradients in in_order(computed, parts, self.threads):
             total += loss.total
             for name, gradient in gradients.items():
-                found[name] = gradient if i == 0 else np.add(found[name], gradient, found[name])
-        return total / count, count, found
+                sums[name] = np.add(sums[name], gradient, sums[name]) if name in sums else gradient
+        return total / weight, sum(len(batch.rows) for batch in batches.values()), sums
 
     def save(self) -> None:
         """Write the checkpoint, if there is to be one. Raises OSError; the old one then stays."""
@@ -188,13 +239,10 @@ class Trainer:
     def _identity(self) -> str:
         """What must be equal for a training to go on."""
         of = {"settings": asdict(self.settings), "data": self.data.name}
+        if self.schedule != self.settings.schedule:
+            of["schedule"] = asdict(self.schedule)
         of["shapes"] = {name: list(array.shape) for name, array in self.parameters.items()}
         return json.dumps(of, sort_keys=True)
-
-    def _opened_log(self) -> AbstractContextManager[TextIO | None]:
-        if self._log is None:
-            return nullcontext()
-        return open(self._log, "a", encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +258,7 @@ def predictions(
     program: Program, parameters: Parameters, batches: Iterable[Batch], **options: Any
 ) -> np.ndarray:
     """The output with the largest logit for each target of batches, one after the other: (n,)."""
-    found = [batch_loss(program, parameters, batch, **options).predicted for batch in batches]
+    found = [loss.predicted for loss in _losses(program, parameters, batches, **options)]
     return np.concatenate([np.zeros(0, np.int64), *found])
 
 
@@ -219,9 +267,19 @@ def score(
 ) -> Score:
     """How well a network predicts batches, without dropout. Raises ValueError for no batches."""
     total, right, count = 0.0, 0, 0
-    for batch in batches:
-        loss = batch_loss(program, parameters, batch, **options)
+    for loss in _losses(program, parameters, batches, **options):
         total, right, count = total + loss.total, right + loss.right, count + loss.count
     if not count:
         raise ValueError("there is nothing to predict: expected one sequence or more")
     return Score(total / count, right / count, count)
+
+
+def _losses(
+    program: Program, parameters: Parameters, batches: Iterable[Batch], **options: Any
+) -> Iterator[Loss]:
+    """The losses of the shards of batches, by all processors."""
+
+    def computed(part: Batch) -> Loss:
+        return batch_loss(program, parameters, part, **options)
+
+    return in_order(computed, (s for batch in batches for s in shards(batch)), processors())

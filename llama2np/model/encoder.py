@@ -9,7 +9,7 @@ import numpy as np
 
 from llama2np.arguments import wrong
 from llama2np.model.config import Config
-from llama2np.model.engine import Engine
+from llama2np.model.engine import ACTIVATIONS, Engine
 from llama2np.model.networks import HEADS, encoder_programs, is_encoder
 from llama2np.model.state import State
 from llama2np.model.transformer import make_engine
@@ -47,13 +47,20 @@ class EncoderNetwork:
     Raises ValueError for weights that do not fit the Config, and for the Config of a decoder.
     """
 
-    def __init__(self, config: Config, weights: Weights, engine: str = "compiled"):
+    def __init__(
+        self,
+        config: Config,
+        weights: Weights,
+        engine: str = "compiled",
+        activations: str = ACTIVATIONS[0],
+    ):
         if not is_encoder(config):
             raise ValueError(f"{config.architecture} is no encoder: use Transformer")
         self.config, self.weights = config, weights
         self.programs = encoder_programs(config, weights.own())
         self._engines: dict[str, Engine] = {
-            name: make_engine(engine, program) for name, program in self.programs.items()
+            name: make_engine(engine, program, activations)
+            for name, program in self.programs.items()
         }
 
     def __repr__(self) -> str:

@@ -9,6 +9,10 @@ import numpy as np
 from llama2np.model.program import Program, Value
 from llama2np.model.state import State
 
+# How the compiled engine rounds the inputs of matrices in GGUF's blocks: each row to int8, in
+# groups of 32 with a scale, or to a sum of two such rows, which is nearly exact.
+ACTIVATIONS = ("int8", "int8x2")
+
 
 class Run(Protocol):
     """One pass of some rows through the program, as a whole or step by step."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +12,7 @@ from llama2np.arguments import whole, wrong
 from llama2np.model import hooks as hooking
 from llama2np.model import rope
 from llama2np.model.config import Config
-from llama2np.model.engine import Engine
+from llama2np.model.engine import ACTIVATIONS, Engine
 from llama2np.model.hooks import Hook
 from llama2np.model.networks import description
 from llama2np.model.program import Describe, Program, Step
@@ -36,8 +34,9 @@ class Transformer:
 
     It is read-only: any number of States can run through it. describe: a description such as
     `architectures.llama`, by default that of config.architecture; engine: "compiled" (numba),
-    "numpy" (slow, without numba), or a function that makes an Engine for a Program. Raises
-    ValueError for weights whose shapes differ from those of `config`.
+    "numpy" (slow, without numba), or a function that makes an Engine for a Program. activations:
+    how the compiled engine rounds the inputs of matrices in GGUF's blocks, "int8" or "int8x2"
+    (nearly exact). Raises ValueError for weights whose shapes differ from those of `config`.
     """
 
     def __init__(
@@ -46,6 +45,7 @@ class Transformer:
         weights: Weights,
         describe: Describe | None = None,
         engine: str | Callable[[Program], Engine] = "compiled",
+        activations: str = ACTIVATIONS[0],
     ):
         for name, value, kind in (("config", config, Config), ("weights", weights, Weights)):
             if not isinstance(value, kind):
@@ -53,9 +53,11 @@ class Transformer:
         self._weights = weights
         describe = description(config) if describe is None else describe
         self._program = Program(config, weights.own(), describe)
-        make = partial(make_engine, engine) if isinstance(engine, str) else engine
-        self._engine = make(self._program)
-        self._engine_name = engine
+        if isinstance(engine, str):
+            self._engine = make_engine(engine, self._program, activations)
+        else:
+            self._engine = engine(self._program)
+        self._engine_name, self._activations = engine, activations
         self._hooks: tuple[Hook, ...] = ()
         self._visits = hooking.Visits()
 
@@ -73,6 +75,11 @@ class Transformer:
     def program(self) -> Program:
         """The steps of the network; print(program) shows them."""
         return self._program
+
+    @property
+    def activations(self) -> str:
+        """How the compiled engine rounds the inputs of matrices in GGUF's blocks."""
+        return self._activations
 
     @property
     def hooks(self) -> tuple[Hook, ...]:
@@ -94,7 +101,7 @@ class Transformer:
     def __reduce__(self) -> tuple[object, ...]:
         """Copies and pickles get a new engine, since this one has the addresses of these arrays."""
         p = self._program
-        arguments = p.config, self._weights, p.describe, self._engine_name
+        arguments = p.config, self._weights, p.describe, self._engine_name, self._activations
         return _remade, (type(self), arguments, self._hooks)
 
     def __repr__(self) -> str:
@@ -289,14 +296,17 @@ def _owner_of(state: State) -> Owner:
     return state.owner
 
 
-def make_engine(name: str, program: Program) -> Engine:
+def make_engine(name: str, program: Program, activations: str = ACTIVATIONS[0]) -> Engine:
     """Make an engine by its name. Only "compiled" imports numba: the package works without it."""
+    if activations not in ACTIVATIONS:
+        legal = " or ".join(map(repr, ACTIVATIONS))
+        raise ValueError(f"activations must be {legal}, not {activations!r}")
     if name == "compiled":
         try:
             from llama2np.kernels.engine import CompiledEngine
         except ImportError as error:
             raise ValueError(f"{error}: engine='numpy' works without numba, but slowly") from None
-        return CompiledEngine(program)
+        return CompiledEngine(program, activations)
     if name == "numpy":
         from llama2np.model.numpy_engine import NumpyEngine
 
@@ -305,7 +315,7 @@ def make_engine(name: str, program: Program) -> Engine:
 
 
 def _remade(
-    kind: type[Transformer], arguments: tuple[Any, ...], hooks: Sequence[Hook]
+    kind: type[Transformer], arguments: tuple[object, ...], hooks: Sequence[Hook]
 ) -> Transformer:
-    made = kind(*arguments)
+    made = kind(*arguments)  # type: ignore[arg-type]
     return made.with_hooks(hooks) if hooks else made

@@ -41,6 +41,7 @@ class _Asked:
     engine: str
     adapter: StrPath | None
     threads: int | None
+    activations: str
 
     def opened(self) -> Loaded:
         """The whole model, mapped."""
@@ -106,9 +107,11 @@ class Ranks:
         engine: str = "compiled",
         adapter: StrPath | None = None,
         threads: int | None = None,
+        activations: str | None = None,
     ) -> Llama:
         """Let all ranks load a model. On rank 0 only, once. Raises as `mpi.load` does."""
-        asked = _Asked(path_like("path", path), engine, adapter, threads)
+        rounding = loading.activations_for(path_like("path", path), activations)
+        asked = _Asked(path, engine, adapter, threads, rounding)
         loaded = asked.opened()
         words = loaded.tokenizer(tokenizer)
         parts = _parts(asked, loaded, self.size)
@@ -117,7 +120,7 @@ class Ranks:
         self._peers.prepare = self._threads(asked)
 
         def make(program: Program) -> SplitEngine:
-            return SplitEngine(program, make_engine(engine, program), self._peers, parts)
+            return SplitEngine(program, make_engine(engine, program, rounding), self._peers, parts)
 
         network = Transformer(parts[0].config, share_of(loaded.weights, parts[0]), engine=make)
         self._agree(_facts(loaded, engine))
@@ -154,7 +157,7 @@ class Ranks:
         share = parts[self.rank]
         weights = share_of(loaded.weights, share).own()
         program = Program(share.config, weights, description(share.config))
-        inner = make_engine(asked.engine, program)
+        inner = make_engine(asked.engine, program, asked.activations)
         return Follower(program, inner, self._peers, parts), _facts(loaded, asked.engine)
 
     def _threads(self, asked: _Asked) -> Callable[[], None]:

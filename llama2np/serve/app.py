@@ -15,9 +15,10 @@ from starlette.routing import Route
 from starlette.types import Receive
 
 from llama2np.analysis import interactive
-from llama2np.encoder import Encoder
+from llama2np.llama import Llama
 from llama2np.serve import guard, looking
 from llama2np.serve.chats import chats
+from llama2np.serve.classify import classify
 from llama2np.serve.completions import completions
 from llama2np.serve.embeddings import embeddings
 from llama2np.serve.errors import ApiError
@@ -30,6 +31,8 @@ _POSTS: dict[str, Answer] = {
     "/v1/completions": completions,
     "/v1/chat/completions": chats,
     "/v1/embeddings": embeddings,
+    "/v1/classify": classify,
+    "/classify": classify,  # where vLLM has it
     "/look/lens": looking.lens,
     "/look/attention": looking.attention,
     "/look/generate": looking.generate,
@@ -138,7 +141,7 @@ def _health(service: Service) -> Response:
 
 def _metrics(service: Service) -> Response:
     gauges = {}
-    if not isinstance(service.model, Encoder):
+    if isinstance(service.model, Llama):
         worker = service.worker
         batch = worker.batch
         gauges = {

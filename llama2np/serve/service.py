@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 
+from llama2np.classifier import Classifier
 from llama2np.decoding.batch import Batch
 from llama2np.decoding.completion import Completion
 from llama2np.encoder import Encoder
@@ -36,7 +37,7 @@ class Service:
     number of threads for the kernels is a setting of the thread that calls them.
     """
 
-    model: Llama | Encoder
+    model: Llama | Encoder | Classifier
     name: str
     max_sequences: int = 32
     max_positions: int | None = None
@@ -72,9 +73,11 @@ class Service:
 
     @property
     def llama(self) -> Llama:
-        """The model, if it generates text. Raises ApiError for an encoder."""
+        """The model, if it generates text. Raises ApiError for other models."""
         if isinstance(self.model, Llama):
             return self.model
+        if isinstance(self.model, Classifier):
+            raise ApiError(400, f"{self.name} is a classifier: it has /v1/classify only")
         raise ApiError(400, f"{self.name} is an encoder: it has /v1/embeddings only")
 
     @property
@@ -82,7 +85,16 @@ class Service:
         """The model, if it is an encoder. Raises ApiError for other models."""
         if isinstance(self.model, Encoder):
             return self.model
-        raise ApiError(400, f"{self.name} generates text: embeddings need an encoder, such as BERT")
+        kind = "is a classifier" if isinstance(self.model, Classifier) else "generates text"
+        raise ApiError(400, f"{self.name} {kind}: embeddings need an encoder, such as BERT")
+
+    @property
+    def classifier(self) -> Classifier | Encoder:
+        """The model, if it has labels. Raises ApiError for other models."""
+        model = self.model
+        if isinstance(model, Classifier) or (isinstance(model, Encoder) and model.classifies):
+            return model
+        raise ApiError(400, f"{self.name} has no labels: /v1/classify needs a classifier")
 
     @cached_property
     def most_bytes(self) -> int:

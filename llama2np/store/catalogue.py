@@ -27,8 +27,8 @@ class Known:
     licence: str
     # What its authors recommend for chats: the names are those of Sampler's fields.
     sampling: Mapping[str, float] = field(default_factory=dict)
-    # int8 input is too coarse for the products of this model: LLAMA2NP_TERMS=2 in chats.
-    exact_input: bool = False
+    # How the inputs of products are rounded, unless the user says so: see Llama.load.
+    activations: str = "int8"
 
 
 _SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -60,7 +60,7 @@ CATALOGUE = {
         ),
         "Apache-2.0",
         {"temperature": 0.2, "top_p": 0.9},
-        exact_input=True,
+        activations="int8x2",  # int8 is too coarse for chats with this model
     ),
     "stories15M": _stories(
         "stories15M.bin",

@@ -16,6 +16,7 @@ from typing import Any
 from llama2np.store.download import digest_of
 from llama2np.store.errors import PullError
 from llama2np.store.names import HUB_NAME, Pulled
+from llama2np.store.parts import is_later_part, part_names
 
 _INSTALL = "needs huggingface_hub: pip install 'llama2np[hub]', or pip install huggingface_hub"
 # What a folder needs besides its weights.
@@ -55,7 +56,11 @@ def fetch(name: str, folder: Path, tell: Callable[[str], None]) -> Pulled:
 def chosen(repository: str, names: Iterable[str], file: str | None) -> list[str]:
     """The files to download, of those of a repository. Raises PullError."""
     names = sorted(name for name in names if _is_safe(name))
-    models = [name for name in names if name.endswith(".gguf") and "mmproj" not in name]
+    models = [
+        name
+        for name in names
+        if name.endswith(".gguf") and "mmproj" not in name and not is_later_part(name)
+    ]
     if file is None and "config.json" in names:
         kept = [name for name in names if not _matches(name, _SKIPPED)]
         for kind in _WEIGHTS:
@@ -69,16 +74,17 @@ def chosen(repository: str, names: Iterable[str], file: str | None) -> list[str]
         )
     found = models if file is None else [n for n in models if file in (n, PurePosixPath(n).name)]
     if len(found) != 1:
-        end = re.compile(rf"[-._]{re.escape(file or _QUANTIZATION)}\.gguf", re.IGNORECASE)
+        kind = re.escape(file or _QUANTIZATION)
+        end = re.compile(rf"[-._]{kind}(-00001-of-\d{{5}})?\.gguf", re.IGNORECASE)
         found = [name for name in models if end.search(name)]
     if len(found) != 1:
         shown = ", ".join(models[:20]) + (" ..." if len(models) > 20 else "")
-        parts = "; files in parts (-00001-of-) are not read" if "-of-" in shown else ""
         asked = "several GGUF files" if file is None else f"{len(found)} files for {file}"
-        raise PullError(
-            f"{repository}: has {asked}: name one, {repository}:FILE, of {shown}{parts}"
-        )
-    return found
+        raise PullError(f"{repository}: has {asked}: name one, {repository}:FILE, of {shown}")
+    parts = part_names(found[0])
+    if missing := [name for name in parts if name not in names]:
+        raise PullError(f"{repository}: has no {missing[0]}, a part of {found[0]}")
+    return parts
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -74,7 +74,11 @@ def remove(name: str) -> int:
     name = canonical(name)
     folder = None if box.in_box(name) else folder_of(name)
     if folder is None or not folder.is_dir():
-        why = "is bundled" if box.in_box(name) else "is not pulled: `llama2np list` shows what is"
+        why = (
+            "is bundled"
+            if box.in_box(name)
+            else f"is not pulled: `{advice.installed('list')}` shows what is"
+        )
         raise PullError(f"{printable(name)} {why}")
     with locked(folder, _tell):
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -11,6 +11,8 @@ from llama2np.files import open_regular
 from llama2np.formats import kinds
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.gguf import is_gguf
+from llama2np.formats.gguf import read as read_gguf
+from llama2np.formats.gguf.tokenizer import tokenizer_of
 from llama2np.formats.kinds.signs import is_sentencepiece, is_tokenizer_bin
 from llama2np.text import (
     added_tokens,
@@ -70,11 +72,8 @@ def form_of(folder: Path) -> str | None:
 
 def _from_gguf(path: Path, vocab_size: int | None) -> Tokenizer:
     """The tokenizer in a GGUF file."""
-    from llama2np.formats import gguf
-    from llama2np.formats.gguf.tokenizer import tokenizer_of
-
     try:
-        tokenizer = tokenizer_of(gguf.read(path))
+        tokenizer = tokenizer_of(read_gguf(path))
     except CheckpointError as error:
         raise TokenizerError(str(error)) from None
     if tokenizer is None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from llama2np.atomic import write_file
 
 StrPath = str | os.PathLike[str]
+MOST = 2**29  # characters that a tokenizer is trained on; later ones change little
 
 
 def train_sentencepiece(texts: Iterable[str], path: StrPath, vocab_size: int) -> None:
@@ -20,7 +21,7 @@ def train_sentencepiece(texts: Iterable[str], path: StrPath, vocab_size: int) ->
     import sentencepiece
 
     model = io.BytesIO()
-    lines = (line for text in texts for line in text.split("\n"))
+    lines = (line for text in _beginning(texts) for line in text.split("\n"))
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=lines,
@@ -40,6 +41,16 @@ def train_sentencepiece(texts: Iterable[str], path: StrPath, vocab_size: int) ->
     except (RuntimeError, OSError) as error:
         raise ValueError(f"a tokenizer of {vocab_size:,} pieces: sentencepiece: {error}") from None
     write_file(path, model.getvalue())
+
+
+def _beginning(texts: Iterable[str]) -> Iterator[str]:
+    """The first texts, up to MOST characters: the trainers hold in memory what they read."""
+    size = 0
+    for text in texts:
+        yield text
+        size += len(text)
+        if size >= MOST:
+            return
 
 
 def train_byte_level(texts: Iterable[str], path: StrPath, vocab_size: int) -> None:
@@ -64,7 +75,7 @@ def train_byte_level(texts: Iterable[str], path: StrPath, vocab_size: int) -> No
         special_tokens=["<unk>", "<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(_beginning(texts), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
     )

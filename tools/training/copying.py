@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from llama2np.learning.batch import Batch
 from llama2np.text.tokenizer import BOS
 
 _PIECES = 64  # in each half
 _FIRST = 259  # pieces before this are <unk>, BOS, EOS and the 256 bytes
 
 
-def said_twice(rows: int, vocab_size: int, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens (rows, 2 x 64) int64, a BOS and pieces said twice, and what follows each.
-
-    Of what follows only the second saying counts: the rest is -1.
-    """
-    rng = np.random.default_rng(seed)
-    once = rng.integers(_FIRST, vocab_size, (rows, _PIECES))
+def said_twice(rows: int, vocab_size: int, seed: tuple[int, ...]) -> Batch:
+    """A batch (rows, 2 x 64): a BOS and pieces said twice, of which the second are predicted."""
+    random = np.random.default_rng(seed)
+    once = random.integers(_FIRST, vocab_size, (rows, _PIECES))
     text = np.concatenate([np.full((rows, 1), BOS), once, once], axis=1)
-    targets = text[:, 1:].copy()
-    targets[:, :_PIECES] = -1
-    return text[:, :-1], targets
+    counts = np.arange(2 * _PIECES) >= _PIECES
+    which = np.flatnonzero(np.tile(counts, rows))
+    lengths = np.full(rows, 2 * _PIECES)
+    return Batch(text[:, :-1].copy(), lengths, which, text[:, 1:].ravel()[which])

@@ -11,6 +11,7 @@ import numpy as np
 import sentencepiece
 
 from llama2np.atomic import replacing
+from llama2np.learning.batch import Batch, padded
 from llama2np.text.tokenizer import BOS
 from tools.stories.teller import Story, tell
 from tools.stories.words import said_again
@@ -46,23 +47,28 @@ class Corpus:
         """Nats for a token: what a perfect model needs at most, the ends of stories included."""
         return float(self.nats.sum() / self.lengths.sum())
 
-    def rows(
-        self, stories: np.ndarray, multiple: int = 1
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Tokens and what follows each, int64 (len(stories), longest), -1 where there is none.
+    def batch(self, stories: np.ndarray, emphasis: float = 1.0) -> Batch:
+        """Stories (n,) as a batch; what follows a story is BOS.
 
-        Also whether each next token repeats a name. The width is rounded up to a multiple, since
-        torch has some overhead for each new width.
+        emphasis: the weight in the loss of a token that repeats a name; others have 1.
         """
-        longest = -(-self.lengths[stories].max() // multiple) * multiple
-        tokens = np.zeros((len(stories), longest), np.int64)
-        targets, again = np.full_like(tokens, -1), np.zeros(tokens.shape, bool)
-        for row, story in enumerate(stories):
-            start, end = self.starts[story], self.starts[story + 1]
-            tokens[row, : end - start] = self.tokens[start:end]
-            targets[row, : end - start] = self.tokens[start + 1 : end + 1]
-            again[row, : end - start] = self.again[start + 1 : end + 1]
-        return tokens, targets, again
+        lengths = self.lengths[stories]
+        tokens, _ = padded([self.tokens[self.starts[i] : self.starts[i + 1]] for i in stories])
+        following = np.concatenate(
+            [np.arange(self.starts[i] + 1, self.starts[i + 1] + 1) for i in stories]
+        )
+        rows = np.flatnonzero(np.arange(tokens.shape[1]) < lengths[:, None])
+        weights = None
+        if emphasis != 1:
+            weights = np.where(self.again[following], np.float32(emphasis), np.float32(1))
+        targets = self.tokens[following].astype(np.int64)
+        return Batch(tokens, lengths, rows, targets, weights=weights)
+
+    def all(self, rows: int = 64) -> Iterator[Batch]:
+        """All stories in batches of about `rows`, the shortest first."""
+        order = np.argsort(self.lengths, kind="stable")
+        for part in np.array_split(order, -(-len(order) // rows)):
+            yield self.batch(part)
 
     def save(self, path: Path) -> None:
         """Write an .npz."""

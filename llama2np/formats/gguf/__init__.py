@@ -2,6 +2,7 @@
 
 header.py         the bytes before the data
 file.py           a mapped file: metadata and tensors
+split.py          files in parts
 architectures.py  metadata to Config
 tensors.py        tensors by our names
 write.py          writing, with quantize.py

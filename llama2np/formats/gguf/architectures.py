@@ -28,11 +28,6 @@ Settings = dict[str, Any]  # fields of Config
 
 def network(file: GgufFile) -> tuple[Config, Weights]:
     """The network in a file. Raises CheckpointError if it cannot be computed here."""
-    if file.metadata.whole("split.count", 1) > 1:
-        raise CheckpointError(
-            f"{file.path}: is one of {file.metadata['split.count']} parts of a model: join them "
-            "with `llama-gguf-split --merge`"
-        )
     if "token_embd.weight" not in file.tensors:
         raise CheckpointError(f"{file.path}: has no token_embd.weight: is it a vocabulary only?")
     try:

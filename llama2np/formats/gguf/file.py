@@ -1,4 +1,4 @@
-"""A GGUF file, mapped: metadata, and tensors by name. Nothing is copied."""
+"""A GGUF file, mapped: metadata, and tensors by name. Nothing is copied. split.py joins parts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from llama2np.files import open_regular
 from llama2np.formats import kinds
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.dtypes import DTYPES
+from llama2np.formats.gguf import split
 from llama2np.formats.gguf.header import MAGIC, Info, parse
 from llama2np.formats.gguf.metadata import Metadata
 from llama2np.formats.gguf.types import GONE, TYPES, Type, numpy_type
@@ -109,7 +110,15 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
 
 @kinds.reader("gguf", CheckpointError)
 def read(path: str | os.PathLike[str]) -> GgufFile:
-    """Open a GGUF file of version 2 or 3, mapped. Raises CheckpointError, and OSError."""
+    """Open a GGUF file of version 2 or 3, mapped, with all parts if it is the first of several.
+
+    Raises CheckpointError, and OSError.
+    """
+    return split.joined(_read_file(path), _read_file)
+
+
+def _read_file(path: str | os.PathLike[str]) -> GgufFile:
+    """One file, which may be a part."""
     with open_regular(path) as file:
         data = map_weights(file)
     try:

@@ -58,7 +58,7 @@ def _theirs(
             if name not in changed:
                 whole = before.read(0, before.shape[0])
                 changed[name] = np.array(whole, np.float32)
-            _put(theirs, changed[name], array, config)
+            put(theirs, changed[name], array, config)
     for ours, exact in family.exact.items():
         if ours in values and exact in names:
             changed[names[exact]] = values[ours]
@@ -75,7 +75,7 @@ def _plain(name: str, family: Family) -> str:
     return plain
 
 
-def _put(part: Part, whole: np.ndarray, values: np.ndarray, config: Config) -> None:
+def put(part: Part, whole: np.ndarray, values: np.ndarray, config: Config) -> None:
     """Write `values` to their places in `whole`, in place."""
     zeros = _taken(part, np.zeros(whole.shape, np.float32), config)
     # Where reading adds a number (Gemma's norms), that comes off; such tensors are vectors, whose

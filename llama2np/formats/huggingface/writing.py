@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,11 @@ import numpy as np
 
 from llama2np.files import open_regular, read_at_most
 from llama2np.formats.checkpoint import CheckpointError
+from llama2np.formats.huggingface.describing import as_new_folder
 from llama2np.formats.huggingface.families import FAMILIES, Family
 from llama2np.formats.huggingface.parts import Part
-from llama2np.formats.source import Original, Source, Stored, halved
+from llama2np.formats.source import Original, Source, Stored
 from llama2np.model.config import Config
-from llama2np.model.weights import described
-from llama2np.output import brief
 
 # The files of a tokenizer, which belong to a folder that can be run.
 _TOKENIZER = (
@@ -26,20 +25,12 @@ _TOKENIZER = (
 )
 _LARGEST = 2**27  # bytes of such a file
 
-# What config.json of a Llama has, as it is written here.
-_HELD = (
-    *("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len"),
-    *("rope_theta", "norm_eps"),
-)
-_OTHERS = "head_dim", "rope_halves"
-
 
 def as_folder(source: Source, dtype: str) -> tuple[dict[str, Any], dict[str, Stored]]:
     """config.json, and {name in the file: tensor}. Raises CheckpointError."""
     original = source.original
     if original is None:
-        _check_plain(source)
-        return _llama_config(source, dtype), dict(_llama_tensors(source))
+        return as_new_folder(source, dtype)
     config = dict(original.config)
     config["dtype" if "dtype" in config else "torch_dtype"] = dtype
     if source.seq_len_chosen:
@@ -88,57 +79,3 @@ def llama_names(config: Config) -> Iterator[tuple[str, str]]:
         assert not isinstance(theirs, Part)
         prefix = "" if ours == "classifier" else f"{family.prefix}."
         yield ours, f"{prefix}{theirs}.weight"
-
-
-def _check_plain(source: Source) -> None:
-    """Raise CheckpointError unless config.json of a Llama says all about the network."""
-    c, where = source.config, source.path
-    if c.architecture != "llama":
-        raise CheckpointError(f"{where}: {c.architecture} cannot be written as a folder yet")
-    plain = Config(*(getattr(c, name) for name in _HELD), **{n: getattr(c, n) for n in _OTHERS})
-    for field in fields(Config):
-        if getattr(c, field.name) != getattr(plain, field.name):
-            raise CheckpointError(
-                f"{where}: {field.name}={brief(getattr(c, field.name))} cannot be written as a "
-                "folder of a Llama yet"
-            )
-    if extra := sorted(source.tensors.keys() - dict(llama_names(c)).keys()):
-        raise CheckpointError(
-            f"{where}: has {described(extra[0])}, which a folder of a Llama cannot hold yet"
-        )
-
-
-def _llama_tensors(source: Source) -> Iterator[tuple[str, Stored]]:
-    """Yield the tensors of a Llama, with the rows of wq and wk in Hugging Face's order."""
-    for ours, theirs in llama_names(source.config):
-        if ours in source.tensors:
-            tensor = source.tensors[ours]
-            rotary = ours.endswith((".wq", ".wk")) and not source.config.rope_halves
-            yield theirs, halved(tensor, source.config.head_dim) if rotary else tensor
-
-
-def _llama_config(source: Source, dtype: str) -> dict[str, Any]:
-    """config.json of a Llama, for old and new versions of transformers."""
-    c = source.config
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": c.dim,
-        "intermediate_size": c.hidden_dim,
-        "num_hidden_layers": c.n_layers,
-        "num_attention_heads": c.n_heads,
-        "num_key_value_heads": c.n_kv_heads,
-        "head_dim": c.head_dim,
-        "vocab_size": c.vocab_size,
-        "max_position_embeddings": c.seq_len,
-        "rms_norm_eps": c.norm_eps,
-        "rope_theta": c.rope_theta,
-        "rope_parameters": {"rope_theta": c.rope_theta, "rope_type": "default"},
-        "tie_word_embeddings": source.tied,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "torch_dtype": dtype,
-    }

@@ -139,7 +139,9 @@ def _conversion(flag: str, place: Place, head: Head) -> str:
     if version is None and flag in FOLDER_FLAGS.values():
         version = 1  # it has fields for rope_theta and norm_eps
     words = f"{flag} {_quoted(target)}" + ("" if version is None else f" --version {version}")
-    return f"`{advice.command('export')} out.bin {words}` converts it"
+    converts = f"`{advice.command('export')} out.bin {words}` converts it"
+    runs = place is PLACES["model"] and flag in FOLDER_FLAGS.values() and target != head.path
+    return f"name its folder, {_quoted(target)}; {converts}" if runs else converts
 
 
 def _missing(path: StrPath, place: Place) -> str:

@@ -156,7 +156,7 @@ def _add_blocks(builder, kind, isa, places, x, totals):
     blocks. totals: pointers to vectors of four sums.
     """
     values = unpack.vectors(builder, kind, isa, places)
-    scales, offsets = unpack.scales(builder, kind, places)
+    scales, offsets = unpack.scales(builder, kind, isa, places)
     for (q, x_scales, x_sums, x_offsets), total_at in zip(x, totals, strict=True):
         dots, at = [], 0
         for together in values:
@@ -189,21 +189,30 @@ def _fma(builder, a, x, g, total):
     return call(builder, "llvm.fma.v4f32", _FOUR, a, load(builder, x, const(g), _FOUR), total)
 
 
-def products(kind, tokens, isa):
-    """An intrinsic that multiplies a row of a matrix and `tokens` tokens.
+def rows_at_once(kind):
+    """How many rows of a matrix are multiplied in turns, 1 or 2.
 
-    Its arguments: (w, at, blocks, q, scales, sums, offsets, t, width, out). All arrays are flat.
-    The row has `blocks` blocks and begins at w[at]. q, scales, sums and offsets: see `quantize`;
-    they are those of the tokens t, t + 1 ..., and `width` is a token's padded number of values. It
-    fills out[: tokens].
+    The sums of a row depend on each other: a CPU that waits for each addition computes another row
+    meanwhile. That pays where a group has few bytes or two additions, one of them for an offset.
+    """
+    return 2 if kind.offset is not None or kind.nbytes / kind.values * kind.group < 8 else 1
+
+
+def products(kind, rows, tokens, isa):
+    """An intrinsic that multiplies `rows` rows of a matrix, 1 or 2, and `tokens` tokens.
+
+    Its arguments: (w, first, second, blocks, q, scales, sums, offsets, t, width, out). All arrays
+    are flat. The rows have `blocks` blocks and begin at w[first] and w[second]. q, scales, sums and
+    offsets: see `quantize`; they are those of the tokens t, t + 1 ..., and `width` is a token's
+    padded number of values. It fills out[: rows * tokens], (rows, tokens).
     """
 
     def generate(context, builder, signature, arguments):
-        w, *inputs, out = data_of(context, builder, signature, arguments, 0, 3, 4, 5, 6, 9)
-        _, at, blocks, _, _, _, _, t, width, _ = arguments
-        row = builder.gep(builder.bitcast(w, I8.as_pointer()), [at])
-        totals = cells(builder, same(_FOUR, 0.0), 1, tokens)
-        totals = [totals[0, token] for token in range(tokens)]
+        w, *inputs, out = data_of(context, builder, signature, arguments, 0, 4, 5, 6, 7, 10)
+        _, first_row, second_row, blocks, _, _, _, _, t, width, _ = arguments
+        w = builder.bitcast(w, I8.as_pointer())
+        starts = [builder.gep(w, [at]) for at in (first_row, second_row)][:rows]
+        totals = cells(builder, same(_FOUR, 0.0), rows, tokens)
         groups = builder.udiv(width, const(kind.group))
 
         def begins(value):
@@ -216,56 +225,66 @@ def products(kind, tokens, isa):
                 yield [builder.gep(base, [i]) for base, i in zip(inputs, at, strict=True)]
 
         def step(places_of, first):
-            places = places_of(row)
-            for byte in range(0, kind.nbytes * len(places), 64):
-                prefetch(builder, places[0], const(AHEAD + byte))
-            x = begins(builder.mul(first, const(kind.values)))
-            _add_blocks(builder, kind, isa, places, x, totals)
+            x = list(begins(builder.mul(first, const(kind.values))))
+            for r, row in enumerate(starts):
+                places = places_of(row)
+                for byte in range(0, kind.nbytes * len(places), 64):
+                    prefetch(builder, places[0], const(AHEAD + byte))
+                _add_blocks(builder, kind, isa, places, x, [totals[r, k] for k in range(tokens)])
 
         unpack.walk(builder, kind, blocks, step)
-        for token, total in enumerate(map(builder.load, totals)):
+        for (r, token), total in totals.items():
+            total = builder.load(total)
             for half in (2, 1):
                 parts = [pick(builder, total, total, range(k, k + half)) for k in (0, half)]
                 total = builder.fadd(*parts)
-            store(builder, total, out, const(token))
+            store(builder, total, out, const(r * tokens + token))
         return context.get_dummy_value()
 
     @intrinsic
-    def multiply(_context, w, at, blocks, q, scales, sums, offsets, t, width, out):
+    def multiply(_context, w, first, second, blocks, q, scales, sums, offsets, t, width, out):
         i = types.intp
-        return types.void(w, i, i, q, scales, sums, offsets, i, i, out), generate
+        return types.void(w, i, i, i, q, scales, sums, offsets, i, i, out), generate
 
     return multiply
 
 
 @cache
-def few(kind, isa=ISA):
+def few(kind, isa=ISA, rows=None):
     """The product for a small batch: a function that fills columns first ... last - 1 of out.
 
     (w, n, d, q, scales, sums, offsets, tokens, terms, out, first, last, spare): w (d, bytes of a
     row) uint8 in blocks of the number format `kind`; the input of `tokens` tokens, see `quantize`:
     q (tokens * terms, padded n), scales, sums, offsets; out (tokens, d) float32. All arrays are
-    flat. With 2 terms, the input of token t is the sum of rows 2 t and 2 t + 1. spare: (2,)
-    float32, scratch.
+    flat. With 2 terms, the input of token t is the sum of rows 2 t and 2 t + 1. spare: (4,)
+    float32, scratch. rows: see rows_at_once, which is the default.
     """
     form, isa = KINDS[kind], instructions(isa)
-    one, two = (products(form, count, isa) for count in (1, 2))
+    rows = rows_at_once(form) if rows is None else rows
+    one, two = (products(form, rows, count, isa) for count in (1, 2))
     values, nbytes = form.values, form.nbytes
 
     @exact
     def multiply(w, n, d, q, scales, sums, offsets, tokens, terms, out, first, last, spare):
-        blocks, width, rows = n // values, padded(n), tokens * terms
-        for i in range(first, last):
+        blocks, width, count = n // values, padded(n), tokens * terms
+        # The rows come from both halves of the range: memory is read in two sequential streams.
+        half = (last - first + rows - 1) // rows
+        for i in range(first, first + half):
             at, t = i * blocks * nbytes, np.int64(0)
-            while rows - t >= 2:  # two share the unpacked blocks
-                two(w, at, blocks, q, scales, sums, offsets, t, width, spare)
-                if terms == 2:
-                    out[t // 2 * d + i] = spare[0] + spare[1]
-                else:
-                    out[t * d + i], out[t * d + d + i] = spare[0], spare[1]
+            k = min(i + half, last - 1)  # an odd last row is computed twice
+            far = k * blocks * nbytes
+            while count - t >= 2:  # two share the unpacked blocks
+                two(w, at, far, blocks, q, scales, sums, offsets, t, width, spare)
+                for r in range(rows):
+                    row = k if r else i
+                    if terms == 2:
+                        out[t // 2 * d + row] = spare[2 * r] + spare[2 * r + 1]
+                    else:
+                        out[t * d + row], out[t * d + d + row] = spare[2 * r], spare[2 * r + 1]
                 t += 2
-            if t < rows:
-                one(w, at, blocks, q, scales, sums, offsets, t, width, spare)
-                out[t * d + i] = spare[0]
+            if t < count:
+                one(w, at, far, blocks, q, scales, sums, offsets, t, width, spare)
+                for r in range(rows):
+                    out[t * d + (k if r else i)] = spare[r]
 
     return multiply

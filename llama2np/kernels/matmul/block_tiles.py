@@ -76,7 +76,7 @@ def unpacker(kind, isa):
             for vector, numbers in zip(vectors, order, strict=True):
                 _store_in_order(builder, vector, numbers, values, value)
             for found, out in zip(
-                unpack.scales(builder, kind, places), (scales, offsets), strict=True
+                unpack.scales(builder, kind, isa, places), (scales, offsets), strict=True
             ):
                 if found is not None:
                     store(builder, found, out, group)

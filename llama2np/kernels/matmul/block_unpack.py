@@ -17,6 +17,7 @@ the same group of values (a block, here), whose other values are in the next vec
 from llvmlite import ir
 from numba.core import cgutils
 
+from llama2np.kernels.matmul.block_kinds import joined
 from llama2np.kernels.runtime.vectors import F32, I8, I16, I32, I64, concat, load, pick, same
 
 BYTES, WORDS = ir.VectorType(I8, 64), ir.VectorType(I32, 16)
@@ -121,6 +122,8 @@ def _part(builder, part, chunk, position):
     """`part` of the 64 values (place, number) of a chunk, from bit `position` on of each byte."""
     if part.count == 1 and part.bytes[7] == part.bytes[0]:  # a bit for each value, in their order
         return _bits(builder, part, chunk, position)
+    if part.count == 4 and len({part.shifts[i] for _, i in chunk}) == 2:
+        return _pick_nibbles(builder, part, chunk)
     value = _gather(builder, [(place, part.bytes[i]) for place, i in chunk])
     if part.powers:
         value = builder.mul(value, ir.Constant(BYTES, [part.powers[i] for _, i in chunk]))
@@ -134,6 +137,21 @@ def _part(builder, part, chunk, position):
         return value
     mask = ((1 << part.count) - 1) << position
     return builder.and_(value, same(BYTES, mask))
+
+
+def _pick_nibbles(builder, part, chunk):
+    """The same for both halves of bytes: 64 bytes are split, which serves another chunk, too.
+
+    Q4_K: a byte has a value of a group and one of the next group.
+    """
+    place, first = chunk[0][0], part.bytes[0]
+    at = [part.bytes[i] - first for _, i in chunk]
+    start = min(at) // 64 * 64
+    source = load(builder, place, const(first + start), BYTES)
+    high = _shifted(builder, source, [4] * 64)
+    halves = [builder.and_(half, same(BYTES, 15)) for half in (source, high)]
+    numbers = [k - start + 64 * (part.shifts[i] > 0) for k, (_, i) in zip(at, chunk, strict=True)]
+    return pick(builder, *halves, numbers)
 
 
 def _bits(builder, part, chunk, position):
@@ -164,24 +182,51 @@ def _shifted(builder, value, shifts):
     return builder.bitcast(shift(words, by), BYTES)
 
 
-def scales(builder, kind, places):
+def scales(builder, kind, isa, places):
     """(scales, offsets) of all groups of these blocks: vectors of float32. offsets may be None."""
     if kind.values == 32:
-        offsets = None if kind.offset is None else _halves(builder, places, kind.offset)
-        return _halves(builder, places, kind.scale), offsets
+        bytes_ = [kind.scale] if kind.offset is None else [kind.scale, kind.offset]
+        # Adjacent blocks, of which a vector has four, and instructions that permute such vectors.
+        if len(places) == 16 and 3 * kind.nbytes + max(bytes_) < 64 and isa.lanes == 16:
+            found = [_halves_of_adjacent(builder, kind, places, byte) for byte in bytes_]
+        else:
+            found = [_halves(builder, places, byte) for byte in bytes_]
+        return found[0], found[1] if found[1:] else None
     (place,) = places
     if not kind.scales:
         one = same(ir.VectorType(F32, kind.values // kind.group), 1.0)
         return _times_half(builder, one, place, kind.scale), None
+    if kind.offset is not None:
+        return _scales_and_offsets(builder, kind, place)
     numbers = _integers(builder, kind, kind.scales, place, kind.scales_signed)
     if kind.scale_bias:
         numbers = builder.sub(numbers, same(numbers.type, kind.scale_bias))
-    scales = _times_half(builder, numbers, place, kind.scale)
-    if kind.offset is None:
-        return scales, None
-    numbers = _integers(builder, kind, kind.offsets, place)
-    offsets = _times_half(builder, numbers, place, kind.offset)
-    return scales, builder.fneg(offsets) if kind.sign < 0 else offsets
+    return _times_half(builder, numbers, place, kind.scale), None
+
+
+def _scales_and_offsets(builder, kind, place):
+    """Both of a block in one vector, as they have the same numbers of bits; then its halves."""
+    parts = [joined(*pair) for pair in zip(kind.scales, kind.offsets, strict=True)]
+    numbers = _integers(builder, kind, parts, place)
+    count = numbers.type.count // 2
+    address = builder.bitcast(builder.gep(place, [const(kind.scale)]), I32.as_pointer())
+    word = builder.zext(builder.load(address, align=1), I64)  # the offsets' float16 is the next one
+    halves = builder.fpext(builder.bitcast(word, ir.VectorType(HALF, 4)), ir.VectorType(F32, 4))
+    second = builder.fneg(halves) if kind.sign < 0 else halves
+    factors = pick(builder, halves, second, [0] * count + [5] * count)
+    values = builder.fmul(builder.sitofp(numbers, factors.type), factors)
+    return tuple(pick(builder, values, values, range(k, k + count)) for k in (0, count))
+
+
+def _halves_of_adjacent(builder, kind, places, byte):
+    """`_halves` of blocks that are next to each other: 64 bytes have those of four."""
+    form = ir.VectorType(I16, 32)
+    vectors = [load(builder, place, const(0), form) for place in places[::4]]
+    numbers = [(kind.nbytes * k + byte) // 2 + side for side in (0, 32) for k in range(4)]
+    pairs = zip(vectors[::2], vectors[1::2], strict=True)
+    halves = concat(builder, [pick(builder, *pair, numbers) for pair in pairs])
+    halves = builder.bitcast(halves, ir.VectorType(HALF, len(places)))
+    return builder.fpext(halves, ir.VectorType(F32, len(places)))
 
 
 def _halves(builder, places, byte):

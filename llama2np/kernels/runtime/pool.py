@@ -30,8 +30,8 @@ from llama2np.arguments import whole
 from llama2np.kernels.runtime.backoff import Backoff
 from llama2np.kernels.runtime.jit import PLAIN
 from llama2np.kernels.runtime.op import SCRATCH
-from llama2np.kernels.runtime.processors import processors
 from llama2np.kernels.runtime.shared import BOARD, MAX_MEMBERS, WAITED, serve
+from llama2np.processors import processors
 
 __all__ = ["SCRATCH", "POOL", "max_threads", "set_threads", "threads"]
 

@@ -1,8 +1,6 @@
-"""The network of `llama2np` in torch, for training: tensors named as llama2.c does."""
+"""A Llama in torch, for comparison: tensors are named as in llama2.c's model.py."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor, nn
@@ -84,13 +82,6 @@ class Network(nn.Module):
         angles = torch.outer(torch.arange(config.seq_len), config.rope_theta**-pairs)
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
-        for name, weight in self.named_parameters():
-            if name == "tok_embeddings.weight":
-                nn.init.normal_(weight, std=0.02)
-            elif weight.dim() > 1:  # what adds to the residual stream starts smaller (GPT-2)
-                adds = name.endswith(("wo.weight", "w2.weight"))
-                scale = 1 / math.sqrt(2 * config.n_layers) if adds else 1
-                nn.init.normal_(weight, std=scale / math.sqrt(weight.shape[1]))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (batch, T, vocab_size) of what follows each of `tokens` (batch, T)."""
