@@ -13,6 +13,6 @@ import bootstrap
 
 if __name__ == "__main__":
     bootstrap.use_venv()
-    from llama2np.cli.run import main
+    from llama2np.cli import start
 
-    sys.exit(main(sys.argv[1:], prog="run.py"))
+    sys.exit(start("run", sys.argv[1:], prog="run.py"))

@@ -13,6 +13,7 @@ from importlib import import_module
 
 from llama2np import __version__, advice, box
 from llama2np.cli.flags import reported
+from llama2np.mpi.launch import launched
 from llama2np.output import printable
 from llama2np.store.catalogue import CATALOGUE
 from llama2np.store.names import find
@@ -47,9 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command `llama2np`: the first argument is the name of a command."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
-        command = import_module(f"llama2np.cli.{_MODULES.get(argv[0], argv[0])}")
-        return int(command.main(argv[1:], prog=f"llama2np {argv[0]}"))
+        return start(argv[0], argv[1:], f"llama2np {argv[0]}")
     return reported("llama2np", lambda: _without_command(argv))
+
+
+def start(name: str, argv: Sequence[str], prog: str) -> int:
+    """Run the command of that name; return its exit status. Under mpirun, all ranks run it."""
+    command = import_module(f"llama2np.cli.{_MODULES.get(name, name)}")
+    if launched():
+        from llama2np.cli.ranks import on_ranks
+
+        return on_ranks(name, prog, lambda: int(command.main(argv, prog=prog)))
+    return int(command.main(argv, prog=prog))
 
 
 def _without_command(argv: Sequence[str]) -> int:

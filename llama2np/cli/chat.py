@@ -29,6 +29,7 @@ _HELP = f"""\
 /system TEXT    change the system prompt; without a text, show it
 /save FILE      write the conversation to a JSON file
 /load FILE      continue the conversation in a file
+/quit           end the chat
 /help           show this
 {_QUOTES}             begin a message of several lines, and end it; or end a line with \\
 Ctrl-C          end an answer, or drop what is typed
@@ -68,6 +69,8 @@ def converse(chat: Chat, screen: Screen, first: str | None = None) -> None:
             screen.note("Ctrl-D ends the chat")
             continue
         first = None
+        if text.strip() == "/quit":
+            return
         try:
             if text.startswith("/"):
                 _command(chat, screen, text)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from llama2np.cli import current
 from llama2np.cli.flags import choice, number
 from llama2np.llama import Llama
 from llama2np.model.engine import ACTIVATIONS
@@ -45,10 +46,11 @@ def add_activations(add: Callable[..., Any]) -> None:
 
 
 def load(options: argparse.Namespace) -> Llama:
-    """The model that the flags name, with its tokenizer."""
-    return Llama.load(
-        options.model, options.tokenizer, options.engine, activations=options.activations
-    )
+    """The model that the flags name, with its tokenizer. Under mpirun, all ranks share it out."""
+    words, rounding = (options.model, options.tokenizer, options.engine), options.activations
+    if current.ranks is None:
+        return Llama.load(*words, activations=rounding)
+    return current.ranks.load(*words, threads=options.threads, activations=rounding)
 
 
 def set_up(options: argparse.Namespace, note: Callable[[str], None]) -> None:

@@ -45,10 +45,36 @@ def map_weights(file: BinaryIO) -> np.ndarray:
 
 def for_running(array: np.ndarray) -> None:
     """Prepare a view of a mapped file for being read often, and not from beginning to end."""
+    mapped = _map_of(array)
+    if mapped is not None and hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+        with suppress(OSError):
+            mapped.madvise(mmap.MADV_NORMAL)
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+
+
+def is_mapped(array: np.ndarray) -> bool:
+    """Whether an array is a view of a mapped file, which takes no memory until it is read."""
+    return _map_of(array) is not None
+
+
+def forget(array: np.ndarray) -> None:
+    """Give back the memory of a view of a mapped file: what is read again, is read from the file.
+
+    The array must be as it is in the file, in one piece. Nothing happens to one that is not mapped.
+    """
+    mapped = _map_of(array)
+    if mapped is None or not hasattr(mmap, "MADV_DONTNEED"):  # as on Windows
+        return
+    first = array.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+    start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
+    if (length := first + array.nbytes - start) > 0:
+        with suppress(OSError):
+            mapped.madvise(mmap.MADV_DONTNEED, start, length)
+
+
+def _map_of(array: np.ndarray) -> mmap.mmap | None:
+    """The mapped file that an array is a view of."""
     base: Any = array
     while base is not None and not isinstance(base, mmap.mmap):
         base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
-    if base is not None and hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
-        with suppress(OSError):
-            base.madvise(mmap.MADV_NORMAL)
-            base.madvise(mmap.MADV_HUGEPAGE)
+    return base

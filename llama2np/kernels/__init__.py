@@ -12,7 +12,7 @@
 from llama2np.kernels.engine import CompiledEngine, row_sums
 from llama2np.kernels.ops.sampling import sample, softmax
 from llama2np.kernels.runtime import forks as _forks  # noqa: F401  (it prepares for forks)
-from llama2np.kernels.runtime.jit import CACHE_FOLDER, counts, on_first_compile
+from llama2np.kernels.runtime.jit import CACHE_FOLDER, counts, on_first_compile, target
 from llama2np.kernels.runtime.pool import max_threads, set_threads, threads
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "sample",
     "set_threads",
     "softmax",
+    "target",
     "threads",
 ]

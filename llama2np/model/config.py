@@ -141,6 +141,8 @@ class Config:
     parallel_residual: int = 0  # 1: attention and feed-forward both read the block's input
     n_types: int = 0  # token types (segments) of an encoder
     n_labels: int = 0  # of a network that classifies texts; 0 for one that predicts tokens
+    # The rows of the classifier in this process; 0 means all: see shares.py.
+    outputs_here: int = 0
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -220,6 +222,11 @@ class Config:
     def n_outputs(self) -> int:
         """Width of the output of the network: a logit for each token, or for each label."""
         return self.n_labels or self.vocab_size
+
+    @property
+    def classifier_rows(self) -> int:
+        """The rows of the classifier that this process has: n_outputs, or its share of them."""
+        return self.outputs_here or self.n_outputs
 
     @property
     def window(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,6 +24,13 @@ _IN_USE = (
     "the State is being read by another thread, or by the function that made this call (a hook?): "
     "use a separate State for each thread and hook, made with new_state(), or before with fork()"
 )
+
+
+class Mirror(Protocol):
+    """The parts of a State that other processes have: they must be forked with it."""
+
+    def fork(self, pos: int) -> Mirror:
+        """The parts of a copy that has read only the first `pos` tokens."""
 
 
 class State:
@@ -55,6 +62,7 @@ class State:
         self.end = 0  # the position after the tokens that the current call reads
         self._forgotten = 0  # positions whose keys and values are gone: older than all windows
         self.run: Any = None  # an engine's memory for reading one token after the other
+        self.mirror: Mirror | None = None  # its parts in other processes (split_engine.py)
 
     def __repr__(self) -> str:
         return f"State({self.pos:,} of {self.config.seq_len:,} positions read)"
@@ -209,12 +217,18 @@ class State:
             twin._tokens = np.zeros(twin.capacity, np.int64)
             twin._tokens[:pos] = self._tokens[:pos]
             twin._pos, twin._forgotten = pos, min(self._forgotten, full * self.chunk)
+            if self.mirror is not None:
+                twin.mirror = self.mirror.fork(pos)
             return twin
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the tokens and the KV cache to a .npz, completely or not at all. Raises OSError."""
+        """Write the tokens and the KV cache to a .npz, completely or not at all. Raises OSError,
+        and ValueError for a State of a network that several processes share out.
+        """
         path = path_like("path", path)
         with self.owner:
+            if self.mirror is not None:
+                raise ValueError("save: the keys and values of this State are in several processes")
             snapshot.write(path, self._config, self.tokens, self.keys, self.values)
 
     @classmethod
@@ -269,10 +283,12 @@ class State:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the lock, the addresses and an engine's memory, which belong to this process."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_owner", "run", "addresses")}
+        own = "_owner", "run", "addresses", "mirror"
+        return {k: v for k, v in self.__dict__.items() if k not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.mirror = None
         self._shared = [False] * len(self._chunks)
         self._note_addresses()
 

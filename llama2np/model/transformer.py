@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -33,10 +33,10 @@ class Transformer:
     """A network: the description of its steps, its weights, and an engine that computes them.
 
     It is read-only: any number of States can run through it. describe: a description such as
-    `architectures.llama`, by default that of config.architecture; engine: "compiled" (numba) or
-    "numpy" (slow, without numba). activations: how the compiled engine rounds the inputs of
-    matrices in GGUF's blocks, "int8" or "int8x2" (nearly exact). Raises ValueError for weights
-    whose shapes differ from those of `config`.
+    `architectures.llama`, by default that of config.architecture; engine: "compiled" (numba),
+    "numpy" (slow, without numba), or a function that makes an Engine for a Program. activations:
+    how the compiled engine rounds the inputs of matrices in GGUF's blocks, "int8" or "int8x2"
+    (nearly exact). Raises ValueError for weights whose shapes differ from those of `config`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Transformer:
         config: Config,
         weights: Weights,
         describe: Describe | None = None,
-        engine: str = "compiled",
+        engine: str | Callable[[Program], Engine] = "compiled",
         activations: str = ACTIVATIONS[0],
     ):
         for name, value, kind in (("config", config, Config), ("weights", weights, Weights)):
@@ -53,7 +53,10 @@ class Transformer:
         self._weights = weights
         describe = description(config) if describe is None else describe
         self._program = Program(config, weights.own(), describe)
-        self._engine = make_engine(engine, self._program, activations)
+        if isinstance(engine, str):
+            self._engine = make_engine(engine, self._program, activations)
+        else:
+            self._engine = engine(self._program)
         self._engine_name, self._activations = engine, activations
         self._hooks: tuple[Hook, ...] = ()
         self._visits = hooking.Visits()
@@ -88,7 +91,10 @@ class Transformer:
         """How many tokens one call of `greedy` should read; 1 if it cannot be used."""
         # A subclass, or an assignment, may override it.
         own = getattr(self.forward, "__func__", None)
-        if self._hooks or own is not Transformer.forward or rope.depends_on_length(self.config):
+        c = self.config
+        if self._hooks or own is not Transformer.forward or rope.depends_on_length(c):
+            return 1
+        if c.outputs_here:  # other processes compute a part of each pass
             return 1
         return max(min(_GREEDY_WORK // max(self._program.work, 1), _GREEDY_TOKENS), 1)
 

@@ -130,7 +130,7 @@ LAYER_SHAPES: dict[str, tuple[str, ...]] = {
 SHAPES = LAYER_SHAPES | {
     "embedding": ("vocab_size", "dim"),
     "final_norm": ("dim",),
-    "classifier": ("n_outputs", "dim"),
+    "classifier": ("classifier_rows", "dim"),
 }
 # The tensors that only some architectures have.
 OTHER_SHAPES: dict[str, tuple[str, ...]] = {

@@ -124,6 +124,8 @@ def _tokens(service: Service, fields: Fields, model_limit: bool = False) -> list
     """The field `tokens`. Raises ApiError for tokens that the model does not have."""
     value, most = fields.get("tokens", []), MOST_TOKENS
     config = service.llama.config
+    if config.outputs_here:  # hooks need all of a network
+        raise ApiError(400, "several processes share out this model: the page cannot look inside")
     if model_limit:
         most = config.seq_len
     most = min(most, config.seq_len)

@@ -56,9 +56,14 @@ exact = partial(_jit, error_model="numpy", fastmath=False)
 inner = partial(exact, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
+def target():
+    """The kind of CPU that numba compiles for: (its triple, its name, its features)."""
+    return cpu_target.target_context.codegen().magic_tuple()
+
+
 def cpu_has(feature):
     """Whether numba compiles for a CPU with this feature, by LLVM's name, such as avx2."""
-    return f"+{feature}" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+    return f"+{feature}" in target()[2].split(",")
 
 
 class _Once(event.Listener):

@@ -1,0 +1,72 @@
+"""The tensors of a rank: rows and columns of those in a file. model/shares.py says which."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from llama2np.formats.mapped import forget, is_mapped
+from llama2np.model.blocks import KINDS, Blocks
+from llama2np.model.shares import COLUMNS, ROWS, Parts, Share, base_of
+from llama2np.model.weights import Dense, Int8, Matrix, Tensor, Weights
+
+
+def share_of(weights: Weights, share: Share) -> Weights:
+    """The tensors of a rank.
+
+    Rows are views of the mapped file. Columns are copies, for which the kernels need no strides;
+    the pages of the file that were read for them are given back. Rows of an array that is not
+    mapped are copied too, so that the whole array can be freed. The biases of wo and w_down are
+    those of rank 0 only: the terms of all ranks are added.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        base, bias = base_of(name), name.endswith(".bias")
+        if base in ROWS:
+            found[name] = _rows(tensor, share.parts(ROWS[base]))
+        elif base not in COLUMNS:
+            found[name] = tensor
+        elif not bias:
+            found[name] = _columns(tensor, share.parts(COLUMNS[base]))  # type: ignore[arg-type]
+        elif not share.rank:
+            found[name] = tensor
+    return Weights(found)
+
+
+def _rows(tensor: Tensor, parts: Parts) -> Tensor:
+    if isinstance(tensor, np.ndarray):
+        return _cut(tensor, parts)
+    if isinstance(tensor, Dense):
+        return Dense(_cut(tensor.w, parts))
+    if isinstance(tensor, Int8):
+        return Int8(_cut(tensor.q, parts), _cut(tensor.scales, parts))
+    if isinstance(tensor, Blocks):
+        return replace(tensor, data=_cut(tensor.data, parts))
+    raise ValueError(f"{tensor!r} has no values")
+
+
+def _columns(matrix: Matrix, parts: Parts) -> Tensor:
+    if isinstance(matrix, Int8):
+        groups = tuple((first // matrix.group, end // matrix.group) for first, end in parts)
+        return Int8(_across(matrix.q, parts), _across(matrix.scales, groups))
+    if isinstance(matrix, Blocks):
+        kind = KINDS[matrix.kind]
+        places = (tuple(n // kind.values * kind.nbytes for n in part) for part in parts)
+        return replace(matrix, data=_across(matrix.data, tuple(places)))  # type: ignore[arg-type]
+    return Dense(_across(matrix.w, parts))
+
+
+def _cut(array: np.ndarray, parts: Parts) -> np.ndarray:
+    """Rows of an array, or a part of a vector."""
+    pieces = [array[first:end] for first, end in parts]
+    if len(pieces) == 1 and is_mapped(array):
+        return pieces[0]
+    return np.concatenate(pieces)
+
+
+def _across(array: np.ndarray, parts: Parts) -> np.ndarray:
+    """Columns of an array: a copy."""
+    copied = np.concatenate([array[:, first:end] for first, end in parts], axis=1)
+    forget(array)
+    return copied

@@ -1,0 +1,198 @@
+"""What the ranks exchange, over a communicator of mpi4py. See model/split_engine.py."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+# If the arrays of all ranks have this many float32 values, each rank adds up a part of them: fewer
+# bytes, but two exchanges.
+_LARGE = 2**15
+_FIXED = 256  # int64 numbers of a message that tells a pass; more of them follow in a second one
+_END, _OBJECT = -1, -2  # in place of the number of numbers
+_SPIN = 0.002  # seconds; after that a rank without work sleeps between two looks
+_SHORTEST_NAP, _LONGEST_NAP = 5e-5, 5e-3
+_PATIENCE = 5.0  # seconds that rank 0 waits at the end for the others
+
+
+class MpiPeers:
+    """The exchange of arrays and commands between the ranks. See `Peers`."""
+
+    def __init__(self, comm: Any):
+        """comm: a communicator of mpi4py. It is duplicated: other messages do not interfere."""
+        self._comm = comm.Dup()
+        self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        self.prepare: Callable[[], None] = lambda: None  # called by the thread whose turn it is
+        self.broken = False  # whether a pass ended in the middle, so that the ranks do not agree
+        self._terms = np.empty((self.size, 0), np.float32)
+        self._head = np.empty(_FIXED, np.int64)
+        self._lock = threading.Lock()
+
+    # --- arrays ---
+
+    def sum(self, array: np.ndarray) -> None:
+        """Replace an array by the sum over all ranks, in the order of the ranks.
+
+        So the bits are the same on all of them, whatever MPI's own algorithms are.
+        """
+        flat = array.reshape(-1)
+        if self.size > 2 and flat.size * self.size >= _LARGE:
+            self._sum_in_parts(flat)
+            return
+        terms = self._room(flat.size)
+        self._comm.Allgather(flat, terms)
+        _add(terms, flat)
+
+    def _sum_in_parts(self, flat: np.ndarray) -> None:
+        """Rank i adds up part i of all arrays, and gives it to the others."""
+        width = -(-flat.size // self.size)
+        mine = np.zeros((self.size, width), np.float32)
+        mine.reshape(-1)[: flat.size] = flat
+        terms = self._room(width)
+        self._comm.Alltoall(mine, terms)
+        part = np.empty(width, np.float32)
+        _add(terms, part)
+        self._comm.Allgather(part, mine)
+        flat[:] = mine.reshape(-1)[: flat.size]
+
+    def _room(self, width: int) -> np.ndarray:
+        """Memory for an array of this width of each rank."""
+        if self._terms.size < self.size * width:
+            self._terms = np.empty(self.size * width, np.float32)
+        return self._terms.reshape(-1)[: self.size * width].reshape(self.size, width)
+
+    def gather(self, part: np.ndarray, whole: np.ndarray | None, parts: list[int]) -> None:
+        """Put the columns of all ranks next to each other, on rank 0."""
+        rows = len(part)
+        if whole is None:
+            self._comm.Gatherv(part, None, 0)
+            return
+        into = whole if rows == 1 else np.empty(whole.size, np.float32)
+        self._comm.Gatherv(part, [into, [rows * width for width in parts]], 0)
+        if rows > 1:
+            borders = np.cumsum(parts)[:-1]
+            columns = np.split(into, borders * rows)
+            np.concatenate([each.reshape(rows, -1) for each in columns], axis=1, out=whole)
+
+    # --- commands ---
+
+    def tell(self, numbers: np.ndarray) -> None:
+        """Send numbers to all other ranks."""
+        first = self._head
+        first[0], some = len(numbers), numbers[: _FIXED - 1]
+        first[1 : len(some) + 1] = some
+        self._comm.Ibcast(first, 0).Wait()
+        if len(numbers) > len(some):
+            self._comm.Bcast(np.ascontiguousarray(numbers[len(some) :]), 0)
+
+    def hear(self) -> np.ndarray | None:
+        """Wait for numbers; None at the end."""
+        count = self._wait()
+        if count < 0:
+            return None
+        rest = np.empty(max(count - _FIXED + 1, 0), np.int64)
+        if len(rest):
+            self._comm.Bcast(rest, 0)
+        return np.concatenate([self._head[1 : count + 1], rest])
+
+    def tell_object(self, value: object) -> None:
+        """Send an object that can be pickled to all other ranks."""
+        self._head[0] = _OBJECT
+        self._comm.Ibcast(self._head, 0).Wait()
+        self._comm.bcast(value, 0)
+
+    def hear_object(self) -> Any:
+        """Wait for an object; None at the end."""
+        return None if self._wait() == _END else self._comm.bcast(None, 0)
+
+    def collect(self, value: object) -> list[Any]:
+        """On rank 0, an object of each rank; else []."""
+        return self._comm.gather(value, 0) or []
+
+    def _wait(self) -> int:
+        """Wait for the next message of rank 0, without keeping a processor busy for long.
+
+        MPI's own waiting would: a model that nobody asks anything costs nothing this way.
+        """
+        request, nap = self._comm.Ibcast(self._head, 0), _SHORTEST_NAP
+        start = time.perf_counter()
+        while not request.Test():
+            if time.perf_counter() - start > _SPIN:
+                time.sleep(nap)
+                nap = min(1.2 * nap, _LONGEST_NAP)
+        return int(self._head[0])
+
+    # --- rank 0's order, and the end ---
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """A block of one thread of rank 0, in which it tells a pass and computes it.
+
+        Ctrl-C waits for its end: the other ranks would wait for the rest of the pass.
+        """
+        with self._lock, _interrupts_later():
+            if self.broken:
+                raise RuntimeError("a pass was interrupted: the processes do not agree any more")
+            self.prepare()
+            self.broken = True
+            yield
+            self.broken = False
+
+    def end(self) -> None:
+        """On rank 0: let the others end. Ends all processes by force if they do not."""
+        if not self.broken:
+            self._head[0] = _END
+            requests = [self._comm.Ibcast(self._head, 0)]
+            until = time.monotonic() + _PATIENCE
+            while time.monotonic() < until:
+                if requests[-1].Test():
+                    if len(requests) == 2:
+                        return
+                    requests.append(self._comm.Ibarrier())
+                time.sleep(_SHORTEST_NAP)
+        self.abort()
+
+    def ended(self) -> None:
+        """On the others: confirm the end."""
+        self._comm.Ibarrier().Wait()  # MPI does not match Barrier with Ibarrier
+
+    def abort(self) -> None:
+        """End all processes at once, with status 1."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._comm.Abort(1)
+
+
+def _add(terms: np.ndarray, out: np.ndarray) -> None:
+    """out = terms[0] + terms[1] + ..., in this order."""
+    if len(terms) == 1:
+        out[:] = terms[0]
+        return
+    np.add(terms[0], terms[1], out=out)
+    for term in terms[2:]:
+        np.add(out, term, out=out)
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Let a Ctrl-C in the block take effect at its end. Only the main thread gets any."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    seen: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda *arguments: seen.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if seen:
+        before(*seen[0])
