@@ -7,6 +7,8 @@ from queue import SimpleQueue
 import numpy as np
 
 from llama2np.formats.sharing import share_of
+from llama2np.model.networks import description
+from llama2np.model.rank_block import of_rank
 from llama2np.model.shares import shares
 from llama2np.model.split_engine import Follower, SplitEngine
 from llama2np.model.transformer import Transformer, make_engine
@@ -33,6 +35,10 @@ class ThreadedPeers:
         if whole is not None:
             whole[:] = np.concatenate(arrays, axis=1)
 
+    def gather_all(self, part, whole, parts):
+        self.gather(part, whole, parts)
+        self._board.gathers += self.rank == 0
+
     def tell(self, numbers):
         for queue in self._board.queues[1:]:
             queue.put(numbers)
@@ -48,7 +54,7 @@ class ThreadedPeers:
 
 class Board:
     def __init__(self, size):
-        self.size, self.sums = size, 0
+        self.size, self.sums, self.gathers = size, 0, 0
         self.queues = [SimpleQueue() for _ in range(size)]
         self._barrier, self._arrays = threading.Barrier(size, timeout=60), [None] * size
 
@@ -77,7 +83,9 @@ def shared_out(config, weights, size, engine="numpy", describe=None):
             return kind(program, make_engine(engine, program), peers, parts)
 
         share = parts[rank]
-        networks[rank] = Transformer(share.config, share_of(weights, share), describe, engine=made)
+        described = of_rank(describe or description(share.config), share)
+        own = share_of(weights, share)
+        networks[rank] = Transformer(share.config, own, described, engine=made)
         return networks[rank]
 
     def follow(rank):

@@ -8,7 +8,7 @@ import numpy as np
 
 from llama2np.formats.mapped import forget, is_mapped
 from llama2np.model.blocks import KINDS, Blocks
-from llama2np.model.shares import COLUMNS, ROWS, Parts, Share, base_of
+from llama2np.model.shares import COLUMNS, ROWS, Parts, Share, base_of, by_rows
 from llama2np.model.weights import Dense, Int8, Matrix, Tensor, Weights
 
 
@@ -17,14 +17,16 @@ def share_of(weights: Weights, share: Share) -> Weights:
 
     Rows are views of the mapped file. Columns are copies, for which the kernels need no strides;
     the pages of the file that were read for them are given back. Rows of an array that is not
-    mapped are copied too, so that the whole array can be freed. The biases of wo and w_down are
-    those of rank 0 only: the terms of all ranks are added.
+    mapped are copied too, so that the whole array can be freed. Where a rank has columns of wo or
+    w_down, their biases are those of rank 0 only: the terms of all ranks are added.
     """
     found: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         base, bias = base_of(name), name.endswith(".bias")
         if base in ROWS:
             found[name] = _rows(tensor, share.parts(ROWS[base]))
+        elif by_rows(name, weights):
+            found[name] = _rows(tensor, share.parts("dim"))
         elif base not in COLUMNS:
             found[name] = tensor
         elif not bias:

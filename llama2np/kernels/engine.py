@@ -42,7 +42,7 @@ class Table:
         self.starts = lowered.starts
         if count == 1 and program.has_logits:  # the only row gets them: no copy is needed
             _skip_pick(lowered.entries, self.starts)
-        self.places, self.width = places(lowered.entries)
+        self.places, self.width = places(lowered.entries, lowered.outside)
         self.rows = aligned_zeros((len(lowered.entries), STEP_BYTES), np.uint8)  # the records
         self.alive: list[np.ndarray] = []  # arrays whose addresses are in the table
         for row, entry in zip(self.rows, lowered.entries, strict=True):

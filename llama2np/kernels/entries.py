@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,23 +65,32 @@ class Lowered:
 
     entries: list[Entry] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)  # the first entry of each step, and the end
+    # The steps without entries, whose outputs are put there: before which entry, and the step.
+    outside: list[tuple[int, Step]] = field(default_factory=list)
 
 
-def places(entries: list[Entry]) -> tuple[dict[Value, int], int]:
+def places(
+    entries: list[Entry], outside: Sequence[tuple[int, Step]] = ()
+) -> tuple[dict[Value, int], int]:
     """The offset of each value in the arena and the size of the arena, in float32 for one row.
 
-    Memory is reused when its value is not needed any more.
+    Memory is reused when its value is not needed any more. outside: see Lowered.
     """
     last: dict[Value, int] = {}
     for i, entry in enumerate(entries):
         for value in _values(entry):
             last[value] = i
+    put: dict[int, list[Value]] = {}
+    for i, step in outside:
+        put.setdefault(i, []).extend(step.outputs)
+        for value in (*step.inputs.values(), *step.outputs):
+            last[value] = max(last.get(value, i), i)
     found: dict[Value, int] = {}
     taken: list[tuple[int, int, Value]] = []  # start, end, value
     size = 0
     for i, entry in enumerate(entries):
         inputs = [v for v in _values(entry) if v not in entry.outputs]
-        given = [v for v in inputs if v not in found]  # a value that is put there from outside
+        given = put.get(i, [])
         for k, value in enumerate((*entry.outputs, *given)):
             if value in found:
                 continue

@@ -13,7 +13,7 @@ from llama2np.kernels.matmul import block_kinds
 from llama2np.kernels.ops import attention, experts, linear, positions, rows
 from llama2np.kernels.products import FEW, TERMS, expert_products, of_one_kind, products
 from llama2np.model import rope
-from llama2np.model.block import NO_LIMIT
+from llama2np.model.block import NO_LIMIT, OUTSIDE
 from llama2np.model.blocks import Blocks
 from llama2np.model.program import Program, Step, Value
 from llama2np.model.weights import Int8
@@ -50,6 +50,9 @@ def lower(
     made, how = Lowered(), How(chunk, TERMS[activations])
     for step in program.steps:
         made.starts.append(len(made.entries))
+        if step.op in OUTSIDE:
+            made.outside.append((len(made.entries), step))
+            continue
         made.entries += _LOWER[step.op](
             program, step, wanted if step.op == "logits" else count, how
         )
@@ -189,13 +192,8 @@ def _logits(program: Program, step: Step, count: int, how: How) -> list[Entry]:
     return entries
 
 
-def _nothing(program: Program, step: Step, count: int, how: How) -> list[Entry]:
-    return []  # an input is put into the arena from outside
-
-
 _Lower = Callable[[Program, Step, int, How], list[Entry]]
 _LOWER: dict[str, _Lower] = {
-    "input": _nothing,
     "embed": _embed,
     "rmsnorm": _norm,
     "layernorm": _norm,

@@ -26,6 +26,7 @@ from llama2np.model.weights import (
 Number = int | float
 
 IDS = "tokens", "positions", "types"  # these choose the rows of an embedding
+OUTSIDE = "input", "gather"  # steps whose outputs are put there: no engine computes them
 NO_LIMIT = 2**62  # more positions than any sequence has
 
 
@@ -112,18 +113,7 @@ class Block:
         An output has the name of its matrix without "w" or "w_". For one matrix the result
         is a Value, for several a tuple. Two to four matrices are computed in one step.
         """
-        outs = []
-        for matrix in matrices:
-            shape = self._matrix(matrix).shape
-            if shape[1] != x.width:
-                what = described(self._full(matrix))
-                raise ValueError(f"{what} has shape {shape}, its input is {x.width} wide")
-            own = matrix.removeprefix("w").removeprefix("_") if name is None else name
-            outs.append(Value(own, shape[0]))
-        full = tuple(map(self._full, matrices))
-        biases = tuple(self._bias(matrix) for matrix in matrices)
-        weights = {"w": full} | ({"bias": biases} if any(biases) else {})
-        made = self._record("linear", {"x": x}, weights, *outs)
+        made = self._products(x, matrices, name)
         return made if len(made) > 1 else made[0]
 
     def rope(self, q: Value, k: Value) -> tuple[Value | tuple[Value, ...], Value]:
@@ -266,6 +256,20 @@ class Block:
         outs = [Value(v.name if name is None else name, v.width) for v in values.values()]
         return self._record("rope", {**values, "cos": cos, "sin": sin}, {}, *outs, **numbers)
 
+    def _products(self, x: Value, matrices: tuple[str, ...], name: str | None) -> tuple[Value, ...]:
+        outs = []
+        for matrix in matrices:
+            shape = self._matrix(matrix).shape
+            if shape[1] != x.width:
+                what = described(self._full(matrix))
+                raise ValueError(f"{what} has shape {shape}, its input is {x.width} wide")
+            own = matrix.removeprefix("w").removeprefix("_") if name is None else name
+            outs.append(Value(own, shape[0]))
+        full = tuple(map(self._full, matrices))
+        biases = tuple(self._bias(matrix) for matrix in matrices)
+        weights = {"w": full} | ({"bias": biases} if any(biases) else {})
+        return self._record("linear", {"x": x}, weights, *outs)
+
     def _attention(
         self, q: Value | tuple[Value, ...], k: Value, v: Value, name: str, causal: int
     ) -> Value:
@@ -319,9 +323,13 @@ class Block:
         if full not in self.weights:
             raise ValueError(f"there is no {described(full)}")
         tensor = self.weights[full]
-        check_tensor(full, tensor, shape_of(full, self.config) or shape or tensor.shape)
+        check_tensor(full, tensor, self._shape(full) or shape or tensor.shape)
         self.used.add(full)
         return tensor
+
+    def _shape(self, full: str) -> tuple[int, ...] | None:
+        """The shape that the config gives to the tensor of that name, if it does."""
+        return shape_of(full, self.config)
 
     def _matrix(self, name: str) -> Matrix:
         full = self._full(name)

@@ -14,7 +14,7 @@ import numpy as np
 
 from llama2np.model import rope as rotary
 from llama2np.model.attention import Rule, attention_weights, weighted_values
-from llama2np.model.block import IDS
+from llama2np.model.block import IDS, OUTSIDE
 from llama2np.model.blocks import Blocks
 from llama2np.model.program import Program, Step, Value
 from llama2np.model.state import State
@@ -88,7 +88,7 @@ class NumpyRun:
                 self._start(lap)
                 self.tokens[:] = chosen
             for step in self.program.steps[start:stop]:
-                if step.op != "input":  # its value was put
+                if step.op not in OUTSIDE:  # its value was put
                     made = OPS[step.op](step, self)
                     self.values.update(zip(step.outputs, made, strict=True))
 

@@ -1,12 +1,20 @@
 """Tensor parallelism (Shoeybi et al. 2019, "Megatron-LM"): which part of a network a process has.
 
 Several processes, which MPI calls ranks, compute one network. A rank has some of the heads and some
-of the hidden units of every block: the rows of wq, wk, wv, w_gate and w_up that make them, and the
-columns of wo and w_down that read them. So what wo and w_down make are the terms of a sum over all
-ranks. Of the classifier a rank has the rows of some tokens. All other tensors are whole on every
-rank, and every rank computes the residual stream.
+of the hidden units of every block: the rows of wq, wk, wv, w_gate and w_up that make them. Of the
+classifier it has the rows of some tokens. wo and w_down are shared out in one of two ways:
 
-`exchanges` finds the steps after which the ranks must add up their terms.
+- Of a matrix of floats a rank has the columns that read its heads or hidden units. So what these
+  matrices make are the terms of a sum over all ranks, and the last bits of the sum differ from
+  those of one process, whose additions have another order.
+- For Q8_0 and GGUF's blocks, kernels round the input of a product to int8, where a last bit can
+  decide which way. So a rank has rows of such a matrix. The ranks exchange the input of the
+  product, and then the output: each value is computed by one rank as one process computes it, and
+  the bits are the same. Experts are the exception: they are always divided by columns.
+
+All other tensors are whole on every rank, and every rank computes the residual stream.
+
+`exchanges` finds the steps after which the ranks exchange arrays.
 """
 
 from __future__ import annotations
@@ -30,7 +38,8 @@ ROWS = {
     "w_up": "hidden",
     "classifier": "outputs",
 }
-COLUMNS = {"wo": "heads", "w_down": "hidden"}
+COLUMNS = {"wo": "heads", "w_down": "hidden"}  # see by_rows
+GATHERED = "heads", "hidden", "dim"  # what the columns of a gathered array belong to
 
 _VECTOR = 16  # float32 values of a cache line: shares of hidden units begin at one, if possible
 
@@ -42,14 +51,25 @@ def base_of(name: str) -> str:
     return name.removesuffix(".bias").rpartition(".")[2]
 
 
+def by_rows(name: str, weights: Mapping[str, Tensor]) -> bool:
+    """Whether a rank has rows, and not columns, of this matrix of COLUMNS (or of its bias)."""
+    matrix = name.removesuffix(".bias")
+    return (
+        base_of(matrix) in COLUMNS
+        and ".experts." not in matrix
+        and isinstance(weights.get(matrix), Int8 | Blocks)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
     """What one rank of `size` has of a network with the config `whole`.
 
     heads: its query heads, (first, after the last); hidden and outputs: its hidden units, and the
-    tokens whose logits it computes. kv_heads: for each key/value head of this rank its number in
-    the whole network. A head that serves query heads of several ranks is repeated on each of them;
-    it is repeated within a rank, too, if its query heads there are more than those of another one.
+    tokens whose logits it computes; dim: its rows of matrices that are shared out `by_rows`.
+    kv_heads: for each key/value head of this rank its number in the whole network. A head that
+    serves query heads of several ranks is repeated on each of them; it is repeated within a rank,
+    too, if its query heads there are more than those of another one.
     """
 
     rank: int
@@ -58,6 +78,7 @@ class Share:
     heads: tuple[int, int]
     kv_heads: tuple[int, ...]
     hidden: tuple[int, int]
+    dim: tuple[int, int]
     outputs: tuple[int, int]
 
     @property
@@ -75,8 +96,8 @@ class Share:
         )
 
     def parts(self, what: str) -> Parts:
-        """The rows or columns that belong to its "heads", "kv_heads", "hidden" or "outputs"."""
-        if what in ("hidden", "outputs"):
+        """The rows or columns of its "heads", "kv_heads", "hidden", "dim" or "outputs"."""
+        if what in ("hidden", "dim", "outputs"):
             return (getattr(self, what),)
         d, heads = self.whole.head_dim, self.kv_heads
         if what == "heads":
@@ -85,11 +106,21 @@ class Share:
             return ((heads[0] * d, (heads[-1] + 1) * d),)
         return tuple((head * d, (head + 1) * d) for head in heads)
 
+    def width(self, what: str) -> int:
+        """The number of these rows or columns."""
+        return sum(end - first for first, end in self.parts(what))
+
+    @property
+    def gathered(self) -> dict[str, int]:
+        """The widths of whole arrays, by what their columns belong to: see GATHERED."""
+        c = self.whole
+        return {"heads": int(c.q_dim), "hidden": c.hidden_dim, "dim": c.dim}
+
 
 def shares(config: Config, weights: Mapping[str, Tensor], size: int) -> list[Share]:
     """What each of `size` ranks has: shares as equal as the number formats allow.
 
-    The columns of quantized matrices are cut between their groups or blocks only, since the values
+    The columns of quantized experts are cut between their groups or blocks only, since the values
     of a block have one scale. Raises ValueError if there are too few heads, hidden units or tokens,
     and for networks that read whole texts or classify them.
     """
@@ -101,41 +132,36 @@ def shares(config: Config, weights: Mapping[str, Tensor], size: int) -> list[Sha
             "are shared out among processes"
         )
     hidden = _hidden_unit(c, weights, size)
-    heads = _cuts("heads", c.n_heads, _head_unit(c, weights, size), size, c.head_dim)
+    heads = _cuts("heads", c.n_heads, _unit(c.n_heads, c.n_heads // c.n_kv_heads, size), size)
     hiddens = _cuts("hidden units", c.hidden_dim, hidden, size)
+    dims = _cuts("values of a token", c.dim, _unit(c.dim, _VECTOR, size), size)
     outputs = _cuts("tokens", c.vocab_size, 1, size)
+    parts = zip(heads, hiddens, dims, outputs, strict=True)
     return [
-        Share(rank, size, c, heads[rank], _kv_heads(c, *heads[rank]), hiddens[rank], outputs[rank])
-        for rank in range(size)
+        Share(rank, size, c, own, _kv_heads(c, *own), *others)
+        for rank, (own, *others) in enumerate(parts)
     ]
 
 
-def _block(weights: Mapping[str, Tensor], base: str) -> int:
-    """The columns of the matrices of that name can be cut at multiples of this number."""
-    sizes = {1}
-    for name, tensor in weights.items():
-        if base_of(name) == base and isinstance(tensor, Int8):
-            sizes.add(tensor.group)
-        elif base_of(name) == base and isinstance(tensor, Blocks):
-            sizes.add(KINDS[tensor.kind].values)
-    return math.lcm(*sizes)
-
-
-def _head_unit(c: Config, weights: Mapping[str, Tensor], size: int) -> int:
-    """The number of query heads that must stay together: all that share keys, if possible."""
-    block = _block(weights, "wo")
-    unit = block // math.gcd(block, c.head_dim)
-    group = math.lcm(unit, c.n_heads // c.n_kv_heads)
-    return group if c.n_heads // group >= size else unit
+def _unit(count: int, together: int, size: int) -> int:
+    """The number that stays together: this one (the query heads of a key) if all get some."""
+    return together if count // together >= size else 1
 
 
 def _hidden_unit(c: Config, weights: Mapping[str, Tensor], size: int) -> int:
-    block = _block(weights, "w_down")
-    unit = math.lcm(block, _VECTOR)
-    return unit if c.hidden_dim // unit >= size else block
+    """A multiple of the values of a group or block, if columns are cut."""
+    sizes = {1}
+    for name, tensor in weights.items():
+        if base_of(name) == "w_down" and not by_rows(name, weights):
+            if isinstance(tensor, Int8):
+                sizes.add(tensor.group)
+            elif isinstance(tensor, Blocks):
+                sizes.add(KINDS[tensor.kind].values)
+    block = math.lcm(*sizes)
+    return block * _unit(c.hidden_dim // block, math.lcm(block, _VECTOR) // block, size)
 
 
-def _cuts(what: str, count: int, unit: int, size: int, width: int = 1) -> list[tuple[int, int]]:
+def _cuts(what: str, count: int, unit: int, size: int) -> list[tuple[int, int]]:
     """Divide `count` into `size` ranges, whose borders are multiples of `unit`."""
     units = -(-count // unit)
     if units < size:
@@ -165,42 +191,49 @@ def _kv_heads(c: Config, first: int, end: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """After the step `index` of a program, `values` are the terms of sums over all ranks."""
+    """After the step `index` of a program its outputs are the terms of sums over all ranks.
+
+    If it is the step "gather", its output is to be put together from the inputs of all ranks.
+    """
 
     index: int
-    values: tuple[Value, ...]
+    step: Step
 
 
 _ELEMENTWISE = "rope", "swiglu", "geglu", "gelu", "tanh", "scale", "add"
 
 
 def exchanges(program: Program) -> tuple[Exchange, ...]:
-    """The steps of a rank's program after which its outputs must be summed over all ranks.
+    """The steps of a rank's program after which all ranks exchange something.
 
     Raises ValueError for a description that needs the parts of other ranks elsewhere.
     """
     found, divided = [], set[Value]()
     for i, step in enumerate(program.steps):
-        kinds = {_kind(program, step, divided, name) for name in _matrices(step) or [""]}
+        kinds = {_kind(program, step, divided, n) for n in step.weights.get("w", ("",))}
         if len(kinds) > 1:
             raise ValueError(f"{step.name}: all of its matrices must be shared out, or none")
         (kind,) = kinds
         if kind == "divided":
             divided.update(step.outputs)
-        elif kind == "sum":
-            found.append(Exchange(i, step.outputs))
+        elif kind in ("sum", "gathered"):
+            found.append(Exchange(i, step))
     return tuple(found)
 
 
-def _matrices(step: Step) -> list[str]:
-    return [base_of(name) for name in step.weights.get("w", ())]
+def _kind(program: Program, step: Step, divided: set[Value], name: str) -> str:
+    """What a step makes: "whole" or "divided" arrays, "gathered" ones, or terms of a "sum".
 
-
-def _kind(program: Program, step: Step, divided: set[Value], matrix: str) -> str:
-    """What a step makes: "whole" or "divided" arrays, or terms of a "sum" over the ranks."""
-    inputs = [value in divided for name, value in step.inputs.items() if name not in ("cos", "sin")]
+    name: of one of its matrices, or "".
+    """
+    matrix = base_of(name)
+    inputs = [value in divided for key, value in step.inputs.items() if key not in ("cos", "sin")]
     if step.op == "experts":
         expected, made = False, "sum"
+    elif step.op == "gather":
+        expected, made = True, "gathered"
+    elif matrix in COLUMNS and by_rows(name, program.weights):
+        expected, made = False, "divided"
     elif matrix in COLUMNS:
         expected, made = True, "sum"
     elif matrix in ROWS and step.op == "linear":

@@ -3,8 +3,8 @@
 Rank 0 decides everything: it runs the program of the user, and tells the other ranks each pass that
 it computes, in a few numbers. They follow: `follow` computes the same passes of their shares, with
 States that mirror those of rank 0. A rank computes its program in pieces, as with hooks: up to a
-step whose outputs are terms of a sum, then the exchange, then the next piece. At the end rank 0
-gathers the logits.
+step after which the ranks exchange something, then the exchange, then the next piece. At the end
+rank 0 gathers the logits.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Protocol
 
 import numpy as np
 
-from llama2np.model.engine import Engine
-from llama2np.model.program import Program, Value
-from llama2np.model.shares import Share, exchanges
+from llama2np.model.engine import Engine, Run
+from llama2np.model.program import Program, Step, Value
+from llama2np.model.shares import GATHERED, Share, exchanges
 from llama2np.model.state import State
 
 _FORK, _DROP = 0, 1  # what happened to States since the last pass
@@ -26,7 +26,7 @@ _NEWS, _STATE, _HEAD = 4, 5, 5  # the numbers of one such news, of a State, and 
 
 
 class Peers(Protocol):
-    """How the ranks talk. All of them must call `sum` and `gather` in the same order."""
+    """How the ranks talk. All must call `sum`, `gather` and `gather_all` in the same order."""
 
     rank: int
     size: int
@@ -36,6 +36,9 @@ class Peers(Protocol):
 
     def gather(self, part: np.ndarray, whole: np.ndarray | None, parts: list[int]) -> None:
         """On rank 0, fill whole (rows, sum of parts) with the part (rows, parts[rank]) of each."""
+
+    def gather_all(self, part: np.ndarray, whole: np.ndarray, parts: list[int]) -> None:
+        """On all ranks, fill whole (rows, sum of parts) with the part of each, as in `gather`."""
 
     def tell(self, numbers: np.ndarray) -> None:
         """On rank 0: send int64 numbers to all others, who get them from `hear`."""
@@ -128,7 +131,8 @@ class Pieces:
 
     def __init__(self, program: Program, inner: Engine, peers: Peers, shares: list[Share]):
         self._inner, self._peers, self._stops = inner, peers, exchanges(program)
-        self._parts = [share.outputs[1] - share.outputs[0] for share in shares]
+        self._parts = [share.width("outputs") for share in shares]
+        self._gathered = [[share.width(what) for share in shares] for what in GATHERED]
         self._width = self._parts[peers.rank]
         if program.output.width != self._width:
             raise ValueError(
@@ -149,12 +153,23 @@ class Pieces:
         run, start = self._inner.run(tokens, states, counts, part, picked), 0
         for stop in self._stops:
             run.go(start, stop.index + 1)
-            for value in stop.values:
-                self._peers.sum(run.array(value))
+            self._exchange(run, stop.step)
             start = stop.index + 1
         run.go(start, None)
         if len(part):
             self._peers.gather(part, None if self._peers.rank else logits, self._parts)
+
+    def _exchange(self, run: Run, step: Step) -> None:
+        """Exchange what this step needs or made."""
+        if step.op != "gather":
+            for value in step.outputs:
+                self._peers.sum(run.array(value))
+            return
+        (x,), (out,) = step.inputs.values(), step.outputs
+        part = run.array(x)
+        whole = np.empty((len(part), out.width), np.float32)
+        self._peers.gather_all(part, whole, self._gathered[int(step.numbers["of"])])
+        run.put(out, whole)
 
 
 class _Mirror:

@@ -78,9 +78,16 @@ class MpiPeers:
         into = whole if rows == 1 else np.empty(whole.size, np.float32)
         self._comm.Gatherv(part, [into, [rows * width for width in parts]], 0)
         if rows > 1:
-            borders = np.cumsum(parts)[:-1]
-            columns = np.split(into, borders * rows)
-            np.concatenate([each.reshape(rows, -1) for each in columns], axis=1, out=whole)
+            _side_by_side(into, whole, parts)
+
+    def gather_all(self, part: np.ndarray, whole: np.ndarray, parts: list[int]) -> None:
+        """Put the columns of all ranks next to each other, on all ranks."""
+        rows = len(part)
+        into = whole if rows == 1 else self._room(-(-whole.size // self.size)).reshape(-1)
+        counts = [rows * width for width in parts]
+        self._comm.Allgatherv(part, [into[: whole.size] if rows > 1 else into, counts])
+        if rows > 1:
+            _side_by_side(into[: whole.size], whole, parts)
 
     # --- commands ---
 
@@ -169,6 +176,15 @@ class MpiPeers:
         sys.stdout.flush()
         sys.stderr.flush()
         self._comm.Abort(1)
+
+
+def _side_by_side(flat: np.ndarray, whole: np.ndarray, parts: list[int]) -> None:
+    """From arrays (rows, parts[i]), one after the other, to the columns of one."""
+    rows, start = len(whole), 0
+    for width in parts:
+        part = flat[rows * start : rows * (start + width)]
+        whole[:, start : start + width] = part.reshape(rows, width)
+        start += width
 
 
 def _add(terms: np.ndarray, out: np.ndarray) -> None:

@@ -22,6 +22,7 @@ from llama2np.llama import Llama
 from llama2np.model.config import Config
 from llama2np.model.networks import description
 from llama2np.model.program import Program
+from llama2np.model.rank_block import of_rank
 from llama2np.model.shares import Share, shares
 from llama2np.model.split_engine import Follower, SplitEngine
 from llama2np.model.transformer import Transformer, make_engine
@@ -122,7 +123,9 @@ class Ranks:
         def make(program: Program) -> SplitEngine:
             return SplitEngine(program, make_engine(engine, program, rounding), self._peers, parts)
 
-        network = Transformer(parts[0].config, share_of(loaded.weights, parts[0]), engine=make)
+        share = parts[0]
+        describe = of_rank(description(share.config), share)
+        network = Transformer(share.config, share_of(loaded.weights, share), describe, engine=make)
         self._agree(_facts(loaded, engine))
         model = Llama(network, words)
         model.suggested_sampling = loaded.suggested_sampling
@@ -156,7 +159,7 @@ class Ranks:
         parts = _parts(asked, loaded, self.size)
         share = parts[self.rank]
         weights = share_of(loaded.weights, share).own()
-        program = Program(share.config, weights, description(share.config))
+        program = Program(share.config, weights, of_rank(description(share.config), share))
         inner = make_engine(asked.engine, program, asked.activations)
         return Follower(program, inner, self._peers, parts), _facts(loaded, asked.engine)
 
