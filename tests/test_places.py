@@ -12,12 +12,15 @@ from llama2np.formats.checkpoint import Header
 from llama2np.kernels.entries import Entry, places
 from llama2np.kernels.lower import lower
 from llama2np.model.architectures import llama
-from llama2np.model.program import Program, Value
+from llama2np.model.program import Program, Step, Value
 
 
-def check(entries):
-    """Go through the entries; each value lives from the entry that makes it to its last reader."""
-    found, size = places(entries)
+def check(entries, outside=()):
+    """Go through the entries; each value lives from the entry that makes it to its last reader.
+
+    outside: steps that no entry computes, and before which entry their outputs are put there.
+    """
+    found, size = places(entries, outside)
     uses = [
         [v for f in e.fields.values() for v in (f if isinstance(f, list) else [f])] for e in entries
     ]
@@ -27,6 +30,12 @@ def check(entries):
     for i, entry in enumerate(entries):
         for value in entry.outputs:
             made.setdefault(value, i)
+    put = set()
+    for i, step in outside:
+        made |= dict.fromkeys(step.outputs, i)
+        put.update(step.outputs)
+        for value in (*step.inputs.values(), *step.outputs):
+            last[value] = max(last.get(value, i), i)
     inputs = [
         [v for v in some if v not in e.outputs] for e, some in zip(entries, uses, strict=True)
     ]
@@ -42,6 +51,9 @@ def check(entries):
             # They share memory, so b is made after the last use of a, or by it, in place.
             i, outputs = made[b], entries[made[b]].outputs
             assert made[a] < i and i >= last[a]
+            if b in put:
+                assert i > last[a]
+                continue
             if i == last[a]:
                 assert entries[i].in_place and (found[a], a.width) == (found[b], b.width)
                 # An op still reads its other inputs when it has written some of an output.
@@ -77,6 +89,20 @@ def programs(draw):
 @given(programs())
 def test_no_two_values_that_are_needed_overlap(entries):
     check(entries)
+
+
+@given(programs(), st.data())
+def test_values_that_are_put_there_overlap_with_none(entries, data):
+    """Some values are read from outside before an entry, and others put there, for later ones."""
+    at = data.draw(st.integers(0, len(entries) - 1))
+    before = [value for entry in entries[:at] for value in entry.outputs]
+    read = data.draw(st.lists(st.sampled_from(before), max_size=2)) if before else []
+    made = tuple(Value("", data.draw(WIDTHS)) for _ in range(data.draw(st.integers(1, 2))))
+    for value in made:
+        for entry in data.draw(st.lists(st.sampled_from(entries[at:]), max_size=2)):
+            entry.fields["x"].append(value)
+    inputs = {str(i): value for i, value in enumerate(read)}
+    check(entries, [(at, Step("gather", inputs, {}, made, None, {}))])
 
 
 @pytest.mark.parametrize("version, group", ((1, 0), (2, 16)))

@@ -7,11 +7,11 @@ import pytest
 
 from llama2np import Batch, Edit, Llama, State, Trace, Transformer
 from llama2np.formats.sharing import share_of
-from llama2np.model.blocks import KINDS, Blocks
 from llama2np.model.config import Config
 from llama2np.model.shares import shares
 from llama2np.model.weights import Dense, Int8, Weights
 from tests.networks import tiny, weights_of
+from tests.ops import random_blocks
 from tests.threaded_peers import shared_out
 
 FAMILIES = (
@@ -71,30 +71,71 @@ def test_keys_are_shared_out_or_repeated():
     assert found == [((0, 3), (0,)), ((3, 6), (0, 0, 1)), ((6, 10), (1,))]
 
 
-def quantized(config, weights, seed=1):
-    """Q8_0 in groups of 8."""
-    random, made = np.random.default_rng(seed), {}
-    for name, tensor in weights.items():
-        made[name] = tensor
-        if isinstance(tensor, Dense):
-            d, n = tensor.shape
+def quantized(tensors, form):
+    """Random matrices in a quantized format: "int8" (Q8_0 in groups of 8) or a kind of Blocks."""
+    made = {}
+    for i, (name, tensor) in enumerate(tensors.items()):
+        made[name] = np.float32(tensor)
+        if tensor.ndim == 2 and form == "int8":
+            random, (d, n) = np.random.default_rng(i), tensor.shape
             q = random.integers(-127, 128, (d, n), np.int8)
-            scales = random.random((d, n // 8), np.float32) / 200
-            made[name] = Int8(q, scales)
+            made[name] = Int8(q, random.random((d, n // 8), np.float32) / 200)
+        elif tensor.ndim == 2:
+            made[name] = random_blocks(form, *tensor.shape, i, 0.01)
     return Weights(made)
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
-def test_int8_is_cut_between_groups_and_has_the_tokens_of_one_process(size):
-    config, tensors = tiny("llama", dim=48, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=56)
-    weights = quantized(config, weights_of(tensors))
-    assert all(share.hidden[0] % 8 == 0 for share in shares(config, weights, size))
-    whole = Transformer(config, weights)
-    expected, tokens = greedy(whole, State(config))
-    with shared_out(config, weights, size, "compiled") as shared:
-        found, same = greedy(shared, State(shared.config))
-    assert same == tokens
-    close(found, expected)
+def quantized_network(family, form, alone=False):
+    """As `network`, with sizes that the format allows. alone: no query heads share keys."""
+    alone = alone or family in ("phi", "gpt2", "gpt_neox")
+    sizes = dict(n_heads=4, n_kv_heads=4 if alone else 2, head_dim=16, dim=64, hidden_dim=96)
+    config, tensors = tiny(family, **sizes)
+    return config, quantized(tensors, form)
+
+
+def answers(network):
+    """The logits of a prompt in one pass, of single tokens, and of a batch."""
+    state, other = State(network.config), State(network.config)
+    logits = [network.forward(TOKENS, state, all_logits=True)]
+    logits += [network.forward([token], state)[None] for token in (3, 8)]
+    logits.append(network.forward_rows([[4], [5, 6, 7]], [state, other]))
+    return np.concatenate(logits)
+
+
+@pytest.mark.parametrize("engine", ["numpy", "compiled"])
+@pytest.mark.parametrize("form", ["int8", "Q4_0"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi", "gpt2", "gpt_neox", "gemma2"])
+def test_quantized_networks_have_the_bits_of_one_process(family, form, engine):
+    # The bits of NumPy's products of floats depend on shapes, so also on the heads that share keys.
+    config, weights = quantized_network(family, form, alone=engine == "numpy")
+    expected = answers(Transformer(config, weights, engine=engine))
+    assert np.ptp(expected) > 0.01
+    for size in (2, 3, 4):  # with 3, the shares are unequal
+        with shared_out(config, weights, size, engine) as shared:
+            found = answers(shared)
+            assert (shared.board.sums, shared.board.gathers) == (0, 4 * 4 * config.n_layers)
+        if engine == "numpy" and form == "Q4_0":  # it multiplies floats
+            close(found, expected)
+        else:
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_quantized_matrices_are_cut_by_rows():
+    """At any head: the values of a block, here of 32, are together on all ranks."""
+    config, weights = quantized_network("llama", "Q4_0")
+    found = shares(config, weights, 3)
+    assert [share.heads for share in found] == [(0, 1), (1, 2), (2, 4)]
+    assert [share.dim for share in found] == [(0, 16), (16, 32), (32, 64)]
+    own = share_of(weights, found[2])
+    assert own["layers.0.wo"].shape == (32, 64)
+    assert own["layers.0.w_down"].shape == (32, 96)
+    assert own["layers.0.w_up"].shape == (32, 64)
+    # Each way for its matrices, where a file has both.
+    mixed = Weights(dict(weights) | {"layers.1.wo": Dense(np.ones((64, 64), np.float32) / 64)})
+    expected = Transformer(config, mixed, engine="numpy").forward(TOKENS, State(config))
+    with shared_out(config, mixed, 3) as shared:
+        close(shared.forward(TOKENS, State(shared.config)), expected)
+        assert (shared.board.sums, shared.board.gathers) == (1, 3 * 2)
 
 
 def greedy(network, state):
@@ -106,26 +147,17 @@ def greedy(network, state):
     return np.array(logits), tokens
 
 
-def test_blocks_are_cut_between_blocks_or_refused():
-    config, tensors = tiny("llama", dim=64, n_heads=4, n_kv_heads=4, head_dim=16, hidden_dim=96)
-    weights, kind = dict(weights_of(tensors)), KINDS["Q4_0"]
-    random = np.random.default_rng(0)
-    for name, tensor in weights.items():
-        if name.endswith((".wo", ".w_down")):
-            d, n = tensor.shape
-            blocks = random.integers(0, 256, (d, n // kind.values, kind.nbytes), np.uint8)
-            blocks[..., :2] = np.array([0.01], np.float16).view(np.uint8)
-            weights[name] = Blocks(blocks.reshape(d, -1), "Q4_0")
-    weights = Weights(weights)
-    found = shares(config, weights, 2)
-    assert [share.heads for share in found] == [(0, 2), (2, 4)]  # two heads in a block of 32
-    assert [share.hidden for share in found] == [(0, 32), (32, 96)]
-    state = State(config)
-    expected = Transformer(config, weights, engine="numpy").forward(TOKENS, state)
-    with shared_out(config, weights, 2) as shared:
-        close(shared.forward(TOKENS, State(shared.config)), expected)
-    with pytest.raises(ValueError, match=r"4 heads in blocks of 2, .*among 3 processes: at most 2"):
-        shares(config, weights, 3)
+def test_quantized_experts_are_cut_between_blocks_or_refused():
+    config, weights = quantized_network("mixtral", "Q4_0")
+    found = shares(config, weights, 3)
+    assert [share.hidden for share in found] == [(0, 32), (32, 64), (64, 96)]
+    expected, tokens = greedy(Transformer(config, weights, engine="numpy"), State(config))
+    with shared_out(config, weights, 3) as shared:
+        logits, same = greedy(shared, State(shared.config))
+    assert same == tokens
+    close(logits, expected)
+    with pytest.raises(ValueError, match=r"hidden units in blocks of 32, .*4 processes: at most 3"):
+        shares(config, weights, 4)
 
 
 def test_a_rank_has_its_share_of_the_bytes():
@@ -239,6 +271,14 @@ def side_by_side(b, c):
         gate, up = b.linear(b.rmsnorm(x, "ffn_norm"), "w_gate", "w_up")
         x = b.add(x, b.add(attn, b.linear(b.swiglu(gate, up), "w_down")))
     b.logits(b.rmsnorm(x, "final_norm"), "classifier")
+
+
+def test_what_is_gathered_stays_until_it_is_read():
+    config, weights = quantized_network("llama", "int8")
+    expected = Transformer(config, weights, side_by_side).forward(TOKENS, State(config))
+    with shared_out(config, weights, 2, "compiled", describe=side_by_side) as shared:
+        found = shared.forward(TOKENS, State(shared.config))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_any_description_is_shared_out_if_it_can_be():
