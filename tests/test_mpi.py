@@ -25,6 +25,11 @@ with mpi.load("stories-box", engine="numpy") as model:
         many = model.forward([1, 5, 3, 8, 2, 9, 4] * 20, state, all_logits=True)
         np.save(sys.argv[1], np.stack([many[-1], model.forward([3], state)]))
         print(model.generate("Tom", max_new_tokens=8, temperature=0.8, seed=5).text)
+with mpi.load("stories-box-q8") as model:
+    if model is not None:
+        state = model.new_state()
+        many = model.forward([1, 5, 3, 8, 2, 9, 4] * 20, state, all_logits=True)
+        np.save(sys.argv[2], np.concatenate([many, [model.forward([3], state)]]))
 print("rank", mpi.rank(), "is done")
 try:
     with mpi.load("no-such-file"):
@@ -74,7 +79,7 @@ def test_a_script(mpirun, tmp_path):
 
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT)
-    child = mpirun(4, script, tmp_path / "logits.npy")
+    child = mpirun(4, script, tmp_path / "logits.npy", tmp_path / "q8.npy")
     out, err = child.communicate(timeout=300)
     assert child.returncode == 0, err
     model = Llama.load("stories-box", engine="numpy")
@@ -82,6 +87,11 @@ def test_a_script(mpirun, tmp_path):
     many = model.forward([1, 5, 3, 8, 2, 9, 4] * 20, state)
     expected = np.stack([many, model.forward([3], state)])
     assert np.abs(np.load(tmp_path / "logits.npy") - expected).max() < 1e-5
+    quantized = Llama.load("stories-box-q8")
+    state = quantized.new_state()
+    many = quantized.forward([1, 5, 3, 8, 2, 9, 4] * 20, state, all_logits=True)
+    expected = np.concatenate([many, [quantized.forward([3], state)]])
+    np.testing.assert_array_equal(np.load(tmp_path / "q8.npy"), expected)
     story = model.generate("Tom", max_new_tokens=8, temperature=0.8, seed=5).text
     assert story in out
     assert sorted(re.findall(r"rank (\d) is done", out)) == ["0", "1", "2", "3"]
