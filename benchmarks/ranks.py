@@ -26,7 +26,6 @@ from llama2np import Llama
 
 _DEFAULT = ("110M", "1.1B-q8", "42M-gqa", "mixtral")
 _PROMPT = [1, *range(300, 364)]
-_TOKENS = 48
 # A Mixtral of 8 experts, of which 2 are used: 260 million parameters, grouped-query attention.
 _MIXTRAL = dict(
     model_type="mixtral",
@@ -105,7 +104,7 @@ class Most(threading.Thread):
             time.sleep(0.5)
 
 
-def child(path: str, threads: int) -> None:
+def child(path: str, threads: int, tokens: int) -> None:
     """Generate, in this process or as one of several ranks; print a line of JSON for each rank."""
     from llama2np import kernels, mpi
     from llama2np.mpi.ranks import mpi4py
@@ -120,23 +119,23 @@ def child(path: str, threads: int) -> None:
     if mpi.launched():
         with mpi.load(path, words, threads=threads) as model:
             if model is not None:
-                found |= measure(model)
+                found |= measure(model, tokens)
     else:
         kernels.set_threads(threads)
-        found |= measure(Llama.load(path, words))
+        found |= measure(Llama.load(path, words), tokens)
     found["memory"] = most.bytes
     print("RESULT " + json.dumps(found) + "\n", end="", flush=True)
 
 
-def measure(model: Llama) -> dict:
-    """Tokens and speed of a prompt, and of generation after it."""
+def measure(model: Llama, count: int) -> dict:
+    """Tokens and speed of a prompt, and of `count` tokens after it."""
     network, state = model.transformer, model.new_state()
     network.forward(_PROMPT, state)
     network.forward([5], state)  # what is loaded at the first token
     state, start, work = model.new_state(), time.perf_counter(), time.process_time()
     logits = network.forward(_PROMPT, state)
     moments, tokens = [time.perf_counter() - start], [int(logits.argmax())]
-    for _ in range(_TOKENS):
+    for _ in range(count):
         start = time.perf_counter()
         tokens.append(int(network.forward(tokens[-1:], state).argmax()))
         moments.append(time.perf_counter() - start)
@@ -169,7 +168,7 @@ def shares_of(path: Path, size: int) -> list[int]:
     return found
 
 
-def run(path: Path, size: int, launcher: list[str], threads: int) -> list[dict]:
+def run(path: Path, size: int, launcher: list[str], threads: int, tokens: int) -> list[dict]:
     """The results of all ranks, or of one process without a launcher."""
     words = [
         sys.executable,
@@ -179,6 +178,8 @@ def run(path: Path, size: int, launcher: list[str], threads: int) -> list[dict]:
         str(path),
         "--threads",
         str(threads),
+        "--tokens",
+        str(tokens),
     ]
     command = [*launcher, "-n", str(size), *words] if launcher else words
     done = subprocess.run(command, capture_output=True, text=True)
@@ -193,8 +194,8 @@ def compare(shape: str, path: Path, size: int, options: argparse.Namespace) -> s
     launcher = options.mpirun.split()
     alone, ranks = [], []
     for _ in range(options.rounds):
-        alone.append(run(path, 1, [], size)[0])
-        ranks.append(run(path, size, launcher, 1))
+        alone.append(run(path, 1, [], size, options.tokens)[0])
+        ranks.append(run(path, size, launcher, 1, options.tokens))
     first, expected = ranks[0][0], alone[0]
     same = all(each[0]["tokens"] == expected["tokens"] for each in ranks)
     error = np.abs(np.subtract(first["logits"], expected["logits"])).max()
@@ -221,6 +222,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=_DEFAULT, choices=[*SHAPES, "mixtral"])
     parser.add_argument("--ranks", nargs="+", type=int, default=(2, 4))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=48, help="after the prompt (default 48)")
     beside = Path(sys.executable).with_name("mpirun")
     root = "--allow-run-as-root " if hasattr(os, "getuid") and not os.getuid() else ""
     parser.add_argument("--mpirun", default=f"{beside} {root}--oversubscribe")
@@ -228,7 +230,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child(options.child, options.threads)
+        child(options.child, options.threads, options.tokens)
         return
     options.models.mkdir(exist_ok=True)
     heads = "model", "ranks", "same tokens", "logits differ", "largest share", "memory / share"
