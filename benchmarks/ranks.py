@@ -157,7 +157,7 @@ def shares_of(path: Path, size: int) -> list[int]:
     from llama2np.model.shares import shares
 
     loaded, found = loading.load(path), []
-    for share in shares(loaded.config, loaded.weights, size):
+    for share in shares(loaded.config, size):
         own = share_of(loaded.weights, share)
         arrays = [
             t.arrays if hasattr(t, "arrays") else (t,) for n, t in own.items() if n != "embedding"

@@ -72,7 +72,7 @@ class Board:
 @contextmanager
 def shared_out(config, weights, size, engine="numpy", describe=None):
     """Rank 0's Transformer, while other threads follow it; `board` has what they exchanged."""
-    board, parts = Board(size), shares(config, weights, size)
+    board, parts = Board(size), shares(config, size)
     networks, followers, errors = {}, [], []
 
     def make(rank):

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from llama2np.formats.mapped import forget, is_mapped
-from llama2np.model.blocks import KINDS, Blocks
+from llama2np.model.blocks import Blocks
 from llama2np.model.shares import COLUMNS, ROWS, Parts, Share, base_of, by_rows
-from llama2np.model.weights import Dense, Int8, Matrix, Tensor, Weights
+from llama2np.model.weights import Dense, Int8, Tensor, Weights
 
 
 def share_of(weights: Weights, share: Share) -> Weights:
@@ -30,7 +30,7 @@ def share_of(weights: Weights, share: Share) -> Weights:
         elif base not in COLUMNS:
             found[name] = tensor
         elif not bias:
-            found[name] = _columns(tensor, share.parts(COLUMNS[base]))  # type: ignore[arg-type]
+            found[name] = Dense(_across(tensor.w, share.parts(COLUMNS[base])))  # type: ignore[union-attr]
         elif not share.rank:
             found[name] = tensor
     return Weights(found)
@@ -46,17 +46,6 @@ def _rows(tensor: Tensor, parts: Parts) -> Tensor:
     if isinstance(tensor, Blocks):
         return replace(tensor, data=_cut(tensor.data, parts))
     raise ValueError(f"{tensor!r} has no values")
-
-
-def _columns(matrix: Matrix, parts: Parts) -> Tensor:
-    if isinstance(matrix, Int8):
-        groups = tuple((first // matrix.group, end // matrix.group) for first, end in parts)
-        return Int8(_across(matrix.q, parts), _across(matrix.scales, groups))
-    if isinstance(matrix, Blocks):
-        kind = KINDS[matrix.kind]
-        places = (tuple(n // kind.values * kind.nbytes for n in part) for part in parts)
-        return replace(matrix, data=_across(matrix.data, tuple(places)))  # type: ignore[arg-type]
-    return Dense(_across(matrix.w, parts))
 
 
 def _cut(array: np.ndarray, parts: Parts) -> np.ndarray:

@@ -6,6 +6,7 @@ products.py decides which matrix product is used.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from llama2np.kernels.entries import Entry, Lowered, row_entry
@@ -16,7 +17,7 @@ from llama2np.model import rope
 from llama2np.model.block import NO_LIMIT, OUTSIDE
 from llama2np.model.blocks import Blocks
 from llama2np.model.program import Program, Step, Value
-from llama2np.model.weights import Int8
+from llama2np.model.weights import Int8, Matrix
 
 
 def make_all_ops() -> None:
@@ -124,39 +125,62 @@ def _attention(program: Program, step: Step, count: int, how: How) -> list[Entry
 
 
 def _experts(program: Program, step: Step, count: int, how: How) -> list[Entry]:
-    """Choose the experts of each row, put the rows of each expert next to each other, multiply
-    them by its matrices, and add up the results that belong to each row. A value of width used * n
-    has the same layout as `used` rows of width n, so the same ops can be used for both.
+    """The two steps that ranks exchange something between (see model/rank_block.py), as one."""
+    used, hidden = int(step.numbers["used"]), program.matrix(step.weights["w_gate"][0]).shape[0]
+    made = Value("", used * hidden), Value("", used), Value("", used)
+    first = replace(step, outputs=made)
+    second = replace(step, inputs=dict(zip(("mlp", "shares", "chosen"), made, strict=True)))
+    return _experts_hidden(program, first, count, how) + _experts_out(program, second, count, how)
+
+
+def _experts_hidden(program: Program, step: Step, count: int, how: How) -> list[Entry]:
+    """Choose the experts of each row, put the rows of each expert next to each other, and multiply
+    them by its matrices. A value of width used * n has the same layout as `used` rows of width n,
+    so the same ops can be used for both.
     """
-    x, router = step.inputs.values()
-    (out,), used = step.outputs, int(step.numbers["used"])
-    gates, ups, downs = (
-        [program.matrix(name) for name in step.weights[kind]]
-        for kind in ("w_gate", "w_up", "w_down")
-    )
-    hidden, n_experts = gates[0].shape[0], len(gates)
-    shares, places_, chosen = Value("", used), Value("", used), Value("", used)
-    group, active = Value("", n_experts + 1), Value("", used + 1)
-    grouped, gate, up, mlp, y = (
-        Value("", used * width) for width in (x.width, hidden, hidden, hidden, out.width)
-    )
+    (x, router), (mlp, shares, chosen) = step.inputs.values(), step.outputs
+    used, terms = int(step.numbers["used"]), how.terms["experts"]
+    gates, ups = _of_experts(program, step, "w_gate"), _of_experts(program, step, "w_up")
     fields = {"router": router, "shares": shares, "chosen": chosen, **step.numbers}
-    choose = row_entry(experts.choose, step, n_experts, "choose", **fields)
+    choose = row_entry(experts.choose, step, len(gates), "choose", **fields)
     choose.outputs = (shares, chosen)
-    fields = {"chosen": chosen, "places": places_, "starts": group, "active": active}
-    fields |= {"used": used, "n_experts": n_experts, "units": 1, "work": used, "n": used}
-    sort = Entry(experts.sort, fields, (places_, group, active))
-    fields = {"x": x, "places": places_, "out": grouped, "used": used}
+    sort, places, lists = _sorted(chosen, used, len(gates))
+    grouped = Value("", used * x.width)
+    gate, up = Value("", mlp.width), Value("", mlp.width)
+    fields = {"x": x, "places": places, "out": grouped, "used": used}
     gather = row_entry(experts.gather, step, x.width, "gather", **fields)
     gather.outputs = (grouped,)
-    lists, terms = {"starts": group, "active": active}, how.terms["experts"]
-    first = expert_products(grouped, x.width, [gates, ups], [gate, up], lists, terms, used, count)
+    products = expert_products(
+        grouped, x.width, [gates, ups], [gate, up], lists, terms, used, count
+    )
     swiglu = row_entry(rows.swiglu, step, mlp.width, "swiglu", gate=gate, up=up, out=mlp)
     swiglu.outputs, swiglu.in_place = (mlp,), True
-    second = expert_products(mlp, hidden, [downs], [y], lists, terms, used, count)
-    fields = {"y": y, "shares": shares, "places": places_, "out": out, "used": used}
-    combine = row_entry(experts.combine, step, out.width, "combine", **fields)
-    return [choose, sort, gather, *first, swiglu, *second, combine]
+    return [choose, sort, gather, *products, swiglu]
+
+
+def _experts_out(program: Program, step: Step, count: int, how: How) -> list[Entry]:
+    """Multiply the hidden units of each expert, and add up the results that belong to each row."""
+    (mlp, shares, chosen), (out,) = step.inputs.values(), step.outputs
+    used, terms = int(step.numbers["used"]), how.terms["experts"]
+    downs = _of_experts(program, step, "w_down")
+    sort, places, lists = _sorted(chosen, used, len(downs))
+    y, hidden = Value("", used * out.width), mlp.width // used
+    products = expert_products(mlp, hidden, [downs], [y], lists, terms, used, count)
+    fields = {"y": y, "shares": shares, "places": places, "out": out, "used": used}
+    return [sort, *products, row_entry(experts.combine, step, out.width, "combine", **fields)]
+
+
+def _of_experts(program: Program, step: Step, kind: str) -> list[Matrix]:
+    return [program.matrix(name) for name in step.weights[kind]]
+
+
+def _sorted(chosen: Value, used: int, n_experts: int) -> tuple[Entry, Value, dict[str, Value]]:
+    """The entry that sorts the chosen experts: the place of each, and the lists of its products."""
+    places, starts, active = Value("", used), Value("", n_experts + 1), Value("", used + 1)
+    lists = {"starts": starts, "active": active}
+    fields = {"chosen": chosen, "places": places, **lists, "used": used, "n_experts": n_experts}
+    fields |= {"units": 1, "work": used, "n": used}
+    return Entry(experts.sort, fields, (places, starts, active)), places, lists
 
 
 def _linear(program: Program, step: Step, count: int, how: How) -> list[Entry]:
@@ -207,6 +231,8 @@ _LOWER: dict[str, _Lower] = {
     "tanh": _elementwise,
     "scale": _elementwise,
     "experts": _experts,
+    "experts_hidden": _experts_hidden,
+    "experts_out": _experts_out,
     "add": _elementwise,
     "logits": _logits,
 }

@@ -195,9 +195,7 @@ class Block:
             for full in map(self._full, names):
                 self._tensor(full, shape)
             weights[matrix] = tuple(map(self._full, names))
-        numbers = {"used": c.n_experts_used, "probabilities": c.expert_probabilities}
-        inputs = {"x": x, "router": router}
-        return self._record("experts", inputs, weights, Value(name, x.width), **numbers)[0]
+        return self._mixture(x, router, weights, name)
 
     def add(self, x: Value, y: Value, name: str = "") -> Value:
         """x + y."""
@@ -269,6 +267,13 @@ class Block:
         biases = tuple(self._bias(matrix) for matrix in matrices)
         weights = {"w": full} | ({"bias": biases} if any(biases) else {})
         return self._record("linear", {"x": x}, weights, *outs)
+
+    def _mixture(
+        self, x: Value, router: Value, weights: Mapping[str, tuple[str, ...]], name: str
+    ) -> Value:
+        c, inputs = self.config, {"x": x, "router": router}
+        numbers = {"used": c.n_experts_used, "probabilities": c.expert_probabilities}
+        return self._record("experts", inputs, weights, Value(name, x.width), **numbers)[0]
 
     def _attention(
         self, q: Value | tuple[Value, ...], k: Value, v: Value, name: str, causal: int

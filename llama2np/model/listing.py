@@ -60,8 +60,8 @@ def bytes_of(program: Program, step: Step) -> int:
                 arrays = (tensor,) if isinstance(tensor, np.ndarray) else tensor.arrays
                 size = sum(array.nbytes for array in arrays)
                 total += size // tensor.shape[0] if kind == "table" else size
-    if step.op == "experts":
-        total = total * int(step.numbers["used"]) // len(step.weights["w_gate"])
+    if "used" in step.numbers:
+        total = total * int(step.numbers["used"]) // len(next(iter(step.weights.values())))
     return total
 
 
@@ -70,7 +70,7 @@ def _weights(step: Step) -> str:
     short = [
         (w.split(".", 2)[-1] if w.startswith("layers.") else w)
         for some in step.weights.values()
-        for w in ((some[0], "...", some[-1]) if step.op == "experts" else some)
+        for w in ((some[0], "...", some[-1]) if "used" in step.numbers else some)
         if w
     ]
     return " ".join(short)

@@ -196,6 +196,10 @@ def attention(step: Step, run: NumpyRun) -> Arrays:
 
 
 def experts(step: Step, run: NumpyRun) -> Arrays:
+    return (_mixed(step, run, *experts_hidden(step, run)),)
+
+
+def experts_hidden(step: Step, run: NumpyRun) -> Arrays:
     (x, router), used = run.inputs(step), int(step.numbers["used"])
     chosen = np.argsort(-router, axis=-1, kind="stable")[:, :used]
     shares = np.exp(router - router.max(-1, keepdims=True))
@@ -203,13 +207,28 @@ def experts(step: Step, run: NumpyRun) -> Arrays:
     shares = np.take_along_axis(shares, chosen, -1)
     if not step.numbers["probabilities"]:
         shares /= shares.sum(-1, keepdims=True)
-    out = np.zeros_like(x)
-    gates, ups, downs = (run.weights(step, kind) for kind in ("w_gate", "w_up", "w_down"))
+    gates, ups = (run.weights(step, kind) for kind in ("w_gate", "w_up"))
+    mlp = np.empty((len(x), used, gates[0].shape[0]), np.float32)
     for expert in np.unique(chosen):
         rows, slots = np.nonzero(chosen == expert)
         gate, up = multiply(gates[expert], x[rows]), multiply(ups[expert], x[rows])
-        out[rows] += shares[rows, slots, None] * multiply(downs[expert], _silu(gate) * up)
-    return (out,)
+        mlp[rows, slots] = _silu(gate) * up
+    return mlp.reshape(len(x), -1), shares, chosen
+
+
+def experts_out(step: Step, run: NumpyRun) -> Arrays:
+    return (_mixed(step, run, *run.inputs(step)),)
+
+
+def _mixed(
+    step: Step, run: NumpyRun, mlp: np.ndarray, shares: np.ndarray, chosen: np.ndarray
+) -> np.ndarray:
+    downs, mlp = run.weights(step, "w_down"), mlp.reshape(*chosen.shape, -1)
+    out = np.zeros((len(mlp), step.outputs[0].width), np.float32)
+    for expert in np.unique(chosen):
+        rows, slots = np.nonzero(chosen == expert)
+        out[rows] += shares[rows, slots, None] * multiply(downs[expert], mlp[rows, slots])
+    return out
 
 
 def swiglu(step: Step, run: NumpyRun) -> Arrays:
@@ -245,8 +264,8 @@ def add(step: Step, run: NumpyRun) -> Arrays:
 OPS: dict[str, Callable[[Step, NumpyRun], Arrays]] = {
     op.__name__: op
     for op in (
-        *(embed, rmsnorm, layernorm, linear, angles, rope, attention, experts, swiglu, geglu),
-        *(gelu, tanh, scale, add, logits),
+        *(embed, rmsnorm, layernorm, linear, angles, rope, attention, experts),
+        *(experts_hidden, experts_out, swiglu, geglu, gelu, tanh, scale, add, logits),
     )
 }
 

@@ -80,7 +80,7 @@ class Program:
 
 def multiply_adds(program: Program, step: Step) -> int:
     """The multiply-adds of a step's matrix products for one token; 0 without matrices."""
-    if step.op == "experts":  # the experts are equal in shape
+    if "used" in step.numbers:  # experts, which are equal in shape
         one = sum(math.prod(program.weights[names[0]].shape) for names in step.weights.values())
         return one * int(step.numbers["used"])
     return sum(math.prod(matrix.shape) for matrix in program.matrices(step))

@@ -10,7 +10,7 @@ classifier it has the rows of some tokens. wo and w_down are shared out in one o
 - For Q8_0 and GGUF's blocks, kernels round the input of a product to int8, where a last bit can
   decide which way. So a rank has rows of such a matrix. The ranks exchange the input of the
   product, and then the output: each value is computed by one rank as one process computes it, and
-  the bits are the same. Experts are the exception: they are always divided by columns.
+  the bits are the same.
 
 All other tensors are whole on every rank, and every rank computes the residual stream.
 
@@ -23,7 +23,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from llama2np.model.blocks import KINDS, Blocks
+from llama2np.model.blocks import Blocks
 from llama2np.model.config import Config
 from llama2np.model.networks import is_encoder
 from llama2np.model.program import Program, Step, Value
@@ -54,11 +54,7 @@ def base_of(name: str) -> str:
 def by_rows(name: str, weights: Mapping[str, Tensor]) -> bool:
     """Whether a rank has rows, and not columns, of this matrix of COLUMNS (or of its bias)."""
     matrix = name.removesuffix(".bias")
-    return (
-        base_of(matrix) in COLUMNS
-        and ".experts." not in matrix
-        and isinstance(weights.get(matrix), Int8 | Blocks)
-    )
+    return base_of(matrix) in COLUMNS and isinstance(weights.get(matrix), Int8 | Blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +113,11 @@ class Share:
         return {"heads": int(c.q_dim), "hidden": c.hidden_dim, "dim": c.dim}
 
 
-def shares(config: Config, weights: Mapping[str, Tensor], size: int) -> list[Share]:
-    """What each of `size` ranks has: shares as equal as the number formats allow.
+def shares(config: Config, size: int) -> list[Share]:
+    """What each of `size` ranks has: as equal as heads and cache lines allow.
 
-    The columns of quantized experts are cut between their groups or blocks only, since the values
-    of a block have one scale. Raises ValueError if there are too few heads, hidden units or tokens,
-    and for networks that read whole texts or classify them.
+    Raises ValueError if there are too few heads, hidden units or tokens, and for networks that read
+    whole texts or classify them.
     """
     c = config
     if is_encoder(c) or c.n_labels:
@@ -131,9 +126,8 @@ def shares(config: Config, weights: Mapping[str, Tensor], size: int) -> list[Sha
             f"this network ({c.architecture}) {what}: only networks that predict the next token "
             "are shared out among processes"
         )
-    hidden = _hidden_unit(c, weights, size)
     heads = _cuts("heads", c.n_heads, _unit(c.n_heads, c.n_heads // c.n_kv_heads, size), size)
-    hiddens = _cuts("hidden units", c.hidden_dim, hidden, size)
+    hiddens = _cuts("hidden units", c.hidden_dim, _unit(c.hidden_dim, _VECTOR, size), size)
     dims = _cuts("values of a token", c.dim, _unit(c.dim, _VECTOR, size), size)
     outputs = _cuts("tokens", c.vocab_size, 1, size)
     parts = zip(heads, hiddens, dims, outputs, strict=True)
@@ -148,28 +142,12 @@ def _unit(count: int, together: int, size: int) -> int:
     return together if count // together >= size else 1
 
 
-def _hidden_unit(c: Config, weights: Mapping[str, Tensor], size: int) -> int:
-    """A multiple of the values of a group or block, if columns are cut."""
-    sizes = {1}
-    for name, tensor in weights.items():
-        if base_of(name) == "w_down" and not by_rows(name, weights):
-            if isinstance(tensor, Int8):
-                sizes.add(tensor.group)
-            elif isinstance(tensor, Blocks):
-                sizes.add(KINDS[tensor.kind].values)
-    block = math.lcm(*sizes)
-    return block * _unit(c.hidden_dim // block, math.lcm(block, _VECTOR) // block, size)
-
-
 def _cuts(what: str, count: int, unit: int, size: int) -> list[tuple[int, int]]:
     """Divide `count` into `size` ranges, whose borders are multiples of `unit`."""
     units = -(-count // unit)
     if units < size:
-        blocks = ""
-        if unit > 1:
-            blocks = f" in blocks of {unit}, which the number format keeps together"
         raise ValueError(
-            f"{count:,} {what}{blocks} cannot be shared out among {size} processes: "
+            f"{count:,} {what} cannot be shared out among {size} processes: "
             f"at most {units} can run this network"
         )
     borders = [min(units * i // size * unit, count) for i in range(size)] + [count]
@@ -200,6 +178,7 @@ class Exchange:
     step: Step
 
 
+_OF_ALL = "cos", "sin", "shares", "chosen"  # inputs that are whole on all ranks
 _ELEMENTWISE = "rope", "swiglu", "geglu", "gelu", "tanh", "scale", "add"
 
 
@@ -227,9 +206,11 @@ def _kind(program: Program, step: Step, divided: set[Value], name: str) -> str:
     name: of one of its matrices, or "".
     """
     matrix = base_of(name)
-    inputs = [value in divided for key, value in step.inputs.items() if key not in ("cos", "sin")]
+    inputs = [value in divided for key, value in step.inputs.items() if key not in _OF_ALL]
     if step.op == "experts":
         expected, made = False, "sum"
+    elif step.op in ("experts_hidden", "experts_out"):
+        expected, made = False, "divided"
     elif step.op == "gather":
         expected, made = True, "gathered"
     elif matrix in COLUMNS and by_rows(name, program.weights):

@@ -166,10 +166,11 @@ class Pieces:
                 self._peers.sum(run.array(value))
             return
         (x,), (out,) = step.inputs.values(), step.outputs
-        part = run.array(x)
-        whole = np.empty((len(part), out.width), np.float32)
-        self._peers.gather_all(part, whole, self._gathered[int(step.numbers["of"])])
-        run.put(out, whole)
+        widths, array = self._gathered[int(step.numbers["of"])], run.array(x)
+        part = array.reshape(-1, widths[self._peers.rank])  # experts have some rows for a token
+        whole = np.empty((len(part), sum(widths)), np.float32)
+        self._peers.gather_all(part, whole, widths)
+        run.put(out, whole.reshape(len(array), out.width))
 
 
 class _Mirror:

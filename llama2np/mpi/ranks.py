@@ -219,7 +219,7 @@ def _end_all_on_errors(peers: MpiPeers) -> None:
 
 def _parts(asked: _Asked, loaded: Loaded, size: int) -> list[Share]:
     try:
-        return shares(loaded.config, loaded.weights, size)
+        return shares(loaded.config, size)
     except ValueError as error:
         raise ValueError(f"{asked.path}: {error}") from None
 
