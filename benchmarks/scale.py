@@ -3,8 +3,10 @@
     python -m benchmarks.scale                      (--read GB/S --bytes N --stop US --context N)
 
 A token takes the sum of its parts, because nothing overlaps: each machine reads its share of the
-weights and of the KV cache; twice in each block all add up `dim` float32 values, in one or two
-exchanges, each of which waits for log2(n) messages, one after the other.
+weights and of the KV cache, and the machines exchange float32 values. With quantized weights there
+are four all-gathers in each block: of the inputs of wo and w_down, and of their outputs. With
+floats all add up `dim` values twice in each block, in one or two exchanges. Each exchange waits for
+log2(n) messages, one after the other.
 """
 
 import argparse
@@ -34,6 +36,11 @@ class Machine:
     stop: float
     context: int
 
+    @property
+    def quantized(self) -> bool:
+        """Whether the weights are not floats, whose products are shared out in another way."""
+        return self.bytes < 2
+
 
 def shares(model: Model, n: int, machine: Machine) -> tuple[float, float]:
     """Bytes of weights, and of KV cache, that one of n machines reads for a token."""
@@ -43,26 +50,28 @@ def shares(model: Model, n: int, machine: Machine) -> tuple[float, float]:
     return weights / n, 8 * c.n_layers * heads * c.head_dim * machine.context
 
 
-def exchange(model: Model, n: int, network: int) -> tuple[float, float]:
+def exchange(model: Model, n: int, network: int, machine: Machine) -> tuple[float, float]:
     """Seconds that a token waits for messages, and for bytes."""
     c, (rate, message) = config_of(model), NETWORKS[network]
     if n == 1:
         return 0.0, 0.0
-    count = 2 * c.n_layers
     rounds = math.ceil(math.log2(n)) * message
-    if n == 2 or n * c.dim < 2**15:  # one exchange, of all terms: see mpi/peers.py
-        sent, exchanges = (n - 1) * 4 * c.dim, 1
+    if machine.quantized:
+        sent, exchanges = (n - 1) / n * 4 * (c.q_dim + c.hidden_dim + 2 * c.dim), 4
+    elif n == 2 or n * c.dim < 2**15:  # one exchange, of all terms: see mpi/peers.py
+        sent, exchanges = 2 * (n - 1) * 4 * c.dim, 2
     else:  # two, of a part of the terms and of the sums
-        sent, exchanges = 2 * (n - 1) / n * 4 * c.dim, 2
+        sent, exchanges = 4 * (n - 1) / n * 4 * c.dim, 4
     logits = 4 * c.vocab_size * (n - 1) / n
-    return (exchanges * count + 2) * rounds, (count * sent + logits) / rate
+    return (exchanges * c.n_layers + 2) * rounds, (c.n_layers * sent + logits) / rate
 
 
 def seconds(model: Model, n: int, network: int, machine: Machine) -> float:
     """Of a token."""
     weights, cache = shares(model, n, machine)
-    stops = (2 * config_of(model).n_layers + 2) * machine.stop if n > 1 else 0.0
-    return (weights + cache) / machine.read + sum(exchange(model, n, network)) + stops
+    pieces = (4 if machine.quantized else 2) * config_of(model).n_layers + 2
+    stops = pieces * machine.stop if n > 1 else 0.0
+    return (weights + cache) / machine.read + sum(exchange(model, n, network, machine)) + stops
 
 
 def table(model: Model, machine: Machine) -> list[str]:
@@ -80,7 +89,7 @@ def table(model: Model, machine: Machine) -> list[str]:
         cells = [str(n), f"{(weights + cache) / 1e9:,.1f}"]
         cells.append(_time((weights + cache) / machine.read))
         for network in NETWORKS:
-            waits = " + ".join(_time(part) for part in exchange(model, n, network))
+            waits = " + ".join(_time(part) for part in exchange(model, n, network, machine))
             cells += ["-" if n == 1 else waits, f"{1 / seconds(model, n, network, machine):,.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
