@@ -43,7 +43,7 @@ class How(NamedTuple):
 def lower(
     program: Program, count: int, wanted: int, chunk: int, activations: str = "int8"
 ) -> Lowered:
-    """The entries for `count` rows, of which `wanted` get logits. chunk: positions of a chunk.
+    """The entries for `count` rows, of which `wanted` get logits. chunk: positions of a chunk of the KV cache.
 
     activations: one of model/engine.py.
     """
