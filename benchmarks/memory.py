@@ -118,9 +118,8 @@ def _sized(size):
 
 def main():
     """Print the table."""
-    print(
-        "| model | parameters | folder | as GGUF, Q4_0 | read for a token | KV cache, 1,000 positions |"
-    )
+    columns = "folder", "as GGUF, Q4_0", "read for a token", "KV cache, 1,000 positions"
+    print("|", " | ".join(("model", "parameters", *columns)), "|")
     print("|---|---|---|---|---|---|")
     for model in MODELS:
         print(row(model))

@@ -63,7 +63,7 @@ def llamacpp(python: str, task: Task, folder: Path) -> tuple[Peer, Peer]:
 
 
 def ctranslate2(python: str, task: Task, folder: Path) -> tuple[Peer, Peer]:
-    """CTranslate2 generating, and reading a prompt; on a folder that is written if it is missing."""
+    """CTranslate2 generating, and reading a prompt; on files that are written if missing."""
     path, model = folder / f"{task.shape}.ct2", write_model(task.shape, folder)
     if not path.exists():
         with tempfile.TemporaryDirectory() as temporary:

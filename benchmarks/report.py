@@ -4,7 +4,8 @@
 
 FOLDER holds llama2.c's programs: run_o3 (`gcc -O3`), run_fast and runq_fast (`gcc -Ofast -fopenmp
 -march=native`, of run.c and runq.c); the first PYTHON has llama-cpp-python and gguf, the second one
-ctranslate2, transformers and torch. What is not given is left out. In each round every program runs once, whole, one after the other.
+ctranslate2, transformers and torch. What is not given is left out. In each round every program runs
+once, whole, one after the other.
 """
 
 from __future__ import annotations
