@@ -1,4 +1,4 @@
-"""What public models need in memory: the table of README.md.
+"""What public models need in memory: the table of docs/models.md.
 
     python -m benchmarks.memory
 
@@ -118,7 +118,8 @@ def _sized(size):
 
 def main():
     """Print the table."""
-    print("| model | parameters | folder | as GGUF, Q4_0 | read for a token | 1,000 positions |")
+    columns = "folder", "as GGUF, Q4_0", "read for a token", "KV cache, 1,000 positions"
+    print("|", " | ".join(("model", "parameters", *columns)), "|")
     print("|---|---|---|---|---|---|")
     for model in MODELS:
         print(row(model))

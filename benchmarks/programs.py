@@ -7,15 +7,17 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.random_models import header_of, tokenizer_of, write_model
 from llama2np.bench.peer import LLAMA2C, Peer
+from llama2np.formats.export import export
 
 _ROOT = Path(__file__).parents[1]
-_LLAMACPP = Path(__file__).with_name("llamacpp.py")
+_LLAMACPP, _CT2 = (Path(__file__).with_name(name) for name in ("llamacpp.py", "ct2.py"))
 PROMPT = r"prompt tok/s: ([0-9.]+)"
 
 
@@ -57,7 +59,21 @@ def llamacpp(python: str, task: Task, folder: Path) -> tuple[Peer, Peer]:
         config = header.config
         shape = asdict(config) | {"kv_dim": config.kv_dim, "tied": header.tied, "q8": task.q8}
         subprocess.run([python, _LLAMACPP, "write", path, json.dumps(shape)], check=True)
-    rate = [python, str(_LLAMACPP), "rate", str(path)]
+    return _rates([python, str(_LLAMACPP), "rate", str(path)], task)
+
+
+def ctranslate2(python: str, task: Task, folder: Path) -> tuple[Peer, Peer]:
+    """CTranslate2 generating, and reading a prompt; on files that are written if missing."""
+    path, model = folder / f"{task.shape}.ct2", write_model(task.shape, folder)
+    if not path.exists():
+        with tempfile.TemporaryDirectory() as temporary:
+            export(model, f"{temporary}/hf", version=-1)
+            kind = "int8" if task.q8 else "float32"
+            subprocess.run([python, _CT2, "convert", f"{temporary}/hf", path, kind], check=True)
+    return _rates([python, str(_CT2), "rate", str(path)], task)
+
+
+def _rates(rate: list[str], task: Task) -> tuple[Peer, Peer]:
     generate = shlex.join([*rate, str(task.steps), "1", "{threads}"])
     prompt = shlex.join([*rate, "1", str(task.prompt), "{threads}"])
     return Peer(generate, pattern=LLAMA2C), Peer(prompt, pattern=PROMPT)

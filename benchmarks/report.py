@@ -1,10 +1,11 @@
 """Redo the tables of benchmarks/README.md: generation, prompts, threads, context and start.
 
-    python -m benchmarks.report --llama2c FOLDER --llamacpp PYTHON --folder DIR
+    python -m benchmarks.report --llama2c FOLDER --llamacpp PYTHON --ct2 PYTHON --folder DIR
 
 FOLDER holds llama2.c's programs: run_o3 (`gcc -O3`), run_fast and runq_fast (`gcc -Ofast -fopenmp
--march=native`, of run.c and runq.c); PYTHON has llama-cpp-python and gguf. What is not given is
-left out. In each round every program runs once, whole, one after the other.
+-march=native`, of run.c and runq.c); the first PYTHON has llama-cpp-python and gguf, the second one
+ctranslate2, transformers and torch. What is not given is left out. In each round every program runs
+once, whole, one after the other.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ README = Path(__file__).with_name("README.md")
 MARK = "<!-- What follows is written by python -m benchmarks.report. -->\n"
 TASKS = [Task("260K"), Task("15M"), Task("42M"), Task("110M"), Task("110M-q8")]
 TASKS += [Task("1.1B-q8", 64, 128)]
+_PEERS = {"llama.cpp": programs.llamacpp, "CTranslate2": programs.ctranslate2}
 _C = {"run_o3": "llama2.c -O3", "run_fast": "llama2.c fast", "runq_fast": "llama2.c fast"}
 
 
@@ -71,10 +73,11 @@ def measure(task: Task, options: argparse.Namespace) -> dict[str, list[float]]:
         if program and program.exists() and name.startswith("runq") == task.q8:
             peer = programs.llama2c(program, task, folder)
             measures[column] = partial(peer.rate, threads)
-    if options.llamacpp:
-        generate, read = programs.llamacpp(options.llamacpp, task, folder)
-        measures["llama.cpp"] = partial(generate.rate, threads)
-        measures["llama.cpp prompt"] = partial(read.rate, threads)
+    for name, start in _PEERS.items():
+        if python := getattr(options, start.__name__):
+            generate, read = start(python, task, folder)
+            measures[name] = partial(generate.rate, threads)
+            measures[f"{name} prompt"] = partial(read.rate, threads)
     return rounds(measures, options.rounds)
 
 
@@ -97,7 +100,7 @@ def generation_row(task: Task, found: dict[str, list[float]], folder: Path) -> l
     """A line of the first table. The share is of bytes at the mean position of the run."""
     needed = arithmetic.bytes_to_generate(*load(write_model(task.shape, folder)), 0, task.steps)
     shares = [n * needed / r for n, r in zip(found["llama2np"], found["read"], strict=True)]
-    others = "llama2.c -O3", "llama2.c fast", "llama.cpp"
+    others = "llama2.c -O3", "llama2.c fast", *_PEERS
     return [
         task.shape,
         rate(found, "llama2np"),
@@ -113,8 +116,8 @@ def prompt_row(task: Task, found: dict[str, list[float]]) -> list[str]:
     return [
         f"{task.shape}, {task.prompt}",
         rate(found, "prompt"),
-        rate(found, "llama.cpp prompt"),
-        ratio(found, "prompt", "llama.cpp prompt"),
+        *(rate(found, f"{name} prompt") for name in _PEERS),
+        *(ratio(found, "prompt", f"{name} prompt") for name in _PEERS),
         f"{median(found['sgemm']) / 1e9:.0f}",
         f"{median(found['prompt share']):.0%}",
     ]
@@ -176,17 +179,18 @@ def tables(tasks: list[Task], options: argparse.Namespace) -> list[str]:
         print(task.shape, flush=True)
         found[task] = measure(task, options)
     generation = [generation_row(task, found[task], options.folder) for task in tasks]
-    head = ["shape", "llama2np", "range", "llama2.c -O3", "fast", "llama.cpp"]
-    head += ["/ fast", "/ llama.cpp", "GB/s read", "share of it"]
+    ratios = [f"/ {name}" for name in _PEERS]
+    head = ["shape", "llama2np", "range", "llama2.c -O3", "fast", *_PEERS]
+    head += ["/ fast", *ratios, "GB/s read", "share of it"]
     lines = ["## Generation, tokens per second", "", *aligned(head, generation)]
-    head = ["shape, tokens", "llama2np", "llama.cpp", "ratio", "GFLOP/s, sgemm", "share of it"]
+    head = ["shape, tokens", "llama2np", *_PEERS, *ratios, "GFLOP/s, sgemm", "share of it"]
     lines += ["", "## Prompts, tokens per second", ""]
     lines += aligned(head, [prompt_row(task, found[task]) for task in tasks])
     lines += ["", "## Threads, generation, tokens per second", ""]
     head = ["shape", "1 thread", f"{options.threads} threads", "ratio"]
     lines += aligned(head, [thread_row(task, found[task]) for task in tasks])
     lines += ["", f"## Context, {options.context_shape}, tokens per second", ""]
-    head = ["behind", "128 read", "arithmetic allows", "share"]
+    head = ["after", "128 read", "arithmetic allows", "share"]
     head += ["128 generated", "bytes allow", "share"]
     lines += aligned(head, context_rows(options))
     lines += ["", f"## Start, {TASKS[0].shape}, whole runs of two tokens, seconds", ""]
@@ -197,10 +201,11 @@ def preface(options: argparse.Namespace) -> list[str]:
     """When, where and with what."""
     machine = description()
     versions = [f"{name} {machine[name]}" for name in ("llama2np", "numpy", "numba", "llvmlite")]
-    if options.llamacpp:
-        code = "import llama_cpp; print(llama_cpp.__version__)"
-        done = subprocess.run([options.llamacpp, "-c", code], capture_output=True, text=True)
-        versions.append(f"llama-cpp-python {done.stdout.strip()}")
+    for python, module in ((options.llamacpp, "llama_cpp"), (options.ctranslate2, "ctranslate2")):
+        if python:
+            code = f"import {module}; print({module}.__version__)"
+            done = subprocess.run([python, "-c", code], capture_output=True, text=True)
+            versions.append(f"{module} {done.stdout.strip()}")
     if options.llama2c:
         git = ["git", "-C", str(options.llama2c), "rev-parse", "--short", "HEAD"]
         done = subprocess.run(git, capture_output=True, text=True)
@@ -220,6 +225,7 @@ def _command(options: argparse.Namespace) -> str:
     words = ["python -m benchmarks.report", *options.shapes]
     words += ["--llama2c FOLDER"] if options.llama2c else []
     words += ["--llamacpp PYTHON"] if options.llamacpp else []
+    words += ["--ct2 PYTHON"] if options.ctranslate2 else []
     return " ".join([*words, f"--rounds {options.rounds} --threads {options.threads}"])
 
 
@@ -229,6 +235,8 @@ def main(argv: list[str]) -> None:
     add("shapes", nargs="*", metavar="SHAPE", help=f"of {', '.join(SHAPES)}")
     add("--llama2c", type=Path, metavar="FOLDER", help="of run_o3, run_fast and runq_fast")
     add("--llamacpp", metavar="PYTHON", help="one that has llama-cpp-python and gguf")
+    words = "one that has ctranslate2, transformers and torch"
+    add("--ct2", dest="ctranslate2", metavar="PYTHON", help=words)
     add("--rounds", type=int, default=5, metavar="N")
     add("--threads", type=int, default=kernels.threads(), metavar="N")
     add("--context-shape", default="110M-4096", choices=SHAPES, metavar="SHAPE")

@@ -13,7 +13,9 @@ from llama2np.bench.form import aligned
 @pytest.fixture
 def options(tmp_path):
     return argparse.Namespace(
-        **dict(shapes=["260K"], llama2c=tmp_path, llamacpp=None, rounds=3, threads=2)
+        **dict(
+            shapes=["260K"], llama2c=tmp_path, llamacpp=None, ctranslate2=None, rounds=3, threads=2
+        )
     )
 
 

@@ -44,9 +44,9 @@ class How(NamedTuple):
 def lower(
     program: Program, count: int, wanted: int, chunk: int, activations: str = "int8"
 ) -> Lowered:
-    """The entries for `count` rows, of which `wanted` get logits. chunk: positions of a chunk.
+    """The entries for `count` rows, of which `wanted` get logits.
 
-    activations: one of model/engine.py.
+    chunk: positions of a chunk of the KV cache. activations: one of model/engine.py.
     """
     made, how = Lowered(), How(chunk, TERMS[activations])
     for step in program.steps:

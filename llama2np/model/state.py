@@ -282,8 +282,8 @@ class State:
         return aligned_zeros((c.n_layers, 2, c.n_kv_heads, self.chunk * c.head_dim))
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the lock, the addresses and an engine's memory, which belong to this process."""
-        own = "_owner", "run", "addresses", "mirror"
+        """All but the addresses and an engine's memory, which belong to this process."""
+        own = "run", "addresses", "mirror"
         return {k: v for k, v in self.__dict__.items() if k not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

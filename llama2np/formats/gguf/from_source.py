@@ -41,9 +41,8 @@ _OURS_TO_THEIRS = {ours: theirs for theirs, ours in reversed(NAMES.items())}
 _LAYER = {ours: theirs for theirs, ours in reversed(LAYER_NAMES.items())}
 _BERT = {"attn_norm": "attn_output_norm", "ffn_norm": "layer_output_norm"}
 _STACKS = {ours: theirs for theirs, ours in EXPERTS.items()}
-_FUSED: dict[
-    str, dict[str, tuple[str, ...]]
-] = {  # {architecture: {their tensor: ours, one below the other}}
+# {architecture: {their tensor: ours, one below the other}}
+_FUSED: dict[str, dict[str, tuple[str, ...]]] = {
     "gpt2": {"attn_qkv": ("wq", "wk", "wv")},
     "gptneox": {"attn_qkv": ("wq", "wk", "wv")},
     "phi3": {"attn_qkv": ("wq", "wk", "wv"), "ffn_up": ("w_gate", "w_up")},
