@@ -82,12 +82,12 @@ class MpiPeers:
 
     def gather_all(self, part: np.ndarray, whole: np.ndarray, parts: list[int]) -> None:
         """Put the columns of all ranks next to each other, on all ranks."""
-        rows = len(part)
-        into = whole if rows == 1 else self._room(-(-whole.size // self.size)).reshape(-1)
-        counts = [rows * width for width in parts]
-        self._comm.Allgatherv(part, [into[: whole.size] if rows > 1 else into, counts])
+        rows, into = len(part), whole
         if rows > 1:
-            _side_by_side(into[: whole.size], whole, parts)
+            into = self._room(-(-whole.size // self.size)).reshape(-1)[: whole.size]
+        self._comm.Allgatherv(part, [into, [rows * width for width in parts]])
+        if rows > 1:
+            _side_by_side(into, whole, parts)
 
     # --- commands ---
 
