@@ -356,7 +356,7 @@ def test_a_template_from_a_file(model, talk, tmp_path):
 
 def test_run_with_a_template_is_this_chat(model, monkeypatch, capsys):
     """`run.py MODEL -m chat`."""
-    monkeypatch.setattr(run.Llama, "load", lambda *_: model)
+    monkeypatch.setattr(run.Llama, "load", lambda *_, **__: model)
     monkeypatch.setattr(sys, "stdin", io.StringIO("/system\n"))
     assert run.main(["folder", "-m", "chat", "-y", "Hi"], "run.py") == 0
     assert capsys.readouterr() == ("", "Hi\n")

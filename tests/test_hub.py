@@ -212,6 +212,9 @@ def test_without_the_package(tmp_path, monkeypatch, capsys):
     )
 
 
+SPLIT = ["a-Q8_0-00001-of-00002.gguf", "a-Q8_0-00002-of-00002.gguf"]  # one model
+
+
 @pytest.mark.parametrize(
     "files, file, expected",
     [
@@ -219,7 +222,7 @@ def test_without_the_package(tmp_path, monkeypatch, capsys):
         (["a-Q4_K_M.gguf", "a-Q8_0.gguf"], None, ["a-Q4_K_M.gguf"]),
         (["a.Q8_0.gguf", "b.Q8_0.gguf"], "Q8_0", None),
         (["a.Q8_0.gguf", "x/a.Q4_0.gguf"], "a.Q4_0.gguf", ["x/a.Q4_0.gguf"]),
-        (["a-Q8_0-00001-of-00002.gguf", "a-Q8_0-00002-of-00002.gguf"], "Q8_0", None),
+        (SPLIT, "Q8_0", SPLIT),
         (["config.json", "model.safetensors", "a.gguf"], "a.gguf", ["a.gguf"]),
         (["config.json", "pytorch_model.bin"], None, ["pytorch_model.bin", "config.json"]),
         (["config.json", "a.gguf"], None, ["a.gguf"]),

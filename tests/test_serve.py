@@ -167,7 +167,12 @@ def test_json_that_follows_a_schema(served):
         ("chat/completions", {}, 400, "messages must be a list of 1 to 10,000 messages, not None"),
         ("chat/completions", {"messages": ["Hi"]}, 400, "expected a JSON object for messages[0]"),
         ("chat/completions", {"messages": [{"role": "x"}]}, 400, "the role of a message must be"),
-        ("chat/completions", {"messages": CHAT * 2}, 400, "Llama 2's template needs messages of"),
+        (
+            "chat/completions",
+            {"messages": CHAT * 2},
+            400,
+            "Llama 2's template needs alternating messages of",
+        ),
         ("chat/completions", {"messages": CHAT, "tools": [1]}, 400, "tools is not supported by t"),
         ("chat/completions", {"messages": CHAT, "top_logprobs": 1}, 400, "top_logprobs needs log"),
         (

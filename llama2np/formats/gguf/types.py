@@ -51,7 +51,7 @@ _UNREADABLE = {
     40: Type("NVFP4", 64, 36),
     41: Type("Q1_0", 128, 18),
 }
-TYPES = _UNREADABLE | _PLAIN | _BLOCKS
+TYPES = _PLAIN | _BLOCKS | {n: each for n, each in _UNREADABLE.items() if n not in _BLOCKS}
 NUMBERS = {each.kind: number for number, each in TYPES.items() if each.kind}
 
 # Names for errors: formats that llama.cpp no longer reads, and two that it never writes to files.

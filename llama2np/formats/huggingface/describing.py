@@ -132,6 +132,8 @@ def _config_json(source: Source, kind: str, dtype: str) -> dict[str, Any]:
         act = "gelu" if c.gelu_exact else "gelu_new"
         return top | {"type_vocab_size": c.n_types, "hidden_act": act}
     top |= _rope(c) | _biases(source, FAMILIES[kind]) | _special(c, kind)
+    if kind == "llama":  # Llama 2's; the files of another tokenizer name its own
+        top |= {"bos_token_id": 1, "eos_token_id": 2}
     if kind != "gpt_neox":
         top["num_key_value_heads"] = c.n_kv_heads
     if kind not in ("phi", "phi3", "gpt_neox"):  # there it is hidden_size / num_attention_heads
