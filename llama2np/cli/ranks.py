@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 
 from llama2np.cli import current
 from llama2np.cli.flags import reported
 from llama2np.mpi import launch
 
+_FOR_RANK_0 = 3  # seconds
 # The commands whose model can be shared out: they only read tokens and get logits.
 _COMMANDS = "run", "chat", "serve", "generate", "perplexity"
 
@@ -34,6 +36,8 @@ def _reported(prog: str, command: Callable[[], int]) -> int:
     try:
         return command()
     except ValueError:
+        # mpirun kills the others when the first rank fails: rank 0 needs time for its line.
+        time.sleep(_FOR_RANK_0)
         return 1
 
 
