@@ -339,7 +339,7 @@ def run(requests: int, malformed: int, seed: int = 0) -> dict[str, Any]:
     finally:
         if server.process is not None:
             server.stop()
-    # Prefixes of answered texts stay in the cache for the next ones, which are other ones each time.
+    # Prefixes of answered texts stay in the cache for the next ones; how many differs.
     if after["cache_chunks"] > SEQUENCES:
         raise Wrong(f"{after['cache_chunks']} chunks stay in the cache, for {SEQUENCES} texts")
     for name, more in (("threads", POOL), ("descriptors", 0)):
