@@ -270,7 +270,7 @@ def test_reports():
 
 
 def test_zero_shot(base):
-    """Against the sum over the whole text, computed anew for each label."""
+    """Against the sum over the whole text, computed again for each label."""
     model = Llama.load(base[0], engine="numpy")
     prompt, labels, text = "{text} IS", ["GOOD", "BAD", "A"], "THE CAT"
     found = zero_shot(model, [text], labels, prompt)

@@ -93,7 +93,7 @@ class Run:
     def calls(self) -> Iterator[tuple[str, Call]]:
         """(name of a chunk, call) for each chunk that is not done. Raises OSError.
 
-        The lines are read when they are asked for.
+        The lines are read when a call is taken from the iterator.
         """
         for chunk in self._chunks():
             if chunk.name not in self._done:
