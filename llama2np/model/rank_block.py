@@ -36,7 +36,7 @@ class RankBlock(Block):
     def gather(self, x: Value, what: str, times: int = 1) -> Value:
         """The columns of x (T, width) of all ranks next to each other: (T, whole width).
 
-        what: one of GATHERED, which the columns belong to. times: the number of rows of x for each token.
+        what: one of GATHERED, which the columns belong to. times: rows of x for each token.
         """
         part, whole = times * self._share.width(what), times * self._share.gathered[what]
         if x.width != part:
