@@ -21,6 +21,7 @@ import numpy as np
 from llama2np.atomic import replacing
 from llama2np.learning.batch import Batch, padded
 from llama2np.learning.lines import StrPath, lines
+from llama2np.output import printable
 
 _BETWEEN = "|||"
 _TEXTS, _LABELS = ("text", "sentence"), ("label", "labels")
@@ -129,7 +130,8 @@ def _from_csv(path: Path) -> Iterator[tuple[int, str, str]]:
             return  # an empty file
         text, label = (next((n for n in names if n in fields), None) for names in (_TEXTS, _LABELS))
         if text is None or label is None:
-            raise ValueError(f"{path}: columns {', '.join(fields)}, expected text and label")
+            found = printable(", ".join(fields))
+            raise ValueError(f"{path}: columns {found}, expected text and label")
         for row in reader:
             if not (row[text] or "").strip() or not (row[label] or "").strip():
                 raise ValueError(f"{path}: line {reader.line_num}: expected a text and a label")
