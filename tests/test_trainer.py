@@ -536,15 +536,28 @@ def test_a_step_that_is_cut_off_is_not_saved(tmp_path, monkeypatch):
 
 def test_no_number_and_a_smaller_rate(tmp_path, recwarn):
     """The checkpoint stays as it was, and the training can go on from it with other settings."""
-    wild = trainer_of(tmp_path, rate=1e30)
-    wild.run(until=1)
-    with pytest.raises(ValueError, match=r"step 2: the loss is nan.*training.npz has an earlier"):
+    trainer_of(tmp_path).run(until=1)
+    wild = trainer_of(tmp_path, rate=1e30, allow_change=True)
+    with pytest.raises(ValueError, match=r"step 3: the loss is nan.*training.npz has an earlier"):
         wild.run()
     assert not recwarn.list
-    with pytest.raises(CheckpointError, match="rate=1e.30, expected 0.001.* or allow the change"):
+    with pytest.raises(CheckpointError, match="rate=0.01, expected 0.001.* or allow the change"):
         trainer_of(tmp_path, rate=1e-3)
     trainer = trainer_of(tmp_path, rate=1e-3, allow_change=True)
-    assert trainer.step == 1 and trainer.losses == wild.losses
+    assert trainer.step == 1 and trainer.losses == wild.losses[:1]
+    trainer.run()
+    assert np.isfinite(trainer.losses).all()
+
+
+@pytest.mark.parametrize("until", (2, 6))
+def test_a_spoilt_network_is_not_saved(tmp_path, recwarn, until):
+    """A step can spoil the network, although its own loss was a number."""
+    trainer_of(tmp_path).run(until=1)
+    wild = trainer_of(tmp_path, rate=1e30, allow_change=True)
+    with pytest.raises(ValueError, match=r"step 2: after it.* is nan: .*npz has an earlier"):
+        wild.run(until, every=1)
+    assert not recwarn.list
+    assert trainer_of(tmp_path, rate=1e-3, allow_change=True).step == 1
 
 
 def test_more_steps(tmp_path):

@@ -146,8 +146,9 @@ class Trainer:
         progress: called after each step with its number and loss. If an exception such as
         KeyboardInterrupt ends the training, the checkpoint is written first. unsaved: called if a
         file cannot be written; training goes on, and the next step tries again. Raises ValueError
-        if the loss is no number, and OSError if a file cannot be written: with `unsaved` only
-        before the first step and after the last.
+        if the loss is no number, or would be none after a step whose checkpoint is due, which is
+        then not written; and OSError if a file cannot be written: with `unsaved` only before the
+        first step and after the last.
         """
         until = self.schedule.steps if until is None else until
         log, failed = saved.Log(self._log), False
@@ -173,6 +174,8 @@ class Trainer:
 
     def _stored(self, log: saved.Log, checkpoint: bool) -> OSError | None:
         """Write the log, and maybe the checkpoint; return what has failed."""
+        if checkpoint:
+            self._check()
         try:
             log.write()
             if checkpoint:
@@ -180,6 +183,20 @@ class Trainer:
         except OSError as error:
             return error
         return None
+
+    def _check(self) -> None:
+        """Raise ValueError if the last step has spoilt the network: the checkpoint stays then."""
+        batch = self.data.batch(self.step * self.settings.accumulate)
+        losses = _losses(self.program, self.parameters, [batch], self.threads, **self.options)
+        with np.errstate(all="ignore"):
+            total = sum(loss.total for loss in losses)
+        if not math.isfinite(total):
+            self._whole = False
+            rate = self.schedule.rate_at(self.step - 1)
+            raise ValueError(
+                f"step {self.step}: after it, the loss of the next batch is {total}: try a smaller "
+                f"learning rate (now {rate:g}){self._earlier()}"
+            )
 
     def one_step(self) -> dict[str, Any]:
         """Take one step; return its line of the log, without the time."""
@@ -275,11 +292,17 @@ def score(
 
 
 def _losses(
-    program: Program, parameters: Parameters, batches: Iterable[Batch], **options: Any
+    program: Program,
+    parameters: Parameters,
+    batches: Iterable[Batch],
+    threads: int | None = None,
+    **options: Any,
 ) -> Iterator[Loss]:
-    """The losses of the shards of batches, by all processors."""
+    """The losses of the shards of batches, by default by all processors."""
 
     def computed(part: Batch) -> Loss:
-        return batch_loss(program, parameters, part, **options)
+        with np.errstate(all="ignore"):  # of this thread
+            return batch_loss(program, parameters, part, **options)
 
-    return in_order(computed, (s for batch in batches for s in shards(batch)), processors())
+    parts = (part for batch in batches for part in shards(batch))
+    return in_order(computed, parts, threads or processors())
