@@ -447,6 +447,26 @@ def test_a_full_disk_does_not_end_a_training(tmp_path, monkeypatch):
     assert trainer_of(tmp_path).losses == trainer.losses
 
 
+def test_a_full_disk_at_the_end_of_an_epoch(tmp_path, monkeypatch):
+    """A command runs an epoch at a time: only after the last one a full disk is an error."""
+    trainer, told = trainer_of(tmp_path), []
+
+    def full(*_):
+        raise OSError(28, "No space left on device", "training.npz")
+
+    trainer.run(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(saved, "save", full)
+        patch.setattr(saved.Log, "write", full)
+        for until in (3, 5):
+            trainer.run(until, every=1, unsaved=told.append)
+    assert len(told) == 1
+    trainer.run(unsaved=told.append)
+    lines = (tmp_path / "losses.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert trainer_of(tmp_path).losses == trainer.losses
+
+
 def test_a_log_on_a_full_disk(tmp_path, monkeypatch):
     """Lines wait in memory until they can be written, each once and whole."""
     log = saved.Log(tmp_path / "losses.jsonl")

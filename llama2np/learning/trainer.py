@@ -121,7 +121,10 @@ class Trainer:
         self.optimizer = AdamW(parameters, settings.adamw, decays)
         self.losses: list[float] = []
         self.norms: list[float] = []
-        self._log = log
+        self._log = saved.Log(log)
+        self._failed: bool | None = (
+            None  # whether the last attempt to write has; None: there was none
+        )
         self._whole = True  # False while the parameters, their moments and the losses change
         if checkpoint is not None and os.path.exists(checkpoint):
             identity = None if allow_change else self._identity()
@@ -148,23 +151,23 @@ class Trainer:
         file cannot be written; training goes on, and the next step tries again. Raises ValueError
         if the loss is no number, or would be none after a step whose checkpoint is due, which is
         then not written; and OSError if a file cannot be written: with `unsaved` only before the
-        first step and after the last.
+        first step and after the last of the schedule.
         """
         until = self.schedule.steps if until is None else until
-        log, failed = saved.Log(self._log), False
-        log.write()
+        if self._failed is None:
+            self._log.write()
         try:
             while self.step < until:
                 started = time.perf_counter()
                 line = self.one_step()
-                log.add(line | {"seconds": round(time.perf_counter() - started, 4)})
-                due = failed or self.step % every == 0 or self.step == until
-                error = self._stored(log, due)
-                if error is not None and (unsaved is None or self.step == until):
+                self._log.add(line | {"seconds": round(time.perf_counter() - started, 4)})
+                due = self._failed or self.step % every == 0 or self.step == until
+                error = self._stored(due)
+                if error is not None and (unsaved is None or self.step == self.schedule.steps):
                     raise error
-                if error is not None and unsaved is not None and not failed:
+                if error is not None and unsaved is not None and not self._failed:
                     unsaved(error)
-                failed = error is not None
+                self._failed = error is not None
                 progress(self.step, self.losses[-1])
         except BaseException:
             with suppress(OSError):
@@ -172,12 +175,12 @@ class Trainer:
                     self.save()
             raise
 
-    def _stored(self, log: saved.Log, checkpoint: bool) -> OSError | None:
+    def _stored(self, checkpoint: bool) -> OSError | None:
         """Write the log, and maybe the checkpoint; return what has failed."""
         if checkpoint:
             self._check()
         try:
-            log.write()
+            self._log.write()
             if checkpoint:
                 self.save()
         except OSError as error:
