@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from llama2np import Llama, State
+from llama2np import Llama, State, freed_memory
 from llama2np.cli import main
 from llama2np.formats import huggingface, loading
 from llama2np.formats.checkpoint import CheckpointError
@@ -283,3 +283,19 @@ def test_a_tokenizer_reads_only_the_beginning(monkeypatch):
     """The trainers keep what they read; a file may be larger than memory."""
     monkeypatch.setattr(training, "MOST", 10)
     assert list(training._beginning(iter(["abcdef", "ghijkl", "m"]))) == ["abcdef", "ghijkl"]
+
+
+def test_freed_memory_is_kept_where_glibc_can(monkeypatch):
+    """By its own function, which other systems do not have; it is not called here."""
+    called = []
+
+    class Library:
+        def mallopt(self, which, size):
+            called.append((which, size))
+            return 1
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Library())
+    assert freed_memory.keep_freed_memory(2**20)
+    assert called == [(-1, 2**20), (-3, 2**25)]
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    assert not freed_memory.keep_freed_memory()

@@ -122,9 +122,7 @@ class Trainer:
         self.losses: list[float] = []
         self.norms: list[float] = []
         self._log = saved.Log(log)
-        self._failed: bool | None = (
-            None  # whether the last attempt to write has; None: there was none
-        )
+        self._failed: bool | None = None  # whether the last attempt to write a file has failed
         self._whole = True  # False while the parameters, their moments and the losses change
         if checkpoint is not None and os.path.exists(checkpoint):
             identity = None if allow_change else self._identity()
