@@ -113,7 +113,7 @@ def quantize_tiles(s, run, first, last, scratch):
     ):
         x = int32s(place(run, q), 1, rows * width)[0]
         out = int32s(place(run, tiles), 1, int8_tiles.padded(rows) * width)[0]
-        int8_tiles.lay(x, rows, width, int8_tiles.WIDE, first, last, out)
+        int8_tiles.lay(x, rows, width, first, last, out)
 
 
 @inner
@@ -214,7 +214,7 @@ def quantize_block_tiles(s, run, first, last, scratch):
     ):
         x = int32s(place(run, q), 1, rows * terms * width)[0]
         out = int32s(place(run, tiles), 1, int8_tiles.padded(rows * terms) * width)[0]
-        int8_tiles.lay(x, rows * terms, width, block_tiles.WIDE, first, last, out)
+        int8_tiles.lay(x, rows * terms, width, first, last, out)
 
 
 def block_product(kind):
