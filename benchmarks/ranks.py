@@ -83,15 +83,23 @@ def mixtral(folder: Path) -> Path:
 
 
 def memory() -> int:
-    """The bytes of this process, those that several processes map divided among them (Pss)."""
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/smaps_rollup has no Pss")
+    """The bytes of this process, those that several processes map divided among them (Pss).
+
+    Libraries do not count: what a process has of them depends on other programs on the machine.
+    """
+    found, library = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line[0] in "0123456789abcdef":  # a mapping begins
+            library = ".so" in line
+        elif line.startswith("Pss:") and not library:
+            found += int(line.split()[1]) * 1024
+    return found
 
 
 class Most(threading.Thread):
     """Looks at the memory from time to time; `bytes` is the most since it began, less that then."""
+
+    EVERY = 0.2  # seconds
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -101,7 +109,7 @@ class Most(threading.Thread):
     def run(self):
         while True:
             self.bytes = max(self.bytes, memory() - self._before)
-            time.sleep(0.5)
+            time.sleep(self.EVERY)
 
 
 def child(path: str, threads: int, tokens: int) -> None:
@@ -139,13 +147,15 @@ def measure(model: Llama, count: int) -> dict:
         start = time.perf_counter()
         tokens.append(int(network.forward(tokens[-1:], state).argmax()))
         moments.append(time.perf_counter() - start)
+    work = time.process_time() - work
+    time.sleep(3 * Most.EVERY)  # so that all ranks have seen their memory
     each = statistics.median(moments[1:])
     return {
         "tokens": tokens,
         "prompt": len(_PROMPT) / moments[0],
         "generation": 1 / each,
         "fastest": 1 / min(moments[1:]),
-        "processor": time.process_time() - work,
+        "processor": work,
         "logits": [float(x) for x in logits[:50]],
     }
 
@@ -218,7 +228,7 @@ def compare(shape: str, path: Path, size: int, options: argparse.Namespace) -> s
 def main() -> None:
     """Print the table, or be one of the processes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", type=Path, default=Path("/tmp/models"), metavar="FOLDER")
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="2.7 GB in all; required")
     parser.add_argument("--shapes", nargs="+", default=_DEFAULT, choices=[*SHAPES, "mixtral"])
     parser.add_argument("--ranks", nargs="+", type=int, default=(2, 4))
     parser.add_argument("--rounds", type=int, default=3)
@@ -232,6 +242,8 @@ def main() -> None:
     if options.child:
         child(options.child, options.threads, options.tokens)
         return
+    if options.models is None:
+        parser.error("--models FOLDER is required")
     options.models.mkdir(exist_ok=True)
     heads = "model", "ranks", "same tokens", "logits differ", "largest share", "memory / share"
     heads += "tokens/s", "/ 1 process", "fastest token", "prompt"
