@@ -6,7 +6,10 @@ N ranks of one thread against one process of N threads, by turns. The models are
 to FOLDER when they are missing. Memory is the most that a rank has had, less what it had before it
 loaded the model, with the kernels and MPI in memory already; pages that several ranks map are
 divided among them. The share is the bytes of its part of the weights, and of its KV cache. It has
-no embedding, of which only the rows of the tokens are read.
+no embedding, of which only the rows of the tokens are read, and no tokenizer (8 MB for 32,000
+pieces, on rank 0). The first number is that of all ranks together, the second of the rank with
+most: the system maps a file in pieces of up to 2 MB, which may belong to several ranks, and where
+only one of them has such a piece it counts for that one.
 """
 
 import argparse
@@ -214,11 +217,12 @@ def compare(shape: str, path: Path, size: int, options: argparse.Namespace) -> s
         for what in ("generation", "fastest", "prompt")
     ]
     parts = shares_of(path, size)
-    memory = max(each["memory"] / part for each, part in zip(ranks[-1], parts, strict=True))
+    memory = [each["memory"] for each in ranks[-1]]
+    largest = max(some / part for some, part in zip(memory, parts, strict=True))
     cells = (
         *(shape, str(size), "yes" if same else "NO", f"{error:.0e}"),
         f"{max(parts) / 1e6:,.0f} MB",
-        f"{memory:.2f}",
+        f"{sum(memory) / sum(parts):.2f} ({largest:.2f})",
         f"{statistics.median(each[0]['generation'] for each in ranks):,.1f}",
         *(f"{statistics.median(some):.2f} ({min(some):.2f}-{max(some):.2f})" for some in ratios),
     )
@@ -245,7 +249,7 @@ def main() -> None:
     if options.models is None:
         parser.error("--models FOLDER is required")
     options.models.mkdir(exist_ok=True)
-    heads = "model", "ranks", "same tokens", "logits differ", "largest share", "memory / share"
+    heads = "model", "ranks", "same tokens", "logits differ", "largest share", "memory / share (most)"
     heads += "tokens/s", "/ 1 process", "fastest token", "prompt"
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for shape in options.shapes:
