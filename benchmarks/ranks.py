@@ -249,8 +249,8 @@ def main() -> None:
     if options.models is None:
         parser.error("--models FOLDER is required")
     options.models.mkdir(exist_ok=True)
-    heads = "model", "ranks", "same tokens", "logits differ", "largest share", "memory / share (most)"
-    heads += "tokens/s", "/ 1 process", "fastest token", "prompt"
+    heads = "model", "ranks", "same tokens", "logits differ", "largest share"
+    heads += "memory / share (most)", "tokens/s", "/ 1 process", "fastest token", "prompt"
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for shape in options.shapes:
         path = mixtral(options.models) if shape == "mixtral" else write_model(shape, options.models)
