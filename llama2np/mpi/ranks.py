@@ -93,7 +93,7 @@ class Ranks:
         if self.rank:
             try:
                 self._follow()
-            except Exception as error:
+            except BaseException as error:  # also SystemExit: rank 0 would wait for this one
                 self._die(error)
         return self
 
@@ -179,7 +179,7 @@ class Ranks:
         count = min(kernels.max_threads(), max(len(own) // sharing, 1))
         return partial(kernels.set_threads, asked.threads or count)
 
-    def _die(self, error: Exception) -> None:
+    def _die(self, error: BaseException) -> None:
         """End all processes, since this one cannot go on."""
         print(f"llama2np: rank {self.rank} on {_host()}: {_line(error)}", file=sys.stderr)
         self._peers.abort()
