@@ -132,6 +132,28 @@ with mpi.load("stories-box", engine="numpy") as model:
 """
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_inside_a_pass_ends_all_with_one_line(mpirun, rank):
+    child = mpirun(2, "-c", _FAULT + _ENDLESS, rank)
+    _, err = child.communicate(timeout=300)
+    assert child.returncode == 1
+    lines = [line for line in err.splitlines() if line.startswith("llama2np")]
+    assert len(lines) == 1 and re.fullmatch(f"llama2np: rank {rank} on .*: KeyError: 'x'", lines[0])
+    assert "Traceback" not in err
+
+
+_FAULT = """
+import sys
+from llama2np import mpi
+from llama2np.model.split_engine import Pieces
+def fault(pieces, run, step, exchange=Pieces._exchange):
+    exchange(pieces, run, step)
+    if mpi.rank() == int(sys.argv[1]):
+        raise KeyError("x")
+Pieces._exchange = fault
+"""
+
+
 def test_launchers_are_recognized(monkeypatch):
     for name in list(os.environ):
         if name.startswith(("OMPI_", "PMI_", "SLURM_", launch.SWITCH)):

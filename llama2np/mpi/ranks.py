@@ -97,7 +97,9 @@ class Ranks:
                 self._die(error)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is not None and self._peers.broken:
+            self._die(error)
         if not self.rank:
             self._peers.end()
 
@@ -181,7 +183,10 @@ class Ranks:
 
     def _die(self, error: BaseException) -> None:
         """End all processes, since this one cannot go on."""
-        print(f"llama2np: rank {self.rank} on {_host()}: {_line(error)}", file=sys.stderr)
+        text = _line(error)
+        if not isinstance(error, ValueError | OSError):  # others say little without their name
+            text = f"{type(error).__name__}: {text}"
+        print(f"llama2np: rank {self.rank} on {_host()}: {text}", file=sys.stderr)
         self._peers.abort()
 
 
