@@ -119,9 +119,8 @@ def test_a_killed_rank_ends_all(mpirun, rank):
     out, err = child.communicate(timeout=60)
     assert child.returncode != 0
     assert time.monotonic() - start < 60
-    assert (
-        out + err
-    ).strip()  # of mpirun (MPICH's writes to stdout), which names the rank if it finds out before it has to end
+    # mpirun names the rank, if it finds out before it has to end; MPICH's writes to stdout.
+    assert (out + err).strip()
 
 
 _ENDLESS = """
