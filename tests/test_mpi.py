@@ -138,8 +138,8 @@ def test_an_error_inside_a_pass_ends_all_with_one_line(mpirun, rank):
     child = mpirun(2, "-c", _FAULT + _ENDLESS, rank)
     _, err = child.communicate(timeout=300)
     assert child.returncode == 1
-    lines = [line for line in err.splitlines() if line.startswith("llama2np")]
-    assert len(lines) == 1 and re.fullmatch(f"llama2np: rank {rank} on .*: KeyError: 'x'", lines[0])
+    lines = [line for line in err.splitlines() if "llama2np: rank" in line]
+    assert len(lines) == 1 and re.search(f"llama2np: rank {rank} on .*: KeyError: 'x'", lines[0])
     assert "Traceback" not in err
 
 

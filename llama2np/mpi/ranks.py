@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from llama2np.mpi.peers import MpiPeers
 from llama2np.output import printable
 
 StrPath = str | os.PathLike[str]
+_FOR_MPIRUN = 0.5  # seconds, to pass on a line before it ends all processes
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,8 @@ class Ranks:
         text = _line(error)
         if not isinstance(error, ValueError | OSError):  # others say little without their name
             text = f"{type(error).__name__}: {text}"
-        print(f"llama2np: rank {self.rank} on {_host()}: {text}", file=sys.stderr)
+        print(f"llama2np: rank {self.rank} on {_host()}: {text}", file=sys.stderr, flush=True)
+        time.sleep(_FOR_MPIRUN)
         self._peers.abort()
 
 
