@@ -83,7 +83,7 @@ def _product(kind: str, rows: int, matrices: list[np.ndarray]) -> Callable[[], f
         sums, offsets = np.zeros(groups, np.int32), np.zeros(groups, np.float32)
         _quantize(x, x.copy(), form.group, q, scales, sums, offsets)
         inputs[n // form.values * form.nbytes] = n, q, scales, sums, offsets
-    out, spare = np.zeros(max(d for d, _ in _SHAPES), np.float32), np.zeros(4, np.float32)
+    out, spare = np.zeros(max(d for d, _ in _SHAPES), np.float32), np.zeros(2 * rows, np.float32)
 
     def run() -> float:
         start = time.process_time()
@@ -98,7 +98,7 @@ def _product(kind: str, rows: int, matrices: list[np.ndarray]) -> Callable[[], f
 
 def products(kinds: list[str], rounds: int) -> None:
     """Print the share of the read speed that the products of one row reach."""
-    print("| format | GB/s read | one row at a time | two rows in turns | used |")
+    print("| format | GB/s read | one row at a time | two rows in turns | four rows in turns |")
     print("|---|---|---|---|---|")
     kernels.set_threads(1)
     for kind in kinds:
@@ -115,12 +115,11 @@ def products(kinds: list[str], rounds: int) -> None:
             kernels.row_sums(ones, sums)
             return time.process_time() - start
 
-        tasks = {"read": read, **{str(r): _product(kind, r, matrices) for r in (1, 2)}}
+        tasks = {"read": read, **{str(r): _product(kind, r, matrices) for r in (1, 2, 4)}}
         found, bytes_ = in_turns(tasks, rounds), size / ones.nbytes
-        shares = " | ".join(f"{ratio(found, 'read', r) * bytes_:.0%}" for r in "12")
+        shares = " | ".join(f"{ratio(found, 'read', r) * bytes_:.0%}" for r in "124")
         speed = ones.nbytes / median(found["read"]) / 1e9
-        used = block_rows.rows_at_once(KINDS[kind])
-        print(f"| {kind} | {speed:.1f} | {shares} | {used} |", flush=True)
+        print(f"| {kind} | {speed:.1f} | {shares} |", flush=True)
 
 
 # --- models ---------------------------------------------------------------------------------------

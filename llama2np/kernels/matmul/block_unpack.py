@@ -81,7 +81,8 @@ def vectors(builder, kind, isa, places):
     """
     values = [(place, i) for place in places for i in range(kind.values)]
     chunks = [[values[i] for i in chunk] for chunk in order(kind.group, len(values))]
-    found = [_vector(builder, kind, isa, chunk) for chunk in chunks]
+    adjacent = _adjacent(kind, isa, places)
+    found = [_vector(builder, kind, isa, chunk, adjacent) for chunk in chunks]
     size = together(kind)
     return [found[k : k + size] for k in range(0, len(found), size)]
 
@@ -103,11 +104,20 @@ def order(group, count):
     ]
 
 
-def _vector(builder, kind, isa, chunk):
+def _adjacent(kind, isa, places):
+    """The distance of these blocks, if vectors of 64 bytes are permuted to join four; or 0.
+
+    Two such vectors have almost all bytes of four short blocks. For longer blocks this is slower.
+    """
+    short = kind.values == 32 and kind.nbytes <= 20
+    return kind.nbytes if short and len(places) == 16 and isa.lanes == 16 else 0
+
+
+def _vector(builder, kind, isa, chunk, adjacent):
     """The 64 values (place, number) of a chunk."""
     value, position = None, 0
     for part in kind.parts:
-        some = _part(builder, part, chunk, position)
+        some = _part(builder, part, chunk, position, adjacent)
         value = some if value is None else builder.or_(value, some)
         position += part.count
     if kind.table:
@@ -118,13 +128,17 @@ def _vector(builder, kind, isa, chunk):
     return value
 
 
-def _part(builder, part, chunk, position):
+def _part(builder, part, chunk, position, adjacent):
     """`part` of the 64 values (place, number) of a chunk, from bit `position` on of each byte."""
     if part.count == 1 and part.bytes[7] == part.bytes[0]:  # a bit for each value, in their order
         return _bits(builder, part, chunk, position)
     if part.count == 4 and len({part.shifts[i] for _, i in chunk}) == 2:
         return _pick_nibbles(builder, part, chunk)
-    value = _gather(builder, [(place, part.bytes[i]) for place, i in chunk])
+    if adjacent:
+        bytes_ = [adjacent * (k // 16) + part.bytes[i] for k, (_, i) in enumerate(chunk)]
+        value = _gather_adjacent(builder, chunk[0][0], bytes_)
+    else:
+        value = _gather(builder, [(place, part.bytes[i]) for place, i in chunk])
     if part.powers:
         value = builder.mul(value, ir.Constant(BYTES, [part.powers[i] for _, i in chunk]))
         wide = builder.zext(value, ir.VectorType(I16, 64))
@@ -174,6 +188,15 @@ def _gather(builder, wanted):
     return concat(builder, [_gather(builder, part) for part in (wanted[:half], wanted[half:])])
 
 
+def _gather_adjacent(builder, place, wanted):
+    """These bytes, pairs within less than 128 bytes: two loads, whose pairs are permuted."""
+    form, first = ir.VectorType(I16, 32), wanted[0]
+    second = wanted[-1] + 1 - 64
+    sources = [load(builder, place, const(start), form) for start in (first, second)]
+    pairs = [byte - first if byte < first + 64 else byte - second + 64 for byte in wanted[::2]]
+    return builder.bitcast(pick(builder, *sources, [pair // 2 for pair in pairs]), BYTES)
+
+
 def _shifted(builder, value, shifts):
     """Bytes shifted to the right; by negative numbers to the left. Adjacent bytes are mixed up."""
     words = builder.bitcast(value, WORDS)
@@ -186,8 +209,7 @@ def scales(builder, kind, isa, places):
     """(scales, offsets) of all groups of these blocks: vectors of float32. offsets may be None."""
     if kind.values == 32:
         bytes_ = [kind.scale] if kind.offset is None else [kind.scale, kind.offset]
-        # Adjacent blocks, of which a vector has four, and instructions that permute such vectors.
-        if len(places) == 16 and 3 * kind.nbytes + max(bytes_) < 64 and isa.lanes == 16:
+        if _adjacent(kind, isa, places):
             found = [_halves_of_adjacent(builder, kind, places, byte) for byte in bytes_]
         else:
             found = [_halves(builder, places, byte) for byte in bytes_]
@@ -210,10 +232,12 @@ def _scales_and_offsets(builder, kind, place):
     numbers = _integers(builder, kind, parts, place)
     count = numbers.type.count // 2
     address = builder.bitcast(builder.gep(place, [const(kind.scale)]), I32.as_pointer())
-    word = builder.zext(builder.load(address, align=1), I64)  # the offsets' float16 is the next one
-    halves = builder.fpext(builder.bitcast(word, ir.VectorType(HALF, 4)), ir.VectorType(F32, 4))
-    second = builder.fneg(halves) if kind.sign < 0 else halves
-    factors = pick(builder, halves, second, [0] * count + [5] * count)
+    word = builder.load(address, align=1)  # the offsets' float16 is the next one
+    if kind.sign < 0:
+        word = builder.xor(word, ir.Constant(I32, -(2**31)))
+    word = builder.bitcast(builder.zext(word, I64), ir.VectorType(HALF, 4))
+    halves = builder.fpext(word, ir.VectorType(F32, 4))
+    factors = pick(builder, halves, halves, [0] * count + [1] * count)
     values = builder.fmul(builder.sitofp(numbers, factors.type), factors)
     return tuple(pick(builder, values, values, range(k, k + count)) for k in (0, count))
 
@@ -263,6 +287,8 @@ def _times_half(builder, numbers, place, byte):
 
 def _integers(builder, kind, parts, place, signed=False):
     """The integers that these parts make, as a vector of int32."""
+    if not signed and all(map(_in_fours, parts)):
+        return _integers_in_fours(builder, parts, place)
     found, position = None, 0
     for part in parts:
         start = min(*part.bytes, kind.nbytes - 16)  # 16 bytes have all of them
@@ -279,6 +305,36 @@ def _integers(builder, kind, parts, place, signed=False):
         found = value if found is None else builder.or_(found, value)
         position += part.count
     return found
+
+
+def _in_fours(part):
+    """Whether each four integers, from the first on, are in adjacent bytes with equal shifts."""
+    return all(
+        part.bytes[i] == part.bytes[i - i % 4] + i % 4 and part.shifts[i] == part.shifts[i - i % 4]
+        for i in range(len(part.bytes))
+    ) and any(part.shifts)
+
+
+def _integers_in_fours(builder, parts, place):
+    """`_integers` by operations on four bytes in general registers, which are idle otherwise."""
+    words = []
+    for i in range(0, len(parts[0].bytes), 4):
+        word, position = ir.Constant(I32, 0), 0
+        for part in parts:
+            address = builder.gep(place, [const(part.bytes[i])])
+            four = builder.load(builder.bitcast(address, I32.as_pointer()), align=1)
+            right = part.shifts[i] - position
+            shift = builder.lshr if right > 0 else builder.shl
+            four = shift(four, ir.Constant(I32, abs(right))) if right else four
+            mask = ((1 << part.count) - 1 << position) * 0x01010101
+            word = builder.or_(word, builder.and_(four, ir.Constant(I32, mask)))
+            position += part.count
+        words.append(builder.zext(word, I64))
+    pairs = zip(words[::2], words[1::2], strict=True)
+    longs = [builder.or_(low, builder.shl(high, const(32))) for low, high in pairs]
+    bytes_ = ir.VectorType(I8, 8)
+    numbers = concat(builder, [builder.bitcast(long, bytes_) for long in longs])
+    return builder.zext(numbers, ir.VectorType(I32, numbers.type.count))
 
 
 def _in_pieces(isa, builder, function, *values):
