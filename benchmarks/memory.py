@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass
 
 from llama2np.formats.huggingface.families import FAMILIES
-from llama2np.model.blocks import KINDS
 from llama2np.model.config import Config
+from llama2np.model.gguf_blocks import FORMATS
 from llama2np.model.weights import shape_of
 
 
@@ -95,7 +95,7 @@ def row(model):
     config = config_of(model)
     matrices, vectors, read = parameters(model)
     size = (matrices * _BITS[model.stored] + vectors * 32) / 8
-    q4 = KINDS["Q4_0"]
+    q4 = FORMATS["Q4_0"]
     small = matrices * q4.nbytes / q4.values + 4 * vectors
     kept = 1000 if not config.window else min(1000, config.window)
     cache = 2 * 4 * config.n_layers * config.kv_dim * kept

@@ -7,7 +7,7 @@ from llama2np.kernels.interpreter import go
 from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.runtime.op import RUN, SPAN, STEP_BYTES
 from llama2np.kernels.runtime.pool import POOL
-from llama2np.model.blocks import Blocks
+from llama2np.model.gguf_blocks import Blocks
 
 
 class Buffer:

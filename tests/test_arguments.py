@@ -33,7 +33,7 @@ from llama2np import (
     kernels,
 )
 from llama2np.analysis.lens import logit_lens
-from llama2np.decoding.logits import keep_min_p, keep_top_k, likeliest, penalize_frequency
+from llama2np.decoding.logits import keep_min_p, keep_top_k, penalize_frequency, top_tokens
 from llama2np.formats.checkpoint import Header
 
 NUMPY = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint32, np.uint64, np.array)
@@ -372,7 +372,7 @@ LATER = {
         lambda m: keep_top_k(np.zeros(3), 1.5),
         "k must be a whole number, not 1.5",
     ),
-    "likeliest": (lambda m: likeliest(np.zeros(3), "1"), "count must be a whole number, not '1'"),
+    "top_tokens": (lambda m: top_tokens(np.zeros(3), "1"), "count must be a whole number, not '1'"),
 }
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llama2np.model.blocks import KINDS, Blocks, dequantize
+from llama2np.model.gguf_blocks import FORMATS, Blocks, dequantize
 from llama2np.model.numpy_engine import multiply
 from llama2np.model.weights import Dense, Weights, check_tensor
 
@@ -13,25 +13,25 @@ def quants(reference):
     return np.load(reference / "gguf" / "quants.npz")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_values_are_those_of_the_reference(quants, kind):
     blocks, values = quants[f"{kind}_blocks"], quants[f"{kind}_values"]
-    assert blocks.shape[1] == KINDS[kind].nbytes and values.shape[1] == KINDS[kind].values
+    assert blocks.shape[1] == FORMATS[kind].nbytes and values.shape[1] == FORMATS[kind].values
     assert np.array_equal(dequantize(blocks, kind).view(np.uint32), values.view(np.uint32))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_numbers_and_sizes_are_those_of_the_package_gguf(kind):
     gguf = pytest.importorskip("gguf")
     number = gguf.GGMLQuantizationType[kind]
-    assert KINDS[kind].number == number
-    assert gguf.GGML_QUANT_SIZES[number] == (KINDS[kind].values, KINDS[kind].nbytes)
+    assert FORMATS[kind].number == number
+    assert gguf.GGML_QUANT_SIZES[number] == (FORMATS[kind].values, FORMATS[kind].nbytes)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_any_bytes_are_numbers_without_a_warning(kind):
     rng = np.random.default_rng(5)
-    data = rng.integers(0, 256, (64, 3 * KINDS[kind].nbytes), np.uint8)
+    data = rng.integers(0, 256, (64, 3 * FORMATS[kind].nbytes), np.uint8)
     data[0], data[1, ::2], data[1, 1::2] = 255, 0, 0x7C  # nan, and inf
     assert dequantize(data, kind).dtype == np.float32
 

@@ -78,7 +78,7 @@ def test_the_last_of_the_lens_is_the_network_itself(write, version):
     assert not np.allclose(found[-2], expected, atol=0.1)
 
 
-def test_the_likeliest_token_and_its_probability():
+def test_the_most_probable_token_and_its_probability():
     tokens, probability = best(np.log(np.float32([[1, 2, 1], [7, 1, 2]])))
     np.testing.assert_array_equal(tokens, [1, 0])
     np.testing.assert_allclose(probability, [0.5, 0.7], rtol=1e-6)

@@ -67,7 +67,7 @@ def test_log_probabilities_go_to_standard_error(files, capsys):
     story = Llama.load(*files).generate("AB", temperature=0, max_new_tokens=3, logprobs=2)
     story.read()
     for cells, token, logprob in zip(lines, story.tokens, story.logprobs, strict=True):
-        assert cells[0] == cells[1]  # at temperature 0 it took the likeliest
+        assert cells[0] == cells[1]  # at temperature 0 it took the most probable
         assert cells[0].split()[0] == str(token)
         assert float(cells[0].split()[-1]) == pytest.approx(logprob, abs=1e-4)
 

@@ -9,7 +9,7 @@ from gguf_files import info, key, packed, string, strings
 from llama2np.formats import gguf
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.gguf.header import Strings
-from llama2np.model.blocks import Blocks
+from llama2np.model.gguf_blocks import Blocks
 
 FILES = """gemma3.Q8_0 gpt2.Q5_1 llama.BF16 llama.F16 llama.Q4_1 llama3_rope.F32 llama_k.IQ4_XS
     llama_k.Q2_K llama_k.Q3_K_M llama_k.Q4_K_M llama_k.Q5_K_M llama_k.TQ1_0 mixtral.Q4_0 phi2.Q8_0

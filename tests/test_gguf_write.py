@@ -13,7 +13,7 @@ from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.gguf.quantize import QUANTIZED, quantize
 from llama2np.formats.gguf.write import FILE_TYPES, NewTensor, packed, requantized, type_for, write
 from llama2np.formats.source import Stored
-from llama2np.model.blocks import KINDS, dequantize
+from llama2np.model.gguf_blocks import FORMATS, dequantize
 
 theirs = pytest.importorskip("gguf")
 LLAMA_CPP = {
@@ -43,7 +43,7 @@ def test_bytes_are_those_of_the_package(kind, values):
 
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_quantizing_at_the_edges(kind):
-    size = KINDS[kind].values
+    size = FORMATS[kind].values
     values = np.zeros((4, size), np.float32)
     values[1] = 1e-45  # smaller than float16 has
     values[2, 5] = -1

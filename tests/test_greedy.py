@@ -11,7 +11,7 @@ from llama2np.model.transformer import State, Transformer
 
 
 @pytest.mark.parametrize("version, group", ((1, 0), (2, 16)))
-def test_greedy_is_forward_and_the_likeliest_in_turn(write, version, group):
+def test_greedy_is_forward_and_the_most_probable_token_in_turn(write, version, group):
     transformer = Transformer(
         *checkpoint.load(write("tiny.bin", Header(version, TINY, True, group)))
     )

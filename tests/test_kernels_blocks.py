@@ -12,7 +12,7 @@ from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.block_unpack import order
 from llama2np.kernels.ops import linear, rows
 from llama2np.kernels.runtime.jit import PLAIN, exact
-from llama2np.model import blocks
+from llama2np.model import gguf_blocks
 from llama2np.model.transformer import State, Transformer
 
 # One of each way in which a kernel may differ: int8; offsets and single bits; 256 values in groups
@@ -185,7 +185,7 @@ def test_embed(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tables_are_those_of_the_formats(kind):
-    """What the kernels know of a format, in NumPy, gives the values of model/blocks.py."""
+    """What the kernels know of a format, in NumPy, gives the values of model/gguf_blocks.py."""
     form, w = KINDS[kind], matrix(kind, 6, 512)
     data = w.data.reshape(-1, form.nbytes)
 
@@ -202,14 +202,14 @@ def test_the_tables_are_those_of_the_formats(kind):
             return np.array(table)[number]
         return number.astype(np.int8).astype(int) if signed else number
 
-    scales = blocks.half(data, form.scale)
+    scales = gguf_blocks.half(data, form.scale)
     if form.scales:
         numbers = integers(form.scales, form.scales_signed) - form.scale_bias
         scales = scales * numbers.astype(np.float32)
     numbers = integers(form.parts, form.signed, form.table) - form.bias
     values = numbers * np.repeat(scales, form.values // scales.shape[1], axis=1)
     if form.offset is not None:
-        offsets = blocks.half(data, form.offset) * np.float32(form.sign)
+        offsets = gguf_blocks.half(data, form.offset) * np.float32(form.sign)
         if form.offsets:
             offsets = offsets * integers(form.offsets, False).astype(np.float32)
         values = values + np.repeat(offsets, form.group, axis=1)

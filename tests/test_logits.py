@@ -12,10 +12,10 @@ from llama2np.decoding.logits import (
     add_bias,
     keep_min_p,
     keep_top_k,
-    likeliest,
     log_softmax,
     penalize_frequency,
     penalize_repetition,
+    top_tokens,
 )
 
 f32 = np.float32
@@ -53,7 +53,7 @@ def test_top_k_keeps_the_largest_and_what_equals_the_last_of_them():
     assert keep_top_k(row(1, 4), 9).tolist() == [1, 4]
 
 
-def test_min_p_is_a_share_of_the_likeliest():
+def test_min_p_is_a_share_of_the_most_probable():
     logits = np.log(row(0.5, 0.26, 0.2, 0.04))
     kept = keep_min_p(logits, 0.5) > NEVER
     assert kept.tolist() == [True, True, False, False]
@@ -84,8 +84,8 @@ def test_min_p_keeps_by_probability(logits, min_p, temperature):
 
 
 @given(arrays(f32, st.integers(1, 40), elements=st.integers(-3, 3)), st.integers(0, 50))
-def test_the_likeliest_are_those_of_a_whole_sort(logits, count):
-    assert likeliest(logits, count).tolist() == np.argsort(-logits, kind="stable")[:count].tolist()
+def test_the_top_tokens_are_those_of_a_whole_sort(logits, count):
+    assert top_tokens(logits, count).tolist() == np.argsort(-logits, kind="stable")[:count].tolist()
 
 
 @given(some_logits)

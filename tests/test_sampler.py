@@ -146,7 +146,7 @@ def test_equal_logits_stay_in_order(size, top_p):
         ([0.9, 0, 0, 0.1], 0, {0, 3}),
     ],
 )
-def test_only_the_likeliest_take_part(chances, top_p, possible):
+def test_only_the_most_probable_take_part(chances, top_p, possible):
     logits = np.log(np.array(chances) + 1e-30).astype(f32)
     assert {Sampler(1.0, top_p, seed).sample(logits) for seed in range(1, 101)} == possible
 

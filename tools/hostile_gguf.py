@@ -21,8 +21,8 @@ from llama2np.formats.gguf.types import TYPES
 from llama2np.formats.gguf.write import NewTensor, packed, write
 from llama2np.formats.source import Stored
 from llama2np.formats.write import write_bin
-from llama2np.model.blocks import KINDS
 from llama2np.model.config import MAX_LAYERS
+from llama2np.model.gguf_blocks import FORMATS
 from llama2np.model.transformer import State, Transformer
 from llama2np.text.tokenizer import Tokenizer, TokenizerError
 from tools.scratch import written
@@ -166,7 +166,7 @@ def _files() -> list[tuple[Metadata, list[NewTensor]]]:
     mixture = _network("llama", 32, {"expert_count": 3, "expert_used_count": 2}, "Q8_0")
     wide = _network("qwen2", 256, {}, "Q4_K")
     gpt2 = _network("gpt2", 32, {}, "F16")
-    each = [_new(kind, kind, (2, 256), Random(kind)) for kind in KINDS]  # not a network
+    each = [_new(kind, kind, (2, 256), Random(kind)) for kind in FORMATS]  # not a network
     return [llama, blocks, mixture, wide, gpt2, ({"general.name": packed("x")}, each)]
 
 
@@ -232,6 +232,6 @@ def _shapes(name: str, dim: int, experts: int) -> dict[str, tuple[int, ...]]:
 def _scaled(name: str, shape: tuple[int, ...]) -> NewTensor:
     """A tensor of random bytes in Q4_K, with finite scales."""
     made = _new(name, "Q4_K", shape, Random(name))
-    data = made.raw.copy().reshape(-1, KINDS["Q4_K"].nbytes)
+    data = made.raw.copy().reshape(-1, FORMATS["Q4_K"].nbytes)
     data[:, :4] = np.array([0.01, 0.05], "<f2").view(np.uint8)
     return NewTensor(name, "Q4_K", made.stored, data.reshape(-1))

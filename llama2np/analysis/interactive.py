@@ -20,7 +20,7 @@ import numpy as np
 
 from llama2np.analysis.lens import labels, pieces_of, spans
 from llama2np.atomic import replacing
-from llama2np.decoding.logits import likeliest
+from llama2np.decoding.logits import top_tokens
 from llama2np.llama import Llama
 from llama2np.model.hooks import Trace
 
@@ -145,7 +145,7 @@ def _tokens(model: Llama, tokens: Sequence[int]) -> dict[str, Any]:
 
 def _best(model: Llama, shares: np.ndarray) -> list[tuple[str, float]]:
     """The most probable tokens of a row, with their probabilities."""
-    best = likeliest(shares, _BEST)
+    best = top_tokens(shares, _BEST)
     return [
         (piece, round(float(shares[token]), 4))
         for token, piece in zip(best, labels(model.tokenizer, best), strict=True)

@@ -58,8 +58,7 @@ def _check_int8(path: str) -> None:
 
 def _generate(model: Llama, options: argparse.Namespace, screen: Screen) -> None:
     """Print the prompt, decoded from its tokens, then the generated text, then the speed."""
-    prompt = options.prompt or ""
-    tokens = model.tokenizer.encode(prompt)
+    tokens = model.prompt_tokens(options.prompt or "")
     context, most = model.config.seq_len, options.max_new_tokens
     steps = options.steps  # a number of positions, those of the prompt included
     if steps is None:
@@ -67,7 +66,7 @@ def _generate(model: Llama, options: argparse.Namespace, screen: Screen) -> None
     steps = min(steps or context, context)
     room = max(steps - len(tokens) + 1, 0)
     story = model.generate(
-        prompt,
+        tokens,
         max_new_tokens=room if most is None else min(most, room),
         stop=options.stop or (),
         logprobs=options.logprobs,

@@ -11,7 +11,7 @@ import numpy as np
 
 from llama2np.arguments import having, none_means_default, number, token_list, whole
 from llama2np.decoding.generation import Model
-from llama2np.decoding.logits import forbid, likeliest, log_softmax
+from llama2np.decoding.logits import forbid, log_softmax, top_tokens
 from llama2np.model.networks import check_predicts_tokens
 from llama2np.model.transformer import State
 from llama2np.text.tokenizer import BOS, EOS
@@ -95,7 +95,7 @@ def _continued(
         yield beam, state, logits
         return
     logprobs = forbid(log_softmax(logits), missing)
-    for token in likeliest(logprobs, min(count, len(logprobs) - len(missing))):
+    for token in top_tokens(logprobs, min(count, len(logprobs) - len(missing))):
         logprob = beam.logprob + float(logprobs[token])
         yield Beam((*beam.tokens, int(token)), logprob, beam.ends), state, logits
 

@@ -97,7 +97,7 @@ def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
     return np.where(logits < np.partition(logits, -k)[-k], _NEVER, logits)
 
 
-def likeliest(logits: np.ndarray, count: int) -> np.ndarray:
+def top_tokens(logits: np.ndarray, count: int) -> np.ndarray:
     """The tokens of the `count` largest logits, largest first; of equal ones, the lower token."""
     count = min(whole("count", count, 0), len(logits))
     if count == 0:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from llama2np.arguments import texts, whole
-from llama2np.decoding.logits import likeliest, log_softmax
+from llama2np.decoding.logits import log_softmax, top_tokens
 from llama2np.text.tokenizer import Decoder, Tokenizer
 
 StopReason = Literal["end", "stop", "max_new_tokens", "context", "cancelled"]
@@ -51,7 +51,7 @@ class Transcript:
         if self._logprobs is not None:
             logprobs = log_softmax(logits)
             self.logprobs.append(float(logprobs[token]))
-            best = likeliest(logprobs, self._logprobs)
+            best = top_tokens(logprobs, self._logprobs)
             self.top_logprobs.append({int(i): float(logprobs[i]) for i in best})
         if token in self._ends:
             return self.finish("end")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from llama2np.formats.mapped import forget, is_mapped
-from llama2np.model.blocks import Blocks
+from llama2np.model.gguf_blocks import Blocks
 from llama2np.model.shares import COLUMNS, ROWS, Parts, Share, base_of, by_rows
 from llama2np.model.weights import Dense, Int8, Tensor, Weights
 

@@ -15,7 +15,7 @@ from llama2np.kernels.ops import attention, experts, linear, positions, rows
 from llama2np.kernels.products import FEW, TERMS, expert_products, of_one_kind, products
 from llama2np.model import rope
 from llama2np.model.block import NO_LIMIT, OUTSIDE
-from llama2np.model.blocks import Blocks
+from llama2np.model.gguf_blocks import Blocks
 from llama2np.model.program import Program, Step, Value
 from llama2np.model.weights import Int8, Matrix
 

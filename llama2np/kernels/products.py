@@ -10,7 +10,7 @@ from llama2np.kernels.matmul import block_kinds, block_rows, block_tiles, float3
 from llama2np.kernels.ops import experts, linear
 from llama2np.kernels.runtime.jit import PLAIN
 from llama2np.kernels.runtime.op import MOST
-from llama2np.model.blocks import Blocks
+from llama2np.model.gguf_blocks import Blocks
 from llama2np.model.program import Value
 from llama2np.model.weights import Int8, Matrix
 

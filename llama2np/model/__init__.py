@@ -2,7 +2,8 @@
 
 | module | contents |
 |---|---|
-| config.py, weights.py, blocks.py | numbers of a network; its tensors; matrices in GGUF's blocks |
+| config.py, weights.py | numbers of a network; its tensors |
+| gguf_blocks.py | matrices in GGUF's number formats |
 | architectures.py, block.py, program.py | descriptions; what records their steps; all steps |
 | transformer.py, state.py | the forward pass; the tokens and the KV cache of a sequence |
 | engine.py | the interface of both engines |

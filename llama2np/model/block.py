@@ -1,7 +1,7 @@
 """The steps of a network, and the Block whose methods record them.
 
 The methods compute nothing: each checks the names and shapes of its arguments and adds a Step to
-the list. (blocks.py is about something else: matrices in GGUF's blocks.)
+the list.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy as np
 from llama2np.model import rope as rotary
 from llama2np.model.attention import Rule, attention_weights, weighted_values
 from llama2np.model.block import IDS, OUTSIDE
-from llama2np.model.blocks import Blocks
+from llama2np.model.gguf_blocks import Blocks
 from llama2np.model.program import Program, Step, Value
 from llama2np.model.state import State
 from llama2np.model.weights import Int8, Matrix

@@ -23,8 +23,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from llama2np.model.blocks import Blocks
 from llama2np.model.config import Config
+from llama2np.model.gguf_blocks import Blocks
 from llama2np.model.networks import is_encoder
 from llama2np.model.program import Program, Step, Value
 from llama2np.model.weights import Int8, Tensor

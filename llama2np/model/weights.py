@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from llama2np.model.blocks import Blocks
 from llama2np.model.config import Config
+from llama2np.model.gguf_blocks import Blocks
 
 _FLOATS = "float32", "bfloat16", "float16"  # bfloat16 is the type of the package ml_dtypes
 

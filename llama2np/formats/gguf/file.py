@@ -20,7 +20,7 @@ from llama2np.formats.gguf.metadata import Metadata
 from llama2np.formats.gguf.types import GONE, TYPES, Type, numpy_type
 from llama2np.formats.mapped import map_weights
 from llama2np.formats.source import Stored
-from llama2np.model.blocks import KINDS, Blocks, dequantize
+from llama2np.model.gguf_blocks import FORMATS, Blocks, dequantize
 from llama2np.model.weights import Dense, Matrix
 from llama2np.output import brief
 
@@ -38,7 +38,7 @@ class GgufTensor:
 
     @property
     def kind(self) -> str:
-        """The number format: a NumPy type such as "float32", or a key of blocks.KINDS.
+        """The number format: a NumPy type such as "float32", or a key of gguf_blocks.FORMATS.
 
         Raises CheckpointError for one that cannot be read.
         """
@@ -52,7 +52,7 @@ class GgufTensor:
 
     def matrix(self) -> Matrix:
         """The tensor as a matrix, or as stacked matrices if it has more than two axes: a view."""
-        if self.kind in KINDS:
+        if self.kind in FORMATS:
             return Blocks(self.data.reshape(*self.shape[:-1], -1), self.kind)
         return Dense(self.floats())
 
@@ -80,9 +80,9 @@ class GgufTensor:
         kind = self.kind
         rows = self.data.reshape(self.shape[0] if len(self.shape) > 1 else 1, -1)
         if len(self.shape) == 1:
-            values = dequantize(rows, kind)[0] if kind in KINDS else self.array()
+            values = dequantize(rows, kind)[0] if kind in FORMATS else self.array()
             return values[start:end]
-        if kind in KINDS:
+        if kind in FORMATS:
             rows = rows[start:end].reshape(end - start, *self.shape[1:-1], -1)
             return dequantize(rows, kind)
         return self.array()[start:end]

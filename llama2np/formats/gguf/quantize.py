@@ -1,4 +1,4 @@
-"""Quantize to GGUF's formats: the inverse of model/blocks.py. quantize_k.py has Q4_K and Q6_K.
+"""Quantize to GGUF's formats: the inverse of model/gguf_blocks.py. quantize_k.py has Q4_K and Q6_K.
 
 The bytes are those of the package `gguf` (quants.py), which are those of llama.cpp's reference
 functions (quantize_row_q4_0_ref and so on in ggml-quants.c).
@@ -12,7 +12,7 @@ import numpy as np
 
 from llama2np.formats.dtypes import bfloat16
 from llama2np.formats.gguf.quantize_k import q4_k, q6_k
-from llama2np.model.blocks import KINDS
+from llama2np.model.gguf_blocks import FORMATS
 
 
 def quantize(values: np.ndarray, kind: str) -> np.ndarray:
@@ -25,7 +25,7 @@ def quantize(values: np.ndarray, kind: str) -> np.ndarray:
         return _floats(values, kind)
     if not np.isfinite(values).all():
         raise ValueError(f"has values that are nan or inf, which {kind} cannot represent")
-    blocks = values.reshape(-1, KINDS[kind].values)
+    blocks = values.reshape(-1, FORMATS[kind].values)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         made = QUANTIZED[kind](blocks)
         if not np.isfinite(made[:, _SCALES[kind]].view("<f2")).all():

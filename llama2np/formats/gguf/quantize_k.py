@@ -60,7 +60,7 @@ def q4_k(blocks: np.ndarray) -> np.ndarray:
 
 
 def _six_bits(scales: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Two times 8 numbers of 6 bits in 12 bytes: blocks.py, _scales_and_offsets, has the places."""
+    """Two times 8 numbers of 6 bits in 12 bytes, as gguf_blocks._scales_and_offsets reads them."""
     a = scales[:, :4] | scales[:, 4:] >> 4 << 6
     b = offsets[:, :4] | offsets[:, 4:] >> 4 << 6
     c = scales[:, 4:] & 15 | (offsets[:, 4:] & 15) << 4

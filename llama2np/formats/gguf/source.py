@@ -11,7 +11,7 @@ from llama2np.formats.gguf.architectures import network
 from llama2np.formats.gguf.file import read
 from llama2np.formats.gguf.tensors import Tensor
 from llama2np.formats.source import Source, Stored
-from llama2np.model.blocks import Blocks
+from llama2np.model.gguf_blocks import Blocks
 
 
 def read_source(path: str | os.PathLike[str]) -> Source:

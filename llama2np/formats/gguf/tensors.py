@@ -9,8 +9,8 @@ import numpy as np
 
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.gguf.file import GgufFile, GgufTensor
-from llama2np.model.blocks import Blocks
 from llama2np.model.config import Config
+from llama2np.model.gguf_blocks import Blocks
 from llama2np.model.weights import Dense, Matrix
 
 Tensor = Matrix | np.ndarray  # a matrix, or a norm or bias

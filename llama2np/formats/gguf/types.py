@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llama2np.formats.dtypes import DTYPES
-from llama2np.model.blocks import KINDS
+from llama2np.model.gguf_blocks import FORMATS
 
 
 class Type(NamedTuple):
@@ -17,7 +17,7 @@ class Type(NamedTuple):
     name: str
     values: int
     nbytes: int
-    kind: str = ""  # the name of a NumPy type, or a key of blocks.KINDS; "" if we cannot read it
+    kind: str = ""  # a NumPy type, or a key of gguf_blocks.FORMATS; "" if we cannot read it
 
 
 def numpy_type(kind: str) -> np.dtype[Any]:
@@ -26,7 +26,7 @@ def numpy_type(kind: str) -> np.dtype[Any]:
     return known() if known else np.dtype(kind).newbyteorder("<")
 
 
-_BLOCKS = {k.number: Type(k.name, k.values, k.nbytes, k.name) for k in KINDS.values()}
+_BLOCKS = {k.number: Type(k.name, k.values, k.nbytes, k.name) for k in FORMATS.values()}
 _PLAIN = {
     0: Type("F32", 1, 4, "float32"),
     1: Type("F16", 1, 2, "float16"),

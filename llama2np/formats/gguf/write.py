@@ -18,7 +18,7 @@ from llama2np.formats.gguf.header import ARRAY, MAGIC, NUMBERS, STRING
 from llama2np.formats.gguf.quantize import FLOATS, QUANTIZED, quantize
 from llama2np.formats.gguf.types import TYPES
 from llama2np.formats.source import Stored
-from llama2np.model.blocks import KINDS
+from llama2np.model.gguf_blocks import FORMATS
 from llama2np.output import brief
 
 # {type: general.file_type}: what most of the matrices are
@@ -129,7 +129,7 @@ def type_for(name: str, shape: tuple[int, ...], kind: str, is_head: bool) -> str
     if is_head and kind in QUANTIZED:
         kind = "Q8_0" if kind == "Q8_0" else "Q6_K"
     for found in (kind, _OF_32.get(kind, "")):
-        if found in FLOATS or (found and shape[-1] % KINDS[found].values == 0):
+        if found in FLOATS or (found and shape[-1] % FORMATS[found].values == 0):
             return found
     return "F16"
 

@@ -1,15 +1,14 @@
 """GGUF's number formats as tables: where the bits of each value, scale and offset are in a block.
 
 This is all that the kernels know about a format; block_unpack.py makes vector code of it. The
-values are the same as in model/blocks.py:
+values are the same as in model/gguf_blocks.py:
 
     value[i] = scale[i // group] * (integer[i] - bias) + offset[i // group]
 """
 
 from typing import NamedTuple
 
-from llama2np.model.blocks import KINDS as FORMATS
-from llama2np.model.blocks import UNEVEN
+from llama2np.model.gguf_blocks import FORMATS, UNEVEN
 
 
 class Bits(NamedTuple):

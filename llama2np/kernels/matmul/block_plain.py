@@ -13,7 +13,7 @@ from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.int8 import quantize as quantize_rows
 from llama2np.kernels.runtime.jit import SLICES, inner
 from llama2np.kernels.runtime.vectors import half
-from llama2np.model import blocks
+from llama2np.model import gguf_blocks
 
 
 @inner
@@ -124,7 +124,7 @@ def few(kind):
     def by_slices(w, n, d, q, scales, sums, offsets, tokens, terms, out, first, last, spare):
         x = q.reshape(-1, group) * scales[:, None]
         x = x.reshape(tokens, terms, -1)[..., :n].sum(1)
-        rows = blocks.dequantize(w.reshape(d, -1)[first:last], kind)
+        rows = gguf_blocks.dequantize(w.reshape(d, -1)[first:last], kind)
         for t in range(tokens):
             out[t * d + first : t * d + last] = (rows * x[t]).sum(-1)
 
@@ -148,6 +148,6 @@ def dequantize(kind):
                 out[i] += offset(w, at, inside // group)
 
     def by_slices(w, row, out, scratch):
-        out[:] = blocks.dequantize(w.reshape(-1, len(out) // values * nbytes)[row], kind)
+        out[:] = gguf_blocks.dequantize(w.reshape(-1, len(out) // values * nbytes)[row], kind)
 
     return by_slices if SLICES else read

@@ -18,7 +18,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class Format:
     """A number format: a block of `nbytes` bytes holds `values` values.
 
     `number` is its number in a GGUF file (ggml_type). `dequantize` makes (blocks, values) float32
@@ -34,7 +34,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """A matrix (d, n) in blocks: data (d, bytes of a row) uint8, in the format KINDS[kind].
+    """A matrix (d, n) in blocks: data (d, bytes of a row) uint8, in the format FORMATS[kind].
 
     More leading axes are allowed: stacked matrices, whose slices `matrix[i]` are views.
     """
@@ -52,7 +52,7 @@ class Blocks:
     @property
     def shape(self) -> tuple[int, ...]:
         """Outputs and inputs: (d, n)."""
-        kind = KINDS[self.kind]
+        kind = FORMATS[self.kind]
         return *self.data.shape[:-1], self.data.shape[-1] // kind.nbytes * kind.values
 
     @property
@@ -75,9 +75,10 @@ class Blocks:
 
     def check(self, name: str) -> None:
         """Raise ValueError unless the blocks are stored as the kernels read them."""
-        if self.kind not in KINDS:
-            raise ValueError(f"{name} is of kind {self.kind!r}, expected one of {', '.join(KINDS)}")
-        data, nbytes = self.data, KINDS[self.kind].nbytes
+        if self.kind not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise ValueError(f"{name} is of kind {self.kind!r}, expected one of {known}")
+        data, nbytes = self.data, FORMATS[self.kind].nbytes
         if data.dtype != np.uint8 or not data.flags.c_contiguous:
             raise ValueError(
                 f"{name} is {data.dtype} with strides {data.strides}, expected "
@@ -92,7 +93,7 @@ class Blocks:
 
 def dequantize(data: np.ndarray, kind: str) -> np.ndarray:
     """The values of blocks: data (..., bytes of a row) uint8 -> (..., n) float32."""
-    form = KINDS[kind]
+    form = FORMATS[kind]
     with np.errstate(over="ignore", invalid="ignore"):  # a damaged scale may be inf or nan
         values = form.dequantize(np.ascontiguousarray(data).reshape(-1, form.nbytes))
     return values.reshape(*data.shape[:-1], data.shape[-1] // form.nbytes * form.values)
@@ -246,22 +247,22 @@ def _tq2_0(blocks: np.ndarray) -> np.ndarray:
 
 
 # kernels/matmul/block_kinds.py has the same formats as tables, of which the kernels are made.
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind("Q4_0", 2, 32, 18, _q4_0),
-        Kind("Q4_1", 3, 32, 20, _q4_1),
-        Kind("Q5_0", 6, 32, 22, _q5_0),
-        Kind("Q5_1", 7, 32, 24, _q5_1),
-        Kind("Q8_0", 8, 32, 34, _q8_0),
-        Kind("Q2_K", 10, 256, 84, _q2_k),
-        Kind("Q3_K", 11, 256, 110, _q3_k),
-        Kind("Q4_K", 12, 256, 144, _q4_k),
-        Kind("Q5_K", 13, 256, 176, _q5_k),
-        Kind("Q6_K", 14, 256, 210, _q6_k),
-        Kind("IQ4_NL", 20, 32, 18, _iq4_nl),
-        Kind("IQ4_XS", 23, 256, 136, _iq4_xs),
-        Kind("TQ1_0", 34, 256, 54, _tq1_0),
-        Kind("TQ2_0", 35, 256, 66, _tq2_0),
+FORMATS = {
+    each.name: each
+    for each in (
+        Format("Q4_0", 2, 32, 18, _q4_0),
+        Format("Q4_1", 3, 32, 20, _q4_1),
+        Format("Q5_0", 6, 32, 22, _q5_0),
+        Format("Q5_1", 7, 32, 24, _q5_1),
+        Format("Q8_0", 8, 32, 34, _q8_0),
+        Format("Q2_K", 10, 256, 84, _q2_k),
+        Format("Q3_K", 11, 256, 110, _q3_k),
+        Format("Q4_K", 12, 256, 144, _q4_k),
+        Format("Q5_K", 13, 256, 176, _q5_k),
+        Format("Q6_K", 14, 256, 210, _q6_k),
+        Format("IQ4_NL", 20, 32, 18, _iq4_nl),
+        Format("IQ4_XS", 23, 256, 136, _iq4_xs),
+        Format("TQ1_0", 34, 256, 54, _tq1_0),
+        Format("TQ2_0", 35, 256, 66, _tq2_0),
     )
 }
