@@ -216,7 +216,9 @@ def share(board, op, row, run, units, work, scratch):
     s = int64s(board, BOARD)
     members = s[MEMBERS]
     rest = units // 4 if work >= _LARGE else 0
-    long, short = -(-(units - rest) // members), -(-units // (16 * members))
+    # A short chunk has at least SMALL multiply-adds, so that taking it costs little in comparison.
+    short = max(-(-units // (16 * members)), -(-units * SMALL // work)) if rest else units
+    long = -(-(units - rest) // members)
     chunks = members + max(-((members * long - units) // short), 0)  # at most 5 * members
     s[_OP], s[_ROW], s[_RUN], s[_UNITS] = op, row, run, units
     s[_LONG_CHUNKS], s[_LONG_UNITS], s[_SHORT_UNITS] = members, long, short
