@@ -8,9 +8,12 @@ PYTHON has llama-cpp-python; --llama-bench PROGRAM is the program of that name o
 fork. What is not given is left out. --file adds a model of your own, such as SmolLM2's.
 
 - kernels: one thread, processor time. The product of one row with matrices of 500 MB together and a
-  plain sum over as many bytes take turns; the share is the median of the rounds' ratios.
-- models: in each round memory is read, and each program generates and reads a prompt once. The
-  share takes reading all weights once for each token. llama.cpp evaluates tokens and samples none.
+  plain sum over the same bytes take turns; the share is the median of the rounds' ratios.
+- models: in each round the mapped file is read, and each program generates and reads a prompt once.
+  The share compares generation, which reads all weights once for each token, with the plain sum
+  over the same file, and with a sum over other memory, which is in huge pages and often faster.
+  Generation fetches weights ahead of their use, so it may be faster than the plain sum.
+  llama.cpp evaluates tokens and samples none.
 - memory: the most that a process has besides the mapped file, while it reads and generates.
 """
 
@@ -35,6 +38,7 @@ from llama2np.bench.arithmetic import bytes_to_generate
 from llama2np.bench.machine import Memory
 from llama2np.formats import loading
 from llama2np.formats.gguf.quantize import quantize
+from llama2np.formats.mapped import map_weights
 from llama2np.kernels.matmul import block_rows
 from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.runtime.jit import exact
@@ -83,7 +87,7 @@ def _product(kind: str, rows: int, matrices: list[np.ndarray]) -> Callable[[], f
         sums, offsets = np.zeros(groups, np.int32), np.zeros(groups, np.float32)
         _quantize(x, x.copy(), form.group, q, scales, sums, offsets)
         inputs[n // form.values * form.nbytes] = n, q, scales, sums, offsets
-    out, spare = np.zeros(max(d for d, _ in _SHAPES), np.float32), np.zeros(4, np.float32)
+    out, spare = np.zeros(max(d for d, _ in _SHAPES), np.float32), np.zeros(2 * rows, np.float32)
 
     def run() -> float:
         start = time.process_time()
@@ -98,7 +102,7 @@ def _product(kind: str, rows: int, matrices: list[np.ndarray]) -> Callable[[], f
 
 def products(kinds: list[str], rounds: int) -> None:
     """Print the share of the read speed that the products of one row reach."""
-    print("| format | GB/s read | one row at a time | two rows in turns | used |")
+    print("| format | GB/s read | one row at a time | two rows in turns | four rows in turns |")
     print("|---|---|---|---|---|")
     kernels.set_threads(1)
     for kind in kinds:
@@ -108,19 +112,20 @@ def products(kinds: list[str], rounds: int) -> None:
                 some = quantize(random.standard_normal((64, n), np.float32), kind)
                 matrices.append(np.resize(some, (d, some.shape[1])))
                 size += matrices[-1].nbytes
-        ones, sums = np.ones((1024, size // 4096), np.float32), np.zeros(1024, np.float32)
+        sums = np.zeros(max(map(len, matrices)), np.float32)
+        views = [w.reshape(-1)[: w.size // 4 * 4].view(np.float32).reshape(1, -1) for w in matrices]
 
-        def read(ones: np.ndarray = ones, sums: np.ndarray = sums) -> float:
+        def read(views: list[np.ndarray] = views, sums: np.ndarray = sums) -> float:
             start = time.process_time()
-            kernels.row_sums(ones, sums)
+            for view in views:
+                kernels.row_sums(view, sums)
             return time.process_time() - start
 
-        tasks = {"read": read, **{str(r): _product(kind, r, matrices) for r in (1, 2)}}
-        found, bytes_ = in_turns(tasks, rounds), size / ones.nbytes
-        shares = " | ".join(f"{ratio(found, 'read', r) * bytes_:.0%}" for r in "12")
-        speed = ones.nbytes / median(found["read"]) / 1e9
-        used = block_rows.rows_at_once(KINDS[kind])
-        print(f"| {kind} | {speed:.1f} | {shares} | {used} |", flush=True)
+        tasks = {"read": read, **{str(r): _product(kind, r, matrices) for r in (1, 2, 4)}}
+        found = in_turns(tasks, rounds)
+        shares = " | ".join(f"{ratio(found, 'read', r):.0%}" for r in "124")
+        speed = size / median(found["read"]) / 1e9
+        print(f"| {kind} | {speed:.1f} | {shares} |", flush=True)
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -185,18 +190,37 @@ def llama_bench(program: str, path: Path, options: argparse.Namespace) -> dict[s
     }
 
 
+def file_speed(path: Path) -> Callable[[], float]:
+    """A function that returns the bytes per second of a plain sum over a mapped file."""
+    with path.open("rb") as file:
+        mapped = map_weights(file)
+    rows = mapped[: mapped.size // 4096 * 4096].view(np.float32).reshape(1024, -1)
+    sums = np.zeros(len(rows), np.float32)
+
+    def speed() -> float:
+        start = time.perf_counter()
+        kernels.row_sums(rows, sums)
+        return rows.nbytes / (time.perf_counter() - start)
+
+    return speed
+
+
 def models(paths: dict[str, Path], options: argparse.Namespace) -> None:
     """Print the rates of the models, the shares of the read speed, and the ratios to llama.cpp."""
     kernels.set_threads(options.threads)
     memory = Memory()
     peers = [name for name in ("llamacpp", "llama_bench") if getattr(options, name)]
     heads = {"llamacpp": "llama.cpp", "llama_bench": "llama-bench"}
-    print("| model | task | tok/s | share |" + "".join(f" {heads[p]} | ratio |" for p in peers))
-    print("|---|---|---|---|" + "---|---|" * len(peers))
+    print(
+        "| model | task | tok/s | share of file | of huge pages |"
+        + "".join(f" {heads[p]} | ratio |" for p in peers)
+    )
+    print("|---|---|---|---|---|" + "---|---|" * len(peers))
     for name, path in paths.items():
         model = loading.transformer(path, activations=options.activations)
         tasks: dict[str, Callable[[], float]] = {
-            "read": lambda: memory.read_speed(3),
+            "file": file_speed(path),
+            "memory": lambda: memory.read_speed(3),
             "generate": generation(model, options.generate),
             "prompt": prompt(model, options.prompt),
         }
@@ -205,8 +229,9 @@ def models(paths: dict[str, Path], options: argparse.Namespace) -> None:
         found = in_turns(tasks, options.rounds)
         read = bytes_to_generate(model.program, 0, options.generate)
         for task in ("generate", "prompt"):
-            share = f"{ratio(found, task, 'read') * read:.0%}" if task == "generate" else ""
-            cells = [name, task, f"{median(found[task]):.1f}", share]
+            shares = [f"{ratio(found, task, way) * read:.0%}" for way in ("file", "memory")]
+            cells = [name, task, f"{median(found[task]):.1f}"]
+            cells += shares if task == "generate" else ["", ""]
             for peer in peers:
                 other = f"{heads[peer]} {task}"
                 cells += [f"{median(found[other]):.1f}", f"{ratio(found, task, other):.2f}"]

@@ -146,7 +146,7 @@ def test_every_instruction_set_gives_the_same_bits(isa, kind):
     n = 1280
     w, x = matrix(kind, 5, n), normal(3, n)
     inputs = [each.rows.reshape(-1) for each in quantized(x, KINDS[kind].group).values()]
-    found, spare = np.full((3, 5), np.nan, np.float32), np.zeros(4, np.float32)
+    found, spare = np.full((3, 5), np.nan, np.float32), np.zeros(2 * block_rows.ROWS, np.float32)
     few(w.data.reshape(-1), n, 5, *inputs, 3, found.reshape(-1), spare)
     np.testing.assert_array_equal(found, product(x, w)[0])
 

@@ -18,6 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from llama2np.kernels.matmul import block_scales
 from llama2np.kernels.matmul import block_unpack as unpack
 from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.block_unpack import BYTES, PADDING, WORDS, const
@@ -27,6 +28,7 @@ from llama2np.kernels.runtime.vectors import (
     AHEAD,
     F32,
     I8,
+    I16,
     I32,
     call,
     cells,
@@ -36,10 +38,12 @@ from llama2np.kernels.runtime.vectors import (
     prefetch,
     same,
     spread,
+    stepped,
     store,
 )
 
 FEW = 4  # tokens: up to this number (a small batch) this is faster than the tiles
+ROWS = 4  # of a matrix that are multiplied in turns
 INPUT_GROUP = 32  # values of the input that share a scale
 _FOUR = ir.VectorType(F32, 4)
 
@@ -127,7 +131,7 @@ def _quantize_group(_context, x, start, rest, q, first, second):
     return result(x, i, rest, q, i, i), generate
 
 
-def _group_sums(builder, totals):
+def _group_sums(builder, kind, isa, totals):
     """The sums of four adjacent lanes of 1, 2 or 4 vectors of 16 int32: a vector, in their order.
 
     Lanes are added in each quarter of the vectors, since such shuffles are cheap:
@@ -135,9 +139,13 @@ def _group_sums(builder, totals):
         a: a0 a1 a2 a3   b: b0 b1 b2 b3   ->   a0 a2 b0 b2 + a1 a3 b1 b3
     """
     count = len(totals)
+    largest = 4 * unpack.together(kind) * unpack.largest(kind) * 127  # of a lane
     for _ in range(2):
+        narrow = count == 4 and largest < 2**15 and isa.lanes == 16
+        add = _add_adjacent_narrow if narrow else _add_adjacent
         firsts, seconds = totals[::2], totals[1::2] or totals
-        totals = [_add_adjacent(builder, *pair) for pair in zip(firsts, seconds, strict=True)]
+        totals = [add(builder, *pair) for pair in zip(firsts, seconds, strict=True)]
+        largest *= 2
     (total,) = totals  # lane 4 q + k is the sum of quarter q of the k-th vector
     return pick(builder, total, total, [4 * q + k for k in range(count) for q in range(4)])
 
@@ -149,6 +157,13 @@ def _add_adjacent(builder, a, b):
     return builder.add(*(pick(builder, a, b, lanes(parity)) for parity in (0, 1)))
 
 
+def _add_adjacent_narrow(builder, a, b):
+    """The same with AVX-512 for numbers that fit into int16: two instructions instead of three."""
+    int16s = ir.VectorType(I16, 32)
+    both = call(builder, "llvm.x86.avx512.packssdw.512", int16s, a, b)
+    return call(builder, "llvm.x86.avx512.pmaddw.d.512", WORDS, both, same(int16s, 1))
+
+
 def _add_blocks(builder, kind, isa, places, x, totals):
     """Add the products of some blocks of a row to the totals of each token.
 
@@ -156,7 +171,7 @@ def _add_blocks(builder, kind, isa, places, x, totals):
     blocks. totals: pointers to vectors of four sums.
     """
     values = unpack.vectors(builder, kind, isa, places)
-    scales, offsets = unpack.scales(builder, kind, isa, places)
+    scales, offsets = block_scales.scales(builder, kind, isa, places)
     for (q, x_scales, x_sums, x_offsets), total_at in zip(x, totals, strict=True):
         dots, at = [], 0
         for together in values:
@@ -167,7 +182,7 @@ def _add_blocks(builder, kind, isa, places, x, totals):
                 )
                 at += 64
             dots.append(total)
-        dots = _group_sums(builder, dots)
+        dots = _group_sums(builder, kind, isa, dots)
         if bias := unpack.excess(kind, isa):
             sums = load(builder, x_sums, const(0), dots.type)
             dots = builder.sub(dots, builder.mul(sums, same(dots.type, bias)))
@@ -189,29 +204,24 @@ def _fma(builder, a, x, g, total):
     return call(builder, "llvm.fma.v4f32", _FOUR, a, load(builder, x, const(g), _FOUR), total)
 
 
-def rows_at_once(kind):
-    """How many rows of a matrix are multiplied in turns, 1 or 2.
-
-    The sums of a row depend on each other: a CPU that waits for each addition computes another row
-    meanwhile. That pays where a group has few bytes or two additions, one of them for an offset.
-    """
-    return 2 if kind.offset is not None or kind.nbytes / kind.values * kind.group < 8 else 1
-
-
 def products(kind, rows, tokens, isa):
-    """An intrinsic that multiplies `rows` rows of a matrix, 1 or 2, and `tokens` tokens.
+    """An intrinsic that multiplies some rows of a matrix and some tokens.
 
-    Its arguments: (w, first, second, blocks, q, scales, sums, offsets, t, width, out). All arrays
-    are flat. The rows have `blocks` blocks and begin at w[first] and w[second]. q, scales, sums and
-    offsets: see `quantize`; they are those of the tokens t, t + 1 ..., and `width` is a token's
-    padded number of values. It fills out[: rows * tokens], (rows, tokens).
+    Its arguments: (w, first, stride, limit, blocks, q, scales, sums, offsets, t, width, out). All
+    arrays are flat. The rows have `blocks` blocks. They begin at w[first], w[first + stride] ...,
+    but those after w[limit] are replaced by the row that begins there. q, scales, sums and offsets:
+    see `quantize`; they are those of the tokens t, t + 1 ..., and `width` is a token's padded
+    number of values. It fills out[: rows * tokens], (rows, tokens).
     """
 
     def generate(context, builder, signature, arguments):
-        w, *inputs, out = data_of(context, builder, signature, arguments, 0, 4, 5, 6, 7, 10)
-        _, first_row, second_row, blocks, _, _, _, _, t, width, _ = arguments
-        w = builder.bitcast(w, I8.as_pointer())
-        starts = [builder.gep(w, [at]) for at in (first_row, second_row)][:rows]
+        w, *inputs, out = data_of(context, builder, signature, arguments, 0, 5, 6, 7, 8, 11)
+        _, first_row, stride, limit, blocks, _, _, _, _, t, width, _ = arguments
+        w, starts = builder.bitcast(w, I8.as_pointer()), []
+        for r in range(rows):
+            at = stepped(builder, first_row, stride, r)
+            at = builder.select(builder.icmp_signed("<", at, limit), at, limit)
+            starts.append(builder.gep(w, [at]))
         totals = cells(builder, same(_FOUR, 0.0), rows, tokens)
         groups = builder.udiv(width, const(kind.group))
 
@@ -242,49 +252,49 @@ def products(kind, rows, tokens, isa):
         return context.get_dummy_value()
 
     @intrinsic
-    def multiply(_context, w, first, second, blocks, q, scales, sums, offsets, t, width, out):
+    def multiply(
+        _context, w, first, stride, limit, blocks, q, scales, sums, offsets, t, width, out
+    ):  # fmt: skip
         i = types.intp
-        return types.void(w, i, i, i, q, scales, sums, offsets, i, i, out), generate
+        return types.void(w, i, i, i, i, q, scales, sums, offsets, i, i, out), generate
 
     return multiply
 
 
 @cache
-def few(kind, isa=ISA, rows=None):
+def few(kind, isa=ISA, rows=ROWS):
     """The product for a small batch: a function that fills columns first ... last - 1 of out.
 
     (w, n, d, q, scales, sums, offsets, tokens, terms, out, first, last, spare): w (d, bytes of a
     row) uint8 in blocks of the number format `kind`; the input of `tokens` tokens, see `quantize`:
     q (tokens * terms, padded n), scales, sums, offsets; out (tokens, d) float32. All arrays are
-    flat. With 2 terms, the input of token t is the sum of rows 2 t and 2 t + 1. spare: (4,)
-    float32, scratch. rows: see rows_at_once, which is the default.
+    flat. With 2 terms, the input of token t is the sum of rows 2 t and 2 t + 1. spare: (2 * rows,)
+    float32, scratch.
     """
     form, isa = KINDS[kind], instructions(isa)
-    rows = rows_at_once(form) if rows is None else rows
     one, two = (products(form, rows, count, isa) for count in (1, 2))
     values, nbytes = form.values, form.nbytes
 
     @exact
     def multiply(w, n, d, q, scales, sums, offsets, tokens, terms, out, first, last, spare):
         blocks, width, count = n // values, padded(n), tokens * terms
-        # The rows come from both halves of the range: memory is read in two sequential streams.
-        half = (last - first + rows - 1) // rows
-        for i in range(first, first + half):
-            at, t = i * blocks * nbytes, np.int64(0)
-            k = min(i + half, last - 1)  # an odd last row is computed twice
-            far = k * blocks * nbytes
+        # The rows come from equal parts of the range: memory is read in several sequential streams.
+        part, size = (last - first + rows - 1) // rows, blocks * nbytes
+        stride, limit = part * size, (last - 1) * size
+        for i in range(first, first + part):
+            at, t = i * size, np.int64(0)
             while count - t >= 2:  # two share the unpacked blocks
-                two(w, at, far, blocks, q, scales, sums, offsets, t, width, spare)
+                two(w, at, stride, limit, blocks, q, scales, sums, offsets, t, width, spare)
                 for r in range(rows):
-                    row = k if r else i
+                    row = min(i + r * part, last - 1)  # the last row may be computed repeatedly
                     if terms == 2:
                         out[t // 2 * d + row] = spare[2 * r] + spare[2 * r + 1]
                     else:
                         out[t * d + row], out[t * d + d + row] = spare[2 * r], spare[2 * r + 1]
                 t += 2
             if t < count:
-                one(w, at, far, blocks, q, scales, sums, offsets, t, width, spare)
+                one(w, at, stride, limit, blocks, q, scales, sums, offsets, t, width, spare)
                 for r in range(rows):
-                    out[t * d + (k if r else i)] = spare[r]
+                    out[t * d + min(i + r * part, last - 1)] = spare[r]
 
     return multiply

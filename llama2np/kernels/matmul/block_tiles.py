@@ -14,6 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from llama2np.kernels.matmul import block_scales
 from llama2np.kernels.matmul import block_unpack as unpack
 from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.block_rows import instructions, padded
@@ -76,7 +77,7 @@ def unpacker(kind, isa):
             for vector, numbers in zip(vectors, order, strict=True):
                 _store_in_order(builder, vector, numbers, values, value)
             for found, out in zip(
-                unpack.scales(builder, kind, isa, places), (scales, offsets), strict=True
+                block_scales.scales(builder, kind, isa, places), (scales, offsets), strict=True
             ):
                 if found is not None:
                     store(builder, found, out, group)

@@ -17,27 +17,28 @@ the same group of values (a block, here), whose other values are in the next vec
 from llvmlite import ir
 from numba.core import cgutils
 
-from llama2np.kernels.matmul.block_kinds import joined
-from llama2np.kernels.runtime.vectors import F32, I8, I16, I32, I64, concat, load, pick, same
+from llama2np.kernels.matmul.block_scales import distance_of_adjacent, join_words
+from llama2np.kernels.runtime.vectors import I8, I16, I32, concat, const, load, pick, same
 
 BYTES, WORDS = ir.VectorType(I8, 64), ir.VectorType(I32, 16)
-HALF = ir.HalfType()
 PADDING = 128  # values: unpacked rows, and the input, are padded to a multiple
-
-
-def const(number):
-    """An int64."""
-    return ir.Constant(I64, number)
 
 
 def steps(kind):
     """The numbers of blocks that are unpacked together: most of a row, and the rest of it."""
-    return (1, 1) if kind.values == 256 else (16, 4)
+    if kind.values == 256:
+        return (2, 1) if kind.group == 32 else (1, 1)
+    return (16, 4)
 
 
 def excess(kind, isa):
     """By how much the bytes of `vectors` are larger than the integers of the format."""
     return isa.bias if kind.signed else kind.bias
+
+
+def largest(kind):
+    """The largest byte of `vectors`."""
+    return 255 if kind.signed else 2 ** sum(part.count for part in kind.parts) - 1
 
 
 def walk(builder, kind, blocks, body):
@@ -81,7 +82,8 @@ def vectors(builder, kind, isa, places):
     """
     values = [(place, i) for place in places for i in range(kind.values)]
     chunks = [[values[i] for i in chunk] for chunk in order(kind.group, len(values))]
-    found = [_vector(builder, kind, isa, chunk) for chunk in chunks]
+    distance = distance_of_adjacent(kind, isa, places)
+    found = [_vector(builder, kind, isa, chunk, distance) for chunk in chunks]
     size = together(kind)
     return [found[k : k + size] for k in range(0, len(found), size)]
 
@@ -103,11 +105,11 @@ def order(group, count):
     ]
 
 
-def _vector(builder, kind, isa, chunk):
+def _vector(builder, kind, isa, chunk, distance):
     """The 64 values (place, number) of a chunk."""
     value, position = None, 0
     for part in kind.parts:
-        some = _part(builder, part, chunk, position)
+        some = _part(builder, part, chunk, position, distance)
         value = some if value is None else builder.or_(value, some)
         position += part.count
     if kind.table:
@@ -118,13 +120,17 @@ def _vector(builder, kind, isa, chunk):
     return value
 
 
-def _part(builder, part, chunk, position):
+def _part(builder, part, chunk, position, distance):
     """`part` of the 64 values (place, number) of a chunk, from bit `position` on of each byte."""
     if part.count == 1 and part.bytes[7] == part.bytes[0]:  # a bit for each value, in their order
         return _bits(builder, part, chunk, position)
     if part.count == 4 and len({part.shifts[i] for _, i in chunk}) == 2:
         return _pick_nibbles(builder, part, chunk)
-    value = _gather(builder, [(place, part.bytes[i]) for place, i in chunk])
+    if distance:
+        bytes_ = [distance * (k // 16) + part.bytes[i] for k, (_, i) in enumerate(chunk)]
+        value = _gather_adjacent(builder, chunk[0][0], bytes_)
+    else:
+        value = _gather(builder, [(place, part.bytes[i]) for place, i in chunk])
     if part.powers:
         value = builder.mul(value, ir.Constant(BYTES, [part.powers[i] for _, i in chunk]))
         wide = builder.zext(value, ir.VectorType(I16, 64))
@@ -157,7 +163,7 @@ def _pick_nibbles(builder, part, chunk):
 def _bits(builder, part, chunk, position):
     """The same for a part of 32 bits a block, of which the chunk has 16 of each of four blocks."""
     byte = part.bytes[chunk[0][1]]
-    bits = _join_words(builder, [place for place, _ in chunk[::16]], byte)
+    bits = join_words(builder, [place for place, _ in chunk[::16]], byte)
     bits = builder.bitcast(bits, ir.VectorType(ir.IntType(1), 64))
     return builder.select(bits, same(BYTES, 1 << position), same(BYTES, 0))
 
@@ -174,111 +180,21 @@ def _gather(builder, wanted):
     return concat(builder, [_gather(builder, part) for part in (wanted[:half], wanted[half:])])
 
 
+def _gather_adjacent(builder, place, wanted):
+    """These bytes, pairs within less than 128 bytes: two loads, whose pairs are permuted."""
+    form, first = ir.VectorType(I16, 32), wanted[0]
+    second = wanted[-1] + 1 - 64
+    sources = [load(builder, place, const(start), form) for start in (first, second)]
+    pairs = [byte - first if byte < first + 64 else byte - second + 64 for byte in wanted[::2]]
+    return builder.bitcast(pick(builder, *sources, [pair // 2 for pair in pairs]), BYTES)
+
+
 def _shifted(builder, value, shifts):
     """Bytes shifted to the right; by negative numbers to the left. Adjacent bytes are mixed up."""
     words = builder.bitcast(value, WORDS)
     shift = builder.lshr if max(shifts) > 0 else builder.shl
     by = ir.Constant(WORDS, [abs(number) for number in shifts[::4]])
     return builder.bitcast(shift(words, by), BYTES)
-
-
-def scales(builder, kind, isa, places):
-    """(scales, offsets) of all groups of these blocks: vectors of float32. offsets may be None."""
-    if kind.values == 32:
-        bytes_ = [kind.scale] if kind.offset is None else [kind.scale, kind.offset]
-        # Adjacent blocks, of which a vector has four, and instructions that permute such vectors.
-        if len(places) == 16 and 3 * kind.nbytes + max(bytes_) < 64 and isa.lanes == 16:
-            found = [_halves_of_adjacent(builder, kind, places, byte) for byte in bytes_]
-        else:
-            found = [_halves(builder, places, byte) for byte in bytes_]
-        return found[0], found[1] if found[1:] else None
-    (place,) = places
-    if not kind.scales:
-        one = same(ir.VectorType(F32, kind.values // kind.group), 1.0)
-        return _times_half(builder, one, place, kind.scale), None
-    if kind.offset is not None:
-        return _scales_and_offsets(builder, kind, place)
-    numbers = _integers(builder, kind, kind.scales, place, kind.scales_signed)
-    if kind.scale_bias:
-        numbers = builder.sub(numbers, same(numbers.type, kind.scale_bias))
-    return _times_half(builder, numbers, place, kind.scale), None
-
-
-def _scales_and_offsets(builder, kind, place):
-    """Both of a block in one vector, as they have the same numbers of bits; then its halves."""
-    parts = [joined(*pair) for pair in zip(kind.scales, kind.offsets, strict=True)]
-    numbers = _integers(builder, kind, parts, place)
-    count = numbers.type.count // 2
-    address = builder.bitcast(builder.gep(place, [const(kind.scale)]), I32.as_pointer())
-    word = builder.zext(builder.load(address, align=1), I64)  # the offsets' float16 is the next one
-    halves = builder.fpext(builder.bitcast(word, ir.VectorType(HALF, 4)), ir.VectorType(F32, 4))
-    second = builder.fneg(halves) if kind.sign < 0 else halves
-    factors = pick(builder, halves, second, [0] * count + [5] * count)
-    values = builder.fmul(builder.sitofp(numbers, factors.type), factors)
-    return tuple(pick(builder, values, values, range(k, k + count)) for k in (0, count))
-
-
-def _halves_of_adjacent(builder, kind, places, byte):
-    """`_halves` of blocks that are next to each other: 64 bytes have those of four."""
-    form = ir.VectorType(I16, 32)
-    vectors = [load(builder, place, const(0), form) for place in places[::4]]
-    numbers = [(kind.nbytes * k + byte) // 2 + side for side in (0, 32) for k in range(4)]
-    pairs = zip(vectors[::2], vectors[1::2], strict=True)
-    halves = concat(builder, [pick(builder, *pair, numbers) for pair in pairs])
-    halves = builder.bitcast(halves, ir.VectorType(HALF, len(places)))
-    return builder.fpext(halves, ir.VectorType(F32, len(places)))
-
-
-def _halves(builder, places, byte):
-    """The float16 at this byte of each block, as float32."""
-    fours = [places[k : k + 4] for k in range(0, len(places), 4)]
-    words = [_join_words(builder, four, byte) for four in fours]
-    halves = concat(builder, [builder.bitcast(word, ir.VectorType(HALF, 4)) for word in words])
-    return builder.fpext(halves, ir.VectorType(F32, len(places)))
-
-
-def _join_words(builder, places, byte):
-    """The 16 bits at this byte of four blocks, in a general register.
-
-    LLVM would insert each into an undefined vector register. For that it takes a register that is
-    in use, and the loop waits for what computes it.
-    """
-    joined = const(0)
-    for k, place in enumerate(places):
-        address = builder.bitcast(builder.gep(place, [const(byte)]), I16.as_pointer())
-        bits = builder.zext(builder.load(address, align=1), I64)
-        joined = builder.or_(joined, builder.shl(bits, const(16 * k)))
-    return joined
-
-
-def _times_half(builder, numbers, place, byte):
-    """Numbers times the float16 at this byte, in float32."""
-    half = builder.bitcast(_join_words(builder, [place], byte), ir.VectorType(HALF, 4))
-    half = builder.fpext(half, ir.VectorType(F32, 4))
-    count = numbers.type.count
-    if numbers.type.element != F32:
-        numbers = builder.sitofp(numbers, ir.VectorType(F32, count))
-    return builder.fmul(numbers, pick(builder, half, half, [0] * count))
-
-
-def _integers(builder, kind, parts, place, signed=False):
-    """The integers that these parts make, as a vector of int32."""
-    found, position = None, 0
-    for part in parts:
-        start = min(*part.bytes, kind.nbytes - 16)  # 16 bytes have all of them
-        source = load(builder, place, const(start), ir.VectorType(I8, 16))
-        value = pick(builder, source, source, [byte - start for byte in part.bytes])
-        wide = ir.VectorType(I32, len(part.bytes))
-        value = builder.sext(value, wide) if signed else builder.zext(value, wide)
-        if any(part.shifts):
-            value = builder.lshr(value, ir.Constant(wide, list(part.shifts)))
-        if part.count < 8:
-            value = builder.and_(value, same(wide, (1 << part.count) - 1))
-        if position:
-            value = builder.shl(value, same(wide, position))
-        found = value if found is None else builder.or_(found, value)
-        position += part.count
-    return found
 
 
 def _in_pieces(isa, builder, function, *values):

@@ -194,7 +194,7 @@ def _blocks(kind):
         sums = int32s(place(run, s["q_sums"]) + at, 1, rows * groups)[0]
         offsets = vector(place(run, s["q_offsets"]) + at, rows * groups)
         out = vector(place(run, s["out"][m]) + 4 * d * start, count * d)
-        spare = vector(scratch, 4)
+        spare = vector(scratch, 2 * block_rows.ROWS)
         product(w, n, d, q, scales, sums, offsets, count, terms, out, first, last, spare)
 
     return multiply

@@ -238,7 +238,7 @@ def blocks_few(kind):
         scales = vector(place(run, s["q_scales"]), count * groups)
         sums = int32s(place(run, s["q_sums"]), 1, count * groups)[0]
         offsets = vector(place(run, s["q_offsets"]), count * groups)
-        spare = vector(scratch, 4)
+        spare = vector(scratch, 2 * block_rows.ROWS)
         product(w, n, d, q, scales, sums, offsets, rows, terms, out, first, last, spare)
 
     return _linear(f"linear_few_{kind}", BLOCK_INPUT, multiply)

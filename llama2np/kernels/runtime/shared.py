@@ -48,7 +48,7 @@ BOARD = 48  # int64
 
 _CHUNK_BITS = 10  # the word, from its highest bits: the number of the step, chunks, next chunk
 _CHUNK_MASK, _STEP_MASK = 2**_CHUNK_BITS - 1, 2**42 - 1
-MAX_MEMBERS = _CHUNK_MASK // 4
+MAX_MEMBERS = _CHUNK_MASK // 6
 
 SMALL = 2**15  # multiply-adds; below this, the main thread alone is faster
 _LARGE = 2**18  # multiply-adds; from here on, short chunks make up for their cost
@@ -218,8 +218,10 @@ def share(board, op, row, run, units, work, scratch):
     s = int64s(board, BOARD)
     members = s[MEMBERS]
     rest = units // 4 if work >= _LARGE else 0
-    long, short = -(-(units - rest) // members), -(-units // (8 * members))
-    chunks = members + max(-((members * long - units) // short), 0)  # at most 3 * members
+    # A short chunk has at least SMALL multiply-adds, so that taking it costs little in comparison.
+    short = max(-(-units // (16 * members)), -(-units * SMALL // work)) if rest else units
+    long = -(-(units - rest) // members)
+    chunks = members + max(-((members * long - units) // short), 0)  # at most 5 * members
     s[_OP], s[_ROW], s[_RUN], s[_UNITS] = op, row, run, units
     s[_LONG_CHUNKS], s[_LONG_UNITS], s[_SHORT_UNITS] = members, long, short
     _store(board, _DONE, 0)

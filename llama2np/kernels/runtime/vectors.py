@@ -26,6 +26,11 @@ def data_of(context, builder, signature, arguments, *places):
     ]
 
 
+def const(number):
+    """An int64."""
+    return ir.Constant(I64, number)
+
+
 def same(vector, value):
     """A constant vector of this type with `value` in every lane."""
     return ir.Constant(vector, [value] * vector.count)
