@@ -6,7 +6,7 @@ MODEL ?= stories-box
 TOKENIZER ?=
 ARGS ?= -t 0.8 -s 42
 
-.PHONY: help run chat test test-bounds test-nojit coverage fuzz lint format bench docs setup model clean
+.PHONY: help run chat test test-all test-bounds test-nojit coverage fuzz lint format bench docs setup model clean
 .DELETE_ON_ERROR:
 
 # A process of tests for each processor, four at most, where pytest-xdist is there.
@@ -27,6 +27,9 @@ endif
 
 test: $(VENV)/installed-dev ## run the tests: make test ARGS_TEST="-k chat"
 	$(PYTEST) $(ARGS_TEST)
+
+test-all: $(VENV)/installed-dev ## run the tests with more random cases, and each pair of instruction set and format
+	LLAMA2NP_EXHAUSTIVE=1 $(PYTEST) $(ARGS_TEST)
 
 # Indices out of range in a kernel read foreign memory in silence: here they are errors.
 test-bounds: $(VENV)/installed-dev ## run the tests with every index in the kernels checked

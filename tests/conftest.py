@@ -3,6 +3,7 @@
 LLAMA2NP_REFERENCE names the folder of the reference data (default: shared/reference beside the
 repository). LLAMA2NP_REQUIRE_ALL=1 makes a test fail, instead of being skipped, where what it needs
 is missing. LLAMA2NP_TEST_PULL=1 lets a test download a model of 93 MB.
+LLAMA2NP_EXHAUSTIVE=1 tries all random cases, and each instruction set with each format.
 """
 
 import gc
@@ -49,6 +50,7 @@ ROOT = Path(__file__).parents[1]
 
 
 NO_JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") != "0"
+EXHAUSTIVE = bool(os.environ.get("LLAMA2NP_EXHAUSTIVE"))
 
 
 # Collecting makes many objects that live to the end; to look through them again and again would
@@ -62,6 +64,11 @@ def pytest_collection_finish(session):
     gc.enable()
 
 
+def examples(count: int) -> int:
+    """How many random cases a test tries: a third of them, and all in `make test-all`."""
+    return count if EXHAUSTIVE else -(-count // 3)
+
+
 # Files whose tests need no kernels, or hardly any: they run while the kernels are compiled.
 EARLY = (
     "arguments atomic blocks chat_template checkpoint cli_errors convert download evaluation"
@@ -69,8 +76,12 @@ EARLY = (
 )
 
 
-def pytest_collection_modifyitems(items):
-    """Order the tests; without JIT, skip those that are marked `compiled`."""
+def pytest_collection_modifyitems(config, items):
+    """Order the tests, and leave out the exhaustive ones. Without JIT, skip `compiled` ones."""
+    if not EXHAUSTIVE:
+        more = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=more)
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
     files = {}
     for item in items:
         files.setdefault(item.path.name, []).append(item)

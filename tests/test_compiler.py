@@ -130,7 +130,7 @@ def test_what_it_has_compiled_is_found_and_run(process, cold, tmp_path, box_told
     (caller,) = [kernel for kernel in expected if list(compiler._called_by(kernel))]
     missing = [go, rows.rmsnorm.function, *compiler._called_by(caller), caller]
     compiler.missing()
-    env = {**os.environ, "NUMBA_CACHE_DIR": str(cold(*map(file_name, missing)))}
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(cold(*map(file_name, missing))), "NUMBA_OPT": "0"}
     subprocess.run(process.commands[0], env=env, cwd=tmp_path, check=True, timeout=300)
     command = [sys.executable, "-c", TELLS]
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
