@@ -38,8 +38,16 @@ from llama2np.kernels.runtime import compiler
 from llama2np.model.config import Config
 from tools.hostile import valid, write_case
 
+EXHAUSTIVE = bool(os.environ.get("LLAMA2NP_EXHAUSTIVE"))
+
+
+def examples(count: int) -> int:
+    """How many random cases a test tries: a third of them, and all in `make test-all`."""
+    return count if EXHAUSTIVE else -(-count // 3)
+
+
 # The same examples in every run, and no clock: on a busy machine a test may take its time.
-settings.register_profile("llama2np", deadline=None, derandomize=True)
+settings.register_profile("llama2np", deadline=None, derandomize=True, max_examples=examples(100))
 settings.load_profile("llama2np")
 
 # Grouped-query, widths that are no power of two, more positions than a first KV cache holds.
@@ -50,7 +58,6 @@ ROOT = Path(__file__).parents[1]
 
 
 NO_JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") != "0"
-EXHAUSTIVE = bool(os.environ.get("LLAMA2NP_EXHAUSTIVE"))
 
 
 # Collecting makes many objects that live to the end; to look through them again and again would
@@ -62,11 +69,6 @@ def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()
     gc.enable()
-
-
-def examples(count: int) -> int:
-    """How many random cases a test tries: a third of them, and all in `make test-all`."""
-    return count if EXHAUSTIVE else -(-count // 3)
 
 
 # Files whose tests need no kernels, or hardly any: they run while the kernels are compiled.

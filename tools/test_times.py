@@ -131,6 +131,6 @@ def pytest_terminal_summary(terminalreporter, config):
     for title, table in (("file", files), ("test", _tests)):
         terminalreporter.section(f"processor seconds of each {title}")
         terminalreporter.line(head)
-        for name, times in sorted(table.items(), key=lambda row: -row[1]["cpu"])[: LONGEST * 3]:
+        for name, times in sorted(table.items(), key=lambda row: -row[1]["cpu"])[:LONGEST]:
             cells = "".join(f"{times[column]:10.2f}" for column in COLUMNS)
             terminalreporter.line(f"{cells}{times['tests']:10}  {name}")
