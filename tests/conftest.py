@@ -140,9 +140,9 @@ def pytest_sessionstart(session):
 
 @pytest.fixture(scope="session", autouse=True)
 def no_background_compiler():
-    """The tests use all processors: a second process would only repeat what this one compiles."""
+    """The tests use all processors: a second process would not make them faster."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler._background, "start", lambda: None)
+        patch.setattr(compiler, "prepare", lambda kernels: None)
         warming.wait_for_missing_kernels(patch)
         yield
 

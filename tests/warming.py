@@ -107,16 +107,18 @@ def wait() -> None:
 
 def wait_for_missing_kernels(patch: pytest.MonkeyPatch) -> None:
     """A kernel of the package that is not in the cache may be one that is being compiled."""
-    load = Cache.load_overload
 
-    def load_overload(self, sig, target_context):
-        found = load(self, sig, target_context)
-        if found is None and self._function.__module__.startswith("llama2np."):
-            path, _ = self._file(sig, target_context.codegen())
-            while not (path.exists() or finished()):
-                time.sleep(0.02)
-            found = load(self, sig, target_context) if path.exists() else None
-        return found
+    def patiently(load):
+        def loaded(self, sig, *rest):
+            found = load(self, sig, *rest)
+            if found is None and self._function.__module__.startswith("llama2np."):
+                while not (self.has(sig) or finished()):
+                    time.sleep(0.02)
+                found = load(self, sig, *rest)
+            return found
+
+        return loaded
 
     if not finished():
-        patch.setattr(Cache, "load_overload", load_overload)
+        patch.setattr(Cache, "load_overload", patiently(Cache.load_overload))
+        patch.setattr(Cache, "address", patiently(Cache.address))

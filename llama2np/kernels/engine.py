@@ -17,10 +17,12 @@ from llama2np.kernels.lower import lower
 from llama2np.kernels.matmul.int8_tiles import NARROW
 from llama2np.kernels.ops import bandwidth
 from llama2np.kernels.ops.attention import TOGETHER
+from llama2np.kernels.ops.sampling import sample
 from llama2np.kernels.products import row_class
 from llama2np.kernels.runtime import compiler
 from llama2np.kernels.runtime.op import RUN, SPAN, STEP_BYTES
 from llama2np.kernels.runtime.pool import POOL
+from llama2np.kernels.runtime.shared import serve
 from llama2np.model import rope
 from llama2np.model.block import IDS
 from llama2np.model.engine import ACTIVATIONS
@@ -100,15 +102,22 @@ class CompiledEngine:
         self.program, self._activations = program, activations
         self._tables: dict[tuple[int, int, int], Table] = {}
         self.takes_types = any(step.numbers.get("of") == TYPES for step in program.steps)
-        entries = lower(program, 1, 1, 64, activations).entries
-        compiler.expect([go, *dict.fromkeys(entry.op.function for entry in entries)])
 
     def table(self, count: int, wanted: int, chunk: int) -> Table:
         """The table for `count` rows (see Table); it is made when it is first needed."""
         key = row_class(count), row_class(wanted), chunk
         if key not in self._tables:
+            self._prepare(count, wanted, chunk)
             self._tables[key] = Table(self.program, count, wanted, chunk, self._activations)
         return self._tables[key]
+
+    def _prepare(self, count: int, wanted: int, chunk: int) -> None:
+        """Compile what this table needs; and that of a single row, which will probably follow."""
+        kernels = [go, serve, sample]
+        for rows, outputs in ((count, wanted), (1, 1)):
+            entries = lower(self.program, rows, outputs, chunk, self._activations).entries
+            kernels += [entry.op.function for entry in entries]
+        compiler.prepare(kernels)
 
     def run(
         self,

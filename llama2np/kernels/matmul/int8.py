@@ -13,7 +13,7 @@ from numba import float32, int8, int32, int64
 
 from llama2np.kernels.matmul.int8_dot import dot, products4
 from llama2np.kernels.matmul.int8_isa import ISA
-from llama2np.kernels.runtime.jit import exact, inner
+from llama2np.kernels.runtime.jit import exact, inner, separate
 from llama2np.kernels.runtime.link import linked
 
 
@@ -90,7 +90,7 @@ def _rows_of(size):
 _rows_of_64, _rows_of_32, _rows_of_any = _rows_of(64), _rows_of(32), _rows_of(None)
 
 
-@inner
+@separate
 def int8_rows(q, scales, start, end, x, x_scales, x_sums, out):
     """out[t, i] = row i of q * scales times x[t] * x_scales[t], for start <= i < end.
 

@@ -18,7 +18,7 @@ from numba import float32, int64
 
 from llama2np.kernels.ops.exp import exps
 from llama2np.kernels.ops.weighted_sum import weighted_sum
-from llama2np.kernels.runtime.jit import inner
+from llama2np.kernels.runtime.jit import inner, separate
 from llama2np.kernels.runtime.link import linked
 from llama2np.kernels.runtime.memory import floats, int64s, vector
 from llama2np.kernels.runtime.op import op, rows_of, span_at
@@ -183,7 +183,7 @@ def _attention(chunked):
                             )  # fmt: skip
 
     attend.__qualname__ = attend.__name__ = "_attend_chunked" if chunked else "_attend"
-    return inner(attend)
+    return separate(attend)
 
 
 _ROWS, _NUMBERS = float32[:, ::1], (int64,) * 7

@@ -13,22 +13,26 @@ import hashlib
 import pickle
 import re
 from contextlib import suppress
+from functools import lru_cache
 
+import llvmlite.binding as llvm
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
-from numba.core.runtime import rtsys
+from numba.core.registry import cpu_target
+from numba.core.runtime._nrt_python import c_helpers
 from numba.core.serialize import dumps
 from numba.core.sigutils import normalize_signature
 
-from llama2np.kernels.runtime import compiler, sealed
+from llama2np.kernels.runtime import sealed
 from llama2np.kernels.runtime.link import callees
 
 
 class Cache(NullCache):
     """The cache of one function, whose free variables may be kernels, intrinsics and values."""
 
-    def __init__(self, function, folder):
-        self._function, self._folder = function, folder
+    def __init__(self, function, folder, by_address=False):
+        self._function, self._folder, self._by_address = function, folder, by_address
+        self.addresses = {}  # {types: address} of the code that was loaded
 
     @property
     def cache_path(self):
@@ -38,25 +42,54 @@ class Cache(NullCache):
         if not data.library.has_dynamic_globals and all(part.can_cache for part in data.lifted):
             path, key = self._file(sig, data.codegen)
             with suppress(OSError):  # a full disk only costs time
-                sealed.write(path, key, dumps(data._reduce()))
-        compiler.found(self._function)
+                sealed.write(path, key, self._dumped(data))
+
+    def _dumped(self, data):
+        if self._by_address:
+            return dumps((data.fndesc.llvm_func_name, data.library._get_compiled_object()))
+        *parts, _environments = data._reduce()  # which only Python objects need: see inlined.py
+        return dumps((*parts, ()))
 
     def load_overload(self, sig, target_context):
+        if self._by_address:
+            return None  # see `address`
         for call in callees(self._function):
             call.resolve()
         # numba's own method prepares for compilation first, which takes longer than all the rest.
-        rtsys.initialize(target_context)
+        _register_runtime()
         path, key = self._file(sig, target_context.codegen())
         data = sealed.read(path, key)
         if data is not None:
             with suppress(Exception):  # after any error of the pickle, it is compiled
                 found = CompileResult._rebuild(target_context, *pickle.loads(data))
                 if found.signature.args == normalize_signature(sig)[0]:
-                    compiler.found(self._function)
                     return found
             sealed.remove(path)
-        compiler.missing()
         return None
+
+    def address(self, sig):
+        """Load a kernel that is called by address; return this address, or None without a file.
+
+        All that numba needs to call a kernel from Python is left out: that takes most of the time.
+        """
+        if sig in self.addresses:
+            return self.addresses[sig]
+        for call in callees(self._function):
+            call.resolve()
+        codegen = cpu_target.target_context.codegen()
+        path, key = self._file(sig, codegen)
+        data = sealed.read(path, key)
+        if data is not None:
+            with suppress(Exception):  # after any error of the pickle, it is compiled
+                name, code = pickle.loads(data)
+                self.addresses[sig] = _load(codegen._engine, name, code)
+                return self.addresses[sig]
+            sealed.remove(path)
+        return None
+
+    def has(self, sig):
+        """Whether there is a file for these types; it may be damaged."""
+        return self._file(sig, cpu_target.target_context.codegen())[0].exists()
 
     def _file(self, sig, codegen):
         """The path of the code for these types and this CPU, and the key of its checksum."""
@@ -66,6 +99,24 @@ class Cache(NullCache):
         name = f"{self._function.__module__.rpartition('.')[2]}.{self._function.__qualname__}"
         name = re.sub(r"[^\w.]", "", name)[:80]  # without the <> of <locals>
         return self._folder / f"{name}-{key.hex()[:32]}.nbc", key
+
+
+def _load(engine, name, code):
+    """Give machine code to LLVM's engine; return the address of the function of this name."""
+    _register_runtime()
+    engine._ee.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine.get_function_address(name)
+
+
+@lru_cache
+def _register_runtime():
+    """Tell LLVM the addresses of numba's runtime functions, to which all machine code refers.
+
+    numba's own function also compiles some functions, which only kernels that allocate need.
+    """
+    for name, address in c_helpers.items():
+        llvm.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
 
 
 def closure_hash(function):

@@ -8,6 +8,7 @@ from numba.core.registry import cpu_target
 
 from llama2np.kernels.runtime.cache import Cache, closure_hash
 from llama2np.kernels.runtime.cache_folder import cache_folder
+from llama2np.kernels.runtime.inlined import InlinedCompiler
 
 __all__ = [
     "CACHE_FOLDER",
@@ -19,6 +20,7 @@ __all__ = [
     "inner",
     "kernel",
     "on_first_compile",
+    "separate",
 ]
 
 
@@ -27,7 +29,7 @@ CACHE_FOLDER = cache_folder()  # None means that every process compiles for itse
 PLAIN = bool(numba.config.DISABLE_JIT or numba.config.BOUNDSCHECK)
 # Without numba's compiler, slices save time. They clip, so they do not check indices.
 SLICES = bool(numba.config.DISABLE_JIT)
-_KERNELS = []  # all results of _jit
+_KERNELS = []  # all kernels that have machine code of their own
 
 
 def _jit(function=None, **options):
@@ -37,9 +39,11 @@ def _jit(function=None, **options):
     if function.__closure__:
         function.__qualname__ += f"_{closure_hash(function)}"
     made = numba.njit(function, nogil=True, **options)
-    if CACHE_FOLDER is not None and not numba.config.DISABLE_JIT:
-        made._cache = Cache(function, CACHE_FOLDER)
-    _KERNELS.append(made)
+    if options.get("pipeline_class") is not InlinedCompiler:
+        if CACHE_FOLDER is not None and not numba.config.DISABLE_JIT:
+            by_address = "no_cpython_wrapper" in options
+            made._cache = Cache(function, CACHE_FOLDER, by_address)
+        _KERNELS.append(made)
     return made
 
 
@@ -51,9 +55,12 @@ kernel = partial(_jit, error_model="numpy", fastmath={"reassoc", "contract", "ar
 # triggers its compilation.
 exact = partial(_jit, error_model="numpy", fastmath=False)
 
-# The same, for kernels that only kernels call: without the wrappers for Python and C, which take a
-# sixth of the time to compile. A call from Python would be a segmentation fault.
-inner = partial(exact, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+# The same, for kernels that are called by address (link.py, op.py): without the wrappers for Python
+# and C, which take a sixth of the time to compile. A call from Python is a segmentation fault.
+separate = partial(exact, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+# The same, for kernels that become parts of the kernels that call them: without machine code.
+inner = partial(separate, pipeline_class=InlinedCompiler)
 
 
 def target():
@@ -89,6 +96,8 @@ def counts():
 
     A kernel counts once for each combination of argument types.
     """
+    caches = [made._cache for made in _KERNELS if hasattr(made, "_cache")]
     stats = [made.stats for made in _KERNELS if hasattr(made, "stats")]  # false if jit is disabled
     compiled = sum(sum(each.cache_misses.values()) for each in stats)
-    return compiled, sum(sum(each.cache_hits.values()) for each in stats)
+    loaded = sum(sum(each.cache_hits.values()) for each in stats)
+    return compiled, loaded + sum(len(getattr(each, "addresses", ())) for each in caches)

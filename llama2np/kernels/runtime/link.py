@@ -27,6 +27,9 @@ def never_run():
 
 def address_of(kernel, kinds):
     """Compile or load `kernel` for arguments of these types; return the address of its code."""
+    load = getattr(kernel._cache, "address", None)  # numba's own cache has none
+    if load and kinds not in kernel.overloads and (address := load(kinds)):
+        return address
     kernel.compile(kinds)
     compiled = kernel.overloads[kinds]
     return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)

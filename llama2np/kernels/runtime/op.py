@@ -10,7 +10,7 @@ import numpy as np
 from numba import carray
 
 from llama2np.kernels.runtime import shared
-from llama2np.kernels.runtime.jit import inner
+from llama2np.kernels.runtime.jit import inner, separate
 from llama2np.kernels.runtime.link import LINKED, address_of
 from llama2np.kernels.runtime.memory import floats, pointer
 from llama2np.kernels.runtime.shared import STEP_KINDS
@@ -127,7 +127,7 @@ class Op:
         entry.__qualname__ = entry.__name__ = function.__name__
         entry.__module__ = function.__module__
         self.name = function.__name__
-        self.function = inner(entry)
+        self.function = separate(entry)
         self._address = None
         if not numba.config.DISABLE_JIT:
             LINKED[self.function] = STEP_KINDS
