@@ -125,7 +125,7 @@ def compiling(folder, start, interruptible, cold):
     """A process in the middle of compiling: the first missing kernel is there, not yet the last."""
     cache = cold("rows.rmsnorm", "attention._attend", "attention.attend")
     before = len(list(cache.rglob("*.nbc")))
-    env = {**os.environ, "NUMBA_CACHE_DIR": str(cache), "NUMBA_OPT": "0"}
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
     child = start(folder / "model.bin", *GREEDY, popen=subprocess.Popen, env=env)
     while len(list(cache.rglob("*.nbc"))) == before and child.poll() is None:
         time.sleep(0.05)

@@ -176,8 +176,7 @@ def test_what_it_has_compiled_is_found_and_run(cold, tmp_path, box_told):
     expected = expected_of("stories-box")
     (caller,) = [kernel for kernel in expected if list(compiler._called_by(kernel))]
     missing = [*compiler._called_by(caller), go, rows.rmsnorm.function, caller]
-    env = {"NUMBA_CACHE_DIR": str(cold(*map(file_name, missing))), "NUMBA_OPT": "0"}
-    env = os.environ | env
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(cold(*map(file_name, missing)))}
     code = compiler._CODE.format(path=sys.path, names=[compiler._name(each) for each in missing])
     numbers = b"".join(i.to_bytes(2, "big") for i in range(len(missing)))
     command = [sys.executable, "-c", code]

@@ -38,7 +38,7 @@ def computes(**env):
     done = subprocess.run(
         [sys.executable, "-B", "-c", COMPUTES],
         cwd=env.pop("cwd", ROOT),
-        env={**os.environ, "NUMBA_OPT": "0", **{name: str(value) for name, value in env.items()}},
+        env={**os.environ, **{name: str(value) for name, value in env.items()}},
         capture_output=True,
         text=True,
         timeout=600,
@@ -172,7 +172,7 @@ def test_processes_that_fill_one_cache_and_a_run_after_damage(tmp_path):
     """No word, the same numbers, and the next run finds all."""
     command, env = (
         [sys.executable, "-B", "-c", COMPUTES],
-        os.environ | {"NUMBA_CACHE_DIR": tmp_path, "NUMBA_OPT": "0"},
+        os.environ | {"NUMBA_CACHE_DIR": tmp_path},
     )
     both = [subprocess.Popen(command, cwd=ROOT, env=env, stdout=-1, stderr=-1) for _ in range(3)]
     for child in both:

@@ -145,7 +145,7 @@ def pairs():
 
 
 @vectors
-@pytest.mark.parametrize("isa, kind", pairs())
+@pytest.mark.parametrize("isa, kind", [*pairs()])
 def test_every_instruction_set_gives_the_same_bits(isa, kind):
     multiply = block_rows.few(kind, isa)
 

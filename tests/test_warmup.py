@@ -41,7 +41,7 @@ def python(*argv, cache):
     return subprocess.run(
         [sys.executable, *map(str, argv)],
         cwd=ROOT,
-        env={**os.environ, "NUMBA_CACHE_DIR": str(cache), "NUMBA_OPT": "0"},
+        env={**os.environ, "NUMBA_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
         timeout=600,
