@@ -9,8 +9,9 @@ ARGS ?= -t 0.8 -s 42
 .PHONY: help run chat test test-all test-bounds test-nojit coverage fuzz lint format bench docs setup model clean
 .DELETE_ON_ERROR:
 
-# A process of tests for each processor, four at most, where pytest-xdist is there.
-WORKERS = $(shell $(BIN)/python -c 'import xdist' 2>/dev/null && echo --numprocesses auto --maxprocesses 4 --dist worksteal)
+# Where pytest-xdist is there: four processes at most, and one more than processors, since tests wait, too.
+WORKERS = $(shell $(BIN)/python -c 'import xdist; from llama2np.processors import processors; \
+	print("--dist worksteal --numprocesses", min(4, processors() + 1))' 2>/dev/null)
 PYTEST = $(BIN)/python -m pytest $(WORKERS)
 
 run: $(VENV)/installed ## tell a story with MODEL=path.bin (TOKENIZER=path, ARGS="-t 0.8 -n 256")

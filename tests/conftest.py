@@ -88,9 +88,11 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         files.setdefault(item.path.name, []).append(item)
     early = tuple(f"test_{name}" for name in EARLY.split())
-    # pytest-xdist gives each of two workers a half: each begins with early ones.
     order = sorted(files, key=lambda name: not name.startswith(early))
-    items[:] = [item for name in (*order[::2], *order[1::2]) for item in files[name]]
+    # pytest-xdist gives each worker a part of the list: each part begins with early ones.
+    count = getattr(config, "workerinput", {}).get("workercount", 1)
+    parts = (order[k::count] for k in range(count))
+    items[:] = [item for part in parts for name in part for item in files[name]]
     if NO_JIT:
         skip = pytest.mark.skip(reason="too much arithmetic for plain Python")
         for item in items:
