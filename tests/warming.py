@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,18 +28,18 @@ SAID = "said.json"  # the last file that is written
 
 def start(config: pytest.Config) -> None:
     """In the process that starts the workers: begin to compile, if these sources are new."""
-    folder = _folder(config)
+    kept = _kept(config)
+    # Among pytest's own folders, of which it removes old ones: also after a run that was killed.
+    folder = kept if kept.exists() else config._tmp_path_factory.mktemp("warm")
     os.environ[SHARED] = str(folder)
     config.add_cleanup(lambda: os.environ.pop(SHARED))
     ours = kernels.CACHE_FOLDER and Path(kernels.CACHE_FOLDER)
-    if (folder / SAID).exists():
+    if folder == kept:
         _copy(folder, ours)
         return
     config.get_terminal_writer().line("the kernels are compiled while the first tests run")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     child = popen(folder)
-    thread = threading.Thread(target=_follow, args=(child, folder, ours))
+    thread = threading.Thread(target=_follow, args=(child, folder, ours, kept))
     thread.start()
     config.add_cleanup(thread.join)
     config.add_cleanup(child.kill)  # first; without effect after its end
@@ -64,24 +65,32 @@ def finish(child: subprocess.Popen, folder: Path) -> None:
     (folder / "part").rename(folder / SAID)
 
 
-def _follow(child: subprocess.Popen, folder: Path, ours: Path | None) -> None:
-    """Put each kernel into the tests' own cache as soon as it is compiled."""
+def _follow(child: subprocess.Popen, folder: Path, ours: Path | None, kept: Path) -> None:
+    """Put each kernel into the tests' own cache as soon as it is compiled; keep all at the end."""
     while child.poll() is None:
         _copy(folder, ours)
         time.sleep(0.1)
     _copy(folder, ours)
     finish(child, folder)
+    if child.returncode == 0:
+        part = kept.with_name(f"{kept.name}.{os.getpid()}")
+        with suppress(OSError):  # another run of the tests was first
+            shutil.copytree(folder, part)
+            said = (part / SAID).read_text().replace(str(folder), str(kept))
+            (part / SAID).write_text(said)
+            part.rename(kept)
 
 
 def _copy(folder: Path, ours: Path | None) -> None:
     for path in folder.glob("cache/*/*.nbc") if ours else ():
         if not (ours / path.name).exists():
-            shutil.copy(path, ours / f"{path.name}.part")
-            (ours / f"{path.name}.part").rename(ours / path.name)
+            part = ours / f"{path.name}.{os.getpid()}.part"
+            shutil.copy(path, part)
+            part.rename(ours / path.name)
 
 
-def _folder(config: pytest.Config) -> Path:
-    """Where these sources' kernels are. Those of other sources are removed."""
+def _kept(config: pytest.Config) -> Path:
+    """Where these sources' kernels are after a whole run. Those of other sources are removed."""
     digest = hashlib.sha256(str(kernels.CACHE_FOLDER).encode())
     for path in sorted((ROOT / "llama2np").rglob("*.py")):
         digest.update(path.read_bytes())
