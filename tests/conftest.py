@@ -299,3 +299,11 @@ def scripted(model, monkeypatch, tokens):
 
 def letters(text):
     return [260 + ord(letter) - ord("A") for letter in text]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def freed_memory_is_returned():
+    """A command that trains changes malloc for its process, which here is that of all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llama2np.cli.learning.keep_freed_memory", lambda: False)
+        yield

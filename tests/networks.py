@@ -74,3 +74,19 @@ def program(config: Config, tensors: dict, tied: bool = False) -> Program:
     if is_encoder(config):
         return encoder_programs(config, with_mlm(weights, config))["body"]
     return Program(config, weights, description(config))
+
+
+def slopes(loss, arrays: dict, gradients: dict, seed: int = 1) -> dict:
+    """{name: (slope, expected slope, largest slope)} along a random direction in each array.
+
+    The slope is a central difference of loss(arrays), the expected one that of the gradient; the
+    largest is that along the gradient itself. arrays: float64, by name.
+    """
+    random, found = np.random.default_rng(seed), {}
+    for name, array in arrays.items():
+        step = random.normal(size=array.shape)
+        step *= 1e-5 / np.linalg.norm(step)
+        up, down = (loss(arrays | {name: array + s * step}) for s in (1, -1))
+        size = np.linalg.norm(gradients[name])
+        found[name] = (up - down) / 2e-5, (gradients[name] * step).sum() * 1e5, size
+    return found

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ LINES = "good ||| A fine film .\n\nbad ||| No ||| never .\n good|||Nice\n"
 def test_examples(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     found = Examples.read(tmp_path / name)
-    assert found.texts == ["A fine film .", "No ||| never .", "Nice"]
+    assert list(found.texts) == ["A fine film .", "No ||| never .", "Nice"]
     assert found.names == ("bad", "good") and found.labels.tolist() == [1, 0, 1]
     known = Examples.read(tmp_path / name, ("good", "fair", "bad"))
     assert known.labels.tolist() == [0, 2, 0]
@@ -63,6 +64,14 @@ def test_labels_that_are_numbers(tmp_path):
         ("a.jsonl", b'{"text": "x"}\n', 'line 1: expected {"text": ..., "label": ...}'),
         ("a.jsonl", b"[" * 100_000 + b"\n", "line 1: expected"),
         ("a.jsonl", b'{"text": "x", "label": [1]}\n', "line 1: expected"),
+        ("a.txt", b"good ||| \xe2\x82", "expected UTF-8, found byte 0xe2 in line 1"),
+        ("a.txt", b"\n ||| no label\n", "line 2: expected `label ||| sentence`"),
+        ("a.txt", b"good ||| x\nbad ||| " + b"y" * 2**22, "line 2: longer than 4,194,304 bytes"),
+        ("a.csv", b"", "no examples, expected lines of `label ||| sentence`"),
+        ("a.csv", b"text,label\n", "no examples, expected lines of `label ||| sentence`"),
+        ("a.csv", b"text,label\nx\n", "line 2: expected a text and a label"),
+        ("a.csv", b"text,label\nx,good\n" + b"y" * 140_000, "after line 2: field larger than"),
+        ("a.csv", b'text,label\n"' + b"y\n" * 99_999, "field larger than field limit"),
     ),
 )
 def test_wrong_examples(tmp_path, name, content, words):
@@ -70,6 +79,57 @@ def test_wrong_examples(tmp_path, name, content, words):
     with pytest.raises(ValueError) as error:
         Examples.read(tmp_path / name, ("good", "bad"))
     assert words in str(error.value) and str(tmp_path / name) in str(error.value)
+
+
+def test_too_many_labels(tmp_path):
+    """As if texts and labels were exchanged: the set of labels must not grow with the file."""
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"text {i} ||| good\n" for i in range(10_001)))
+    with pytest.raises(ValueError, match="line 10001: more than 10,000 different labels"):
+        Examples.read(path)
+
+
+def test_a_changed_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text(LINES)
+    texts = iter(Examples.read(path).texts)
+    assert next(texts) == "A fine film ."
+    path.write_text(f"{LINES}bad ||| One more\n")
+    with pytest.raises(ValueError, match="a.txt: it was changed while it was being read"):
+        list(texts)
+
+
+@pytest.mark.parametrize("name", ("a.txt", "a.csv", "a.jsonl"))
+def test_a_file_larger_than_the_memory(tmp_path, name):
+    """8 MB of texts and 5 MB of tokens, and never more than half a MB of memory for them."""
+    line = {
+        "a.txt": "good ||| {}\n", "a.csv": "{},good\n", "a.jsonl": '{{"text": "{}", "label": 1}}\n'
+    }[name]  # fmt: skip
+    text = line.format("A fine film . " * 290)
+    (tmp_path / name).write_text("text,label\n" * (name == "a.csv") + text * 2000)
+    tracemalloc.start()
+    try:
+        examples = Examples.read(tmp_path / name, ("bad", "good"))
+        data = Labelled(examples, lambda t: [7] * 620, 2, 1024, path=tmp_path / "tokens.bin")
+        assert data.batch(1500).tokens.shape == (2, 620)
+        assert tracemalloc.get_traced_memory()[1] < 2**19
+    finally:
+        tracemalloc.stop()
+    assert len(examples) == 2000 and (tmp_path / "tokens.bin").stat().st_size == 2000 * 620 * 4
+
+
+def test_tokens_in_a_file_are_those_in_memory(tmp_path, labelled):
+    examples = Examples.read(labelled)
+    found = [
+        Labelled(examples, lambda text: [1, *text.encode()], 4, 9, 3, path)
+        for path in (None, tmp_path / "tokens.bin")
+    ]
+    assert found[0].name == found[1].name
+    for number in range(9):
+        np.testing.assert_array_equal(*(data.batch(number).tokens for data in found))
+    with pytest.raises(ValueError, match="text 1 has no tokens"):
+        Labelled(examples, lambda text: [], 4, 9, 3, tmp_path / "tokens.bin")
+    assert (tmp_path / "tokens.bin").stat().st_size > 0  # the old one
 
 
 def test_epochs():
@@ -325,6 +385,18 @@ def test_finetune_and_classify(base, labelled, tmp_path, capsys, mode):
     assert settings["architectures"] == ["LlamaForSequenceClassification"]
     with pytest.raises(CheckpointError, match="without labels"):
         Classifier.load(base[0], engine="numpy")
+
+
+def test_predictions_in_parts(base, labelled, tmp_path, capsys, monkeypatch):
+    """However many texts are in memory at a time, the file and the report are the same."""
+    words = ["--data", str(labelled), "--engine", "numpy", "--labels", "good,bad", "--out"]
+    told, files = [], []
+    for part in (256, 5):
+        monkeypatch.setattr("llama2np.cli.classify._PART", part)
+        assert main(["classify", str(base[0]), *words, str(tmp_path / "p.jsonl")]) == 0
+        told.append(capsys.readouterr().out)
+        files.append((tmp_path / "p.jsonl").read_bytes())
+    assert told[0] == told[1] and files[0] == files[1] and files[0].count(b"\n") == 16
 
 
 def test_a_frozen_network_with_a_head(base, labelled):

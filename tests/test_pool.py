@@ -15,17 +15,19 @@ from llama2np.kernels.runtime.memory import int64s
 from llama2np.kernels.runtime.op import RUN, STEP_BYTES, op
 from llama2np.kernels.runtime.shared import (
     BOARD,
+    CALL_MEMBERS,
     HELPED,
     MEMBERS,
     RUNNING,
     UNHELPED,
     WAITED,
+    WITHHELD,
     serve,
 )
 from llama2np.model.transformer import State
 
 STEPS = 200
-ALWAYS = SimpleNamespace(threads=lambda n: n, waited=lambda _: None)  # whatever it costs
+ALWAYS = SimpleNamespace(threads=lambda n, own=1: n, waited=lambda _: None)  # whatever it costs
 
 
 @op("counts")
@@ -180,11 +182,36 @@ def test_small_work_and_calls_beside_another_run_alone(workers):
 @pytest.mark.compiled
 def test_during_such_a_while_no_worker_is_woken(workers):
     own = workers(2)
-    own.backoff = SimpleNamespace(threads=lambda n: 1)
+    own.backoff = SimpleNamespace(threads=lambda n, own=1: 1)
     counting = Counting(20, 2**20)
     own.run(go, 2**30, *counting.arguments)
     counting.check()
     assert own.workers == []
+
+
+def test_a_call_begins_without_the_threads_that_are_withheld():
+    board, counting = np.zeros(BOARD, np.int64), Counting(23, 2**20)
+    board[WITHHELD] = 2
+    go(board.ctypes.data, 5, 0, *counting.arguments)
+    counting.check()
+    assert (board[MEMBERS], board[CALL_MEMBERS]) == (3, 5)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("waited", (0, 3_000_000))
+def test_during_a_long_call_the_number_of_threads_is_chosen_again(waited, workers):
+    own, waits, choices = workers(2), [], iter([1] * (not waited) + [2, 1, 1, 2] + [2] * 99)
+    own.backoff = SimpleNamespace(threads=lambda n, own=1: next(choices), waited=waits.append)
+
+    def kernel(_board, members, _scratch):
+        assert (members, own.board[WITHHELD]) == (2, 0 if waited else 1)
+        # As go and share do: the main thread has waited, or it begins alone.
+        own.board[[CALL_MEMBERS, MEMBERS, WAITED, RUNNING]] = members, 1, waited, 1
+        wait_until(lambda: own.board[MEMBERS] == 2)
+        own.board[RUNNING] = 0
+
+    own.run(kernel, pool._LONG_WORK)
+    assert waits == [waited] * bool(waited)
 
 
 def test_more_threads_than_processors_are_as_many():

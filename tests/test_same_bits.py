@@ -30,7 +30,7 @@ pytestmark = pytest.mark.compiled
 
 def members(count):
     """Every call has this many threads, however small it is and however busy the machine."""
-    always = SimpleNamespace(threads=lambda n: n, waited=lambda _: None)
+    always = SimpleNamespace(threads=lambda n, own=1: n, waited=lambda _: None)
     return patch.multiple(pool, threads=lambda: count, _SHARED_WORK=0), patch.object(
         pool.POOL, "backoff", always
     )

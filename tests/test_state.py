@@ -154,6 +154,7 @@ def damaged(path, **arrays):
         ({"config": np.array("{}")}, "saved for another model: dim is None, expected 48"),
         ({"config": np.array("nonsense")}, "not a saved state"),
         ({"config": np.array("[1]")}, "its config is unreadable"),
+        ({"config": np.full((), 2**31, np.uint32).view("U1")}, "not a saved state"),  # no character
         ({"tokens": np.array([{}], object)}, "not a saved state"),  # a pickle, which is not run
     ],
 )

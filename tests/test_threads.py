@@ -27,7 +27,7 @@ from llama2np.formats import checkpoint
 from llama2np.kernels.runtime import pool
 from llama2np.model.transformer import State, Transformer
 pool.threads = lambda: 3
-pool.Backoff = lambda: types.SimpleNamespace(threads=lambda n: n, waited=lambda _: None)
+pool.Backoff = lambda: types.SimpleNamespace(threads=lambda n, own=1: n, waited=lambda _: None)
 pool.POOL.backoff = pool.Backoff()
 model = Transformer(*checkpoint.load(sys.argv[1]))
 

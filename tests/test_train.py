@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from llama2np import Llama, State
+from llama2np import Llama, State, freed_memory
 from llama2np.cli import main
 from llama2np.formats import huggingface, loading
 from llama2np.formats.checkpoint import CheckpointError
@@ -15,6 +15,7 @@ from llama2np.formats.write import write_huggingface
 from llama2np.learning import saved
 from llama2np.learning.corpus import Windows, texts, write_tokens
 from llama2np.learning.initial import initial_llama
+from llama2np.learning.lines import lines
 from llama2np.learning.trainer import Trainer
 from llama2np.model.config import Config
 from llama2np.text import training
@@ -39,6 +40,22 @@ def test_texts(tmp_path, story):
     (tmp_path / "bad.txt").write_bytes(b"good\nb\xffd\n")
     with pytest.raises(ValueError, match="bad.txt: expected UTF-8, found byte 0xff in line 2"):
         list(texts([tmp_path / "bad.txt"]))
+
+
+def test_a_long_line_comes_in_pieces(tmp_path, monkeypatch):
+    """No more than LONGEST bytes of a line are in memory, and no character is cut in two."""
+    monkeypatch.setattr("llama2np.learning.lines.LONGEST", 20)
+    monkeypatch.setattr("llama2np.learning.corpus._LONGEST", 50)
+    path, line = tmp_path / "long.txt", "déjà vu €" * 20
+    path.write_text(f"\ufeffOne.\n<|endoftext|>\n{line} <|endoftext|>\nTwo.\n", encoding="utf-8")
+    found = list(texts([path]))
+    assert found[0] == "One." and max(map(len, found)) <= 70 and len(found) > 3
+    assert "".join(found[1:]).replace(" ", "") == f"{line}<|endoftext|>\nTwo.".replace(" ", "")
+    with pytest.raises(ValueError, match="long.txt: line 3: longer than 20 bytes"):
+        list(lines(path))
+    path.write_bytes("€".encode() * 7 + b"\xe2\x82")
+    with pytest.raises(ValueError, match="found byte 0xe2 in line 1"):
+        list(texts([path]))
 
 
 def test_windows(tmp_path, story):
@@ -266,3 +283,19 @@ def test_a_tokenizer_reads_only_the_beginning(monkeypatch):
     """The trainers keep what they read; a file may be larger than memory."""
     monkeypatch.setattr(training, "MOST", 10)
     assert list(training._beginning(iter(["abcdef", "ghijkl", "m"]))) == ["abcdef", "ghijkl"]
+
+
+def test_freed_memory_is_kept_where_glibc_can(monkeypatch):
+    """By its own function, which other systems do not have; it is not called here."""
+    called = []
+
+    class Library:
+        def mallopt(self, which, size):
+            called.append((which, size))
+            return 1
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Library())
+    assert freed_memory.keep_freed_memory(2**20)
+    assert called == [(-1, 2**20), (-3, 2**25)]
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    assert not freed_memory.keep_freed_memory()

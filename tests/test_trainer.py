@@ -1,7 +1,10 @@
 """Training: torch's losses, the optimizer, and a training that stops and goes on."""
 
+import io
 import json
 import math
+import os
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -210,6 +213,9 @@ def test_another_training_does_not_go_on(tmp_path, changes, words):
         trained(tmp_path / "a.npz", **changes)
 
 
+HUGE = object()
+
+
 @pytest.mark.parametrize("damage", (b"", b"no checkpoint", None))
 def test_a_damaged_checkpoint(tmp_path, damage):
     path = tmp_path / "a.npz"
@@ -217,6 +223,74 @@ def test_a_damaged_checkpoint(tmp_path, damage):
     path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
     with pytest.raises(CheckpointError, match="delete it to start again"):
         trained(path)
+
+
+HOSTILE = {
+    "a zip bomb": ("identity is compressed: a small file", {}, zipfile.ZIP_DEFLATED),
+    "a pickle": ("step is object \\(\\), expected int64", {"step": np.array({}, object)}, 0),
+    "another shape": (
+        "m.final_norm is float32 \\(5,\\), expected float32 \\(12,\\)",
+        {"m.final_norm": np.zeros(5, np.float32)}, 0,
+    ),
+    "another type": (
+        "v.embedding is float64", {"v.embedding": np.zeros((17, 12))}, 0,
+    ),
+    "a missing array": ("it has no v.layers.1.wq", {"v.layers.1.wq": None}, 0),
+    "a huge shape": ("classifier is float32 .1099511627776,.", {"p.classifier": HUGE}, 0),
+    "a huge identity": ("its identity is larger", {"identity": np.zeros(2**24 + 1, np.int8)}, 0),
+    "no identity": ("it has no identity", {"identity": None}, 0),
+    "nested JSON": ("maximum recursion|too many levels", {"identity": np.array("[" * 99_999)}, 0),
+    "no characters": (
+        "decode bytes", {"identity": np.array([2**32 - 1], np.uint32).view("U1").reshape(())}, 0,
+    ),
+    "other JSON": ("its identity is no JSON object", {"identity": np.array("[1]")}, 0),
+    "unknown parts": ("has unknown parts", {"identity": "added"}, 0),
+    "fewer losses": ("losses is float64", {"losses": np.zeros(1)}, 0),
+    "a negative step": ("-1 steps were taken", {"step": np.array(-1)}, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_checkpoint(tmp_path, name):
+    """One clear line, before anything is read that is larger than expected, or changed."""
+    words, changes, compression = HOSTILE[name]
+    path = tmp_path / "a.npz"
+    trained(path).run(until=2)
+    with np.load(path) as file:
+        arrays = dict(file) | changes
+    if name == "unknown parts":
+        identity = json.loads(trained()._identity()) | {"x": 1}
+        arrays["identity"] = np.array(json.dumps(identity))
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for key, array in arrays.items():
+            if array is HUGE:  # the header alone claims 4 TB
+                array, shape = arrays["p.layers.0.w_up"], (2**40,)
+            else:
+                shape = None if array is None else array.shape
+            if array is not None:
+                archive.writestr(f"{key}.npy", npy(array, shape))
+    trainer = trained()
+    before = {n: a.copy() for n, a in trainer.parameters.items()}
+    optimizer = trainer.optimizer
+    with pytest.raises(CheckpointError, match=f"not a checkpoint.*{words}.*delete it") as error:
+        saved.load(path, optimizer, trainer._identity())
+    assert str(error.value).startswith(f"{path}: ") and str(error.value).isprintable()
+    assert optimizer.step == 0
+    for n, array in before.items():
+        np.testing.assert_array_equal(trainer.parameters[n], array)
+
+
+def npy(array, shape) -> bytes:
+    """An array as .npy, whose header claims a shape."""
+    out = io.BytesIO()
+    np.lib.format.write_array(out, array, allow_pickle=True)
+    return out.getvalue().replace(str(array.shape).encode(), str(shape).encode())
+
+
+def test_a_checkpoint_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(OSError, match="named pipe"):
+        trained(tmp_path / "a.npz")
 
 
 def test_a_full_disk_loses_no_checkpoint(tmp_path, monkeypatch):
@@ -373,6 +447,26 @@ def test_a_full_disk_does_not_end_a_training(tmp_path, monkeypatch):
     assert trainer_of(tmp_path).losses == trainer.losses
 
 
+def test_a_full_disk_at_the_end_of_an_epoch(tmp_path, monkeypatch):
+    """A command runs an epoch at a time: only after the last one a full disk is an error."""
+    trainer, told = trainer_of(tmp_path), []
+
+    def full(*_):
+        raise OSError(28, "No space left on device", "training.npz")
+
+    trainer.run(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(saved, "save", full)
+        patch.setattr(saved.Log, "write", full)
+        for until in (3, 5):
+            trainer.run(until, every=1, unsaved=told.append)
+    assert len(told) == 1
+    trainer.run(unsaved=told.append)
+    lines = (tmp_path / "losses.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert trainer_of(tmp_path).losses == trainer.losses
+
+
 def test_a_log_on_a_full_disk(tmp_path, monkeypatch):
     """Lines wait in memory until they can be written, each once and whole."""
     log = saved.Log(tmp_path / "losses.jsonl")
@@ -462,15 +556,28 @@ def test_a_step_that_is_cut_off_is_not_saved(tmp_path, monkeypatch):
 
 def test_no_number_and_a_smaller_rate(tmp_path, recwarn):
     """The checkpoint stays as it was, and the training can go on from it with other settings."""
-    wild = trainer_of(tmp_path, rate=1e30)
-    wild.run(until=1)
-    with pytest.raises(ValueError, match=r"step 2: the loss is nan.*training.npz has an earlier"):
+    trainer_of(tmp_path).run(until=1)
+    wild = trainer_of(tmp_path, rate=1e30, allow_change=True)
+    with pytest.raises(ValueError, match=r"step 3: the loss is nan.*training.npz has an earlier"):
         wild.run()
     assert not recwarn.list
-    with pytest.raises(CheckpointError, match="rate=1e.30, expected 0.001.* or allow the change"):
+    with pytest.raises(CheckpointError, match="rate=0.01, expected 0.001.* or allow the change"):
         trainer_of(tmp_path, rate=1e-3)
     trainer = trainer_of(tmp_path, rate=1e-3, allow_change=True)
-    assert trainer.step == 1 and trainer.losses == wild.losses
+    assert trainer.step == 1 and trainer.losses == wild.losses[:1]
+    trainer.run()
+    assert np.isfinite(trainer.losses).all()
+
+
+@pytest.mark.parametrize("until", (2, 6))
+def test_a_spoilt_network_is_not_saved(tmp_path, recwarn, until):
+    """A step can spoil the network, although its own loss was a number."""
+    trainer_of(tmp_path).run(until=1)
+    wild = trainer_of(tmp_path, rate=1e30, allow_change=True)
+    with pytest.raises(ValueError, match=r"step 2: after it.* is nan: .*npz has an earlier"):
+        wild.run(until, every=1)
+    assert not recwarn.list
+    assert trainer_of(tmp_path, rate=1e-3, allow_change=True).step == 1
 
 
 def test_more_steps(tmp_path):

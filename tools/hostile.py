@@ -18,10 +18,14 @@ from llama2np.llama import Llama
 from llama2np.model.transformer import State, Transformer
 from llama2np.text.tokenizer import Tokenizer, TokenizerError
 from tools import faults, hostile_damage, hostile_folders, hostile_gguf, hostile_tokenizers, odd
+from tools import hostile_training as training
 from tools.hostile_valid import MAIN, SMALL, Case, random_tensors, valid
 
 OURS = (CheckpointError, TokenizerError)
-KINDS = (*MAIN, "gguf parts", "tokenizer folder", "special", "kernel-cache", "write-failure")
+KINDS = (
+    *(*MAIN, "gguf parts", "tokenizer folder", "examples", "special"),
+    *("kernel-cache", "write-failure"),
+)
 
 
 def exercise(kind: str, folder: Path) -> None:
@@ -41,6 +45,8 @@ def exercise(kind: str, folder: Path) -> None:
         "gguf": lambda f: hostile_gguf.exercise(f / "model.gguf"),
         "gguf parts": lambda f: hostile_gguf.exercise(f / hostile_gguf.PARTS[0]),
         "state": _exercise_state,
+        "training": training.exercise_checkpoint,
+        "examples": training.exercise_examples,
         "kernel-cache": faults.exercise_cache,
         "write-failure": faults.exercise_write,
         "special": _exercise_special,
@@ -81,7 +87,7 @@ def damaged(kind: str, random: Random) -> Case:
         case = dict(hostile_gguf.parts(random))
     elif kind == "bin" and random.random() < 0.3:
         case[name] = hostile_damage.any_shape(random)
-    elif kind == "state" and random.random() < 0.7:
+    elif kind in ("state", "training") and random.random() < 0.7:
         case[name] = hostile_damage.damaged_arrays(case[name], random)
     else:
         others = [other for each in valid(random.choice(list(MAIN))) for other in each.values()]

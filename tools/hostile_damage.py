@@ -103,11 +103,11 @@ def damaged_arrays(data: bytes, random: Random) -> bytes:
     name, content = members[at]
     if random.random() < 0.1:
         members[at : at + 1] = [(name, content)] * random.choice((0, 2))
-    elif name == "config.npy" and random.random() < 0.7:
+    elif name in ("config.npy", "identity.npy") and random.random() < 0.7:
         with np.load(io.BytesIO(data)) as arrays:
-            shape = damaged_json(str(arrays["config"]).encode(), random)
+            changed = damaged_json(str(arrays[name.removesuffix(".npy")]).encode(), random)
         buffer = io.BytesIO()
-        np.save(buffer, np.array(shape.decode()))
+        np.save(buffer, np.array(changed.decode()))
         members[at] = name, buffer.getvalue()
     else:
         members[at] = name, damaged_bytes(content, random, data)

@@ -20,7 +20,7 @@ from llama2np.formats.checkpoint import Header, load, save
 from llama2np.formats.huggingface.writing import llama_names
 from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer
-from tools import faults, hostile_folders, hostile_gguf, hostile_tokenizers
+from tools import faults, hostile_folders, hostile_gguf, hostile_tokenizers, hostile_training
 from tools.scratch import written
 from tools.torch_files import Tensor, pickled, write_archive
 
@@ -29,6 +29,7 @@ MAIN = {  # the file that every case of a kind has
     **{"bin": "model.bin", "tokenizer.bin": "tokenizer.bin", "tokenizer.model": "tokenizer.model"},
     **{"torch": "model.pt", "safetensors": "model.safetensors", "hf": "config.json"},
     **{"meta": "params.json", "gguf": "model.gguf", "state": "state.npz"},
+    "training": hostile_training.CHECKPOINT,
 }
 SMALL = Config(8, 12, 2, 2, 1, 20, 16)
 WIDE = Config(64, 64, 1, 2, 2, 20, 16)  # its groups of 32 take the fast int8 kernels
@@ -49,6 +50,8 @@ def valid(kind: str) -> list[Case]:
         "gguf": lambda: [{"model.gguf": data} for data in hostile_gguf.files()[:-1]],
         "gguf parts": lambda: [hostile_gguf.parts()],
         "state": _states,
+        "training": hostile_training.checkpoints,
+        "examples": hostile_training.examples,
         "kernel-cache": lambda: [{"kernel.nbc": faults.sealed_file()}],
         "write-failure": _write_failures,
         "special": lambda: [case for each in MAIN for case in valid(each)],

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llama2np.analysis.metrics import Report
 from llama2np.analysis.zero_shot import PROMPT, zero_shot
-from llama2np.atomic import write_file
+from llama2np.atomic import replacing
 from llama2np.classifier import Classifier
 from llama2np.cli import bulk, engine, learning
 from llama2np.cli.flags import Parser, flag_value, guarded, joined, path_value
 from llama2np.cli.model import add_model
 from llama2np.formats import loading
+from llama2np.jsonl import encoded
 from llama2np.learning.examples import Examples
 from llama2np.llama import Llama
+
+_PART = 256  # texts that are in memory at a time
+Scoring = Callable[[Sequence[str], Callable[[int], object]], np.ndarray]
 
 
 def main(argv: Sequence[str], prog: str) -> int:
@@ -32,6 +38,23 @@ def _classify(options: argparse.Namespace, prog: str) -> None:
         bulk.run(options, prog, "classify", _of_task(options))
         return
     engine.set_up(options, lambda note: print(note, file=sys.stderr, flush=True))
+    scores, labels = _scoring(options)
+    examples = Examples.read(options.data, labels)
+    predicted = np.empty(len(examples), np.int32)
+    with _output(options.out) as write, learning.progress(len(examples), " texts") as told:
+        texts, start = iter(examples.texts), 0
+        while some := list(islice(texts, _PART)):
+            part = slice(start, start + len(some))
+            rows = scores(some, told)
+            predicted[part] = rows.argmax(-1)
+            write(_lines(some, examples.labels[part], predicted[part], rows, labels))
+            start = part.stop
+    for line in Report.of(predicted, examples.labels, labels).lines():
+        print(line)
+
+
+def _scoring(options: argparse.Namespace) -> tuple[Scoring, tuple[str, ...]]:
+    """What gives scores to texts, and the names of the labels."""
     labels = tuple(options.labels.split(",")) if options.labels else ()
     trained = bool(loading.load(options.model).config.n_labels)
     if trained == bool(labels):
@@ -43,20 +66,23 @@ def _classify(options: argparse.Namespace, prog: str) -> None:
     how = options.model, options.tokenizer, options.engine
     if trained:
         classifier = Classifier.load(*how, activations=options.activations)
-        labels = classifier.labels
-    examples = Examples.read(options.data, labels)
-    with learning.progress(len(examples.texts), " texts") as told:
-        if trained:
-            scores = classifier.logits(examples.texts, told)
-        else:
-            model, prompt = Llama.load(*how, activations=options.activations), options.prompt
-            scores = zero_shot(model, examples.texts, labels, prompt, options.normalize, told)
-    predicted = scores.argmax(-1)
-    for line in Report.of(predicted, examples.labels, labels).lines():
-        print(line)
-    if options.out is not None:
-        lines = _lines(examples, predicted, scores, labels)
-        write_file(options.out, "".join(lines).encode())
+        return classifier.logits, classifier.labels
+    model, prompt = Llama.load(*how, activations=options.activations), options.prompt
+
+    def scores(texts: Sequence[str], told: Callable[[int], object]) -> np.ndarray:
+        return zero_shot(model, texts, labels, prompt, options.normalize, told)
+
+    return scores, labels
+
+
+@contextmanager
+def _output(path: Path | None) -> Iterator[Callable[[bytes], object]]:
+    """Open the file for predictions, if there is to be one; yield what writes to it."""
+    if path is None:
+        yield lambda _: None
+        return
+    with replacing(path) as file:
+        yield file.write
 
 
 def _of_task(options: argparse.Namespace) -> dict[str, Any]:
@@ -66,17 +92,19 @@ def _of_task(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _lines(
-    examples: Examples, predicted: np.ndarray, scores: np.ndarray, labels: Sequence[str]
-) -> list[str]:
+    texts: Sequence[str],
+    numbers: np.ndarray,
+    predicted: np.ndarray,
+    scores: np.ndarray,
+    labels: Sequence[str],
+) -> bytes:
     """A line of JSON for each text."""
     lines = []
-    for text, label, found, row in zip(
-        examples.texts, examples.labels, predicted, scores, strict=True
-    ):
+    for text, label, found, row in zip(texts, numbers, predicted, scores, strict=True):
         each = {"text": text, "label": labels[label], "predicted": labels[found]}
         told = {name: round(float(score), 5) for name, score in zip(labels, row, strict=True)}
-        lines.append(json.dumps(each | {"scores": told}, ensure_ascii=False) + "\n")
-    return lines
+        lines.append(encoded(each | {"scores": told}))
+    return b"".join(lines)
 
 
 def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:

@@ -76,19 +76,17 @@ def _classify(options: argparse.Namespace) -> None:
     dev_examples = None if options.dev is None else Examples.read(options.dev, examples.names)
     tuning = _tuning(options, examples.names)
     options.out.mkdir(parents=True, exist_ok=True)
-    longest = min(options.seq_len, tuning.program.config.seq_len)
-    how = tuning.tokenizer.encode, options.batch, longest, options.seed
-    train = Labelled(examples, *how)
-    dev = None if dev_examples is None else Labelled(dev_examples, *how)
+    train = _labelled(options, tuning, examples, "tokens.bin")
+    dev = None if dev_examples is None else _labelled(options, tuning, dev_examples, "dev.bin")
     trainer = _trainer(options, tuning, train, train.per_epoch)
-    count = f"{len(examples.texts):,} texts, {len(examples.names)} labels"
+    count = f"{len(examples):,} texts, {len(examples.names)} labels"
     print(f"{count}, {sum(a.size for a in tuning.parameters.values()):,} trained parameters")
-    end = trainer.settings.steps
+    end, each = trainer.settings.steps, -(-train.per_epoch // options.accumulate)
     while trainer.step < end:
-        done = -(-(trainer.step + 1) // train.per_epoch)
-        learning.run(trainer, options.every, min(done * train.per_epoch, end))
-        mean = sum(trainer.losses[-train.per_epoch :]) / len(trainer.losses[-train.per_epoch :])
-        told = f"epoch {done}: loss {mean:.4f}"
+        done = trainer.step // each + 1
+        learning.run(trainer, options.every, min(done * each, end))
+        last = trainer.losses[-each:]
+        told = f"epoch {done}: loss {sum(last) / len(last):.4f}"
         if dev is not None:
             found = score(tuning.program, tuning.parameters, dev.all(), **tuning.options)
             told += f", dev loss {found.loss:.4f}, dev accuracy {found.accuracy:.4f}"
@@ -99,6 +97,16 @@ def _classify(options: argparse.Namespace) -> None:
             print(line)
     learning.draw(options, trainer)
     _write(options, tuning)
+
+
+def _labelled(
+    options: argparse.Namespace, tuning: Finetuning, examples: Examples, name: str
+) -> Labelled:
+    """Batches of labelled texts, whose tokens are written to a file of that name."""
+    longest = min(options.seq_len, tuning.program.config.seq_len)
+    how = tuning.tokenizer.encode, options.batch, longest, options.seed
+    with learning.progress(len(examples), " texts") as told:
+        return Labelled(examples, *how, options.out / name, told)
 
 
 def _trainer(

@@ -10,6 +10,7 @@ from typing import Any
 
 from llama2np.cli.flags import choice, number, path_value
 from llama2np.cli.model import plotting, plotting_to
+from llama2np.freed_memory import keep_freed_memory
 from llama2np.learning.schedule import DECAYS
 from llama2np.learning.trainer import Settings, Trainer
 
@@ -108,6 +109,7 @@ def tell_start(trainer: Trainer) -> None:
 
 def run(trainer: Trainer, every: int, until: int | None = None) -> None:
     """Train up to a step, by default the last, with a progress bar on a terminal."""
+    keep_freed_memory()
     with progress(trainer.settings.steps, " steps", trainer.step) as told:
         trainer.run(until, every, lambda _, loss: told(1, f"loss {loss:.3f}"), _tell_unsaved)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,14 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from llama2np.atomic import replacing
-from llama2np.files import open_regular
 from llama2np.learning.batch import Batch
+from llama2np.learning.lines import StrPath, pieces
 
-StrPath = str | os.PathLike[str]
 Encode = Callable[[str], list[int]]
 
 END = "<|endoftext|>"  # a line of it ends a text, as in the files of TinyStories
-_LONGEST = 2**22  # characters: a longer text is read in parts, which end with a line
+_LONGEST = 2**22  # characters: a longer text is read in parts, most of which end with a line
 
 
 def texts(paths: Iterable[StrPath]) -> Iterator[str]:
@@ -26,28 +24,20 @@ def texts(paths: Iterable[StrPath]) -> Iterator[str]:
     Raises ValueError for a file that is not UTF-8, and OSError.
     """
     for path in paths:
-        lines: list[str] = []
-        size = 0
-        with open_regular(path) as file:
-            for number, data in enumerate(file, 1):
-                try:
-                    line = data.decode()
-                except UnicodeDecodeError as error:
-                    byte = data[error.start]
-                    raise ValueError(
-                        f"{path}: expected UTF-8, found byte 0x{byte:02x} in line {number}"
-                    ) from None
-                ends = line.strip() == END
-                lines += [] if ends else [line]
-                size += len(line)
-                if ends or size > _LONGEST:
-                    yield from _text(lines)
-                    lines, size = [], 0
-        yield from _text(lines)
+        parts: list[str] = []
+        size, before = 0, 0
+        for number, part in pieces(path):
+            ends = part.strip() == END and number != before  # not the end of a long line
+            parts += [] if ends else [part]
+            size, before = size + len(part), number
+            if ends or size > _LONGEST:
+                yield from _text(parts)
+                parts, size = [], 0
+        yield from _text(parts)
 
 
-def _text(lines: list[str]) -> Iterator[str]:
-    text = "".join(lines).strip()
+def _text(parts: list[str]) -> Iterator[str]:
+    text = "".join(parts).strip()
     if text:
         yield text
 

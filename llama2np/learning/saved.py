@@ -15,11 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from llama2np import npz
 from llama2np.atomic import replacing, write_file
+from llama2np.files import open_regular, zip_file
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.learning.optimizer import AdamW
+from llama2np.output import printable
 
 StrPath = str | os.PathLike[str]
+_LARGEST_IDENTITY = 2**24  # bytes; NumPy has four for each character
 
 
 def save(
@@ -42,32 +46,40 @@ def load(path: StrPath, optimizer: AdamW, identity: str | None) -> tuple[list[fl
     """Read a checkpoint into an optimizer and its parameters; return the losses and norms.
 
     identity: what the checkpoint must have; None: it may be of other settings and data.
-    Raises CheckpointError for a file that is no checkpoint, or one of another training.
+    Raises CheckpointError for a file that is no checkpoint, or one of another training; nothing has
+    been changed then. Raises OSError.
     """
-    try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            if identity is not None:
-                _check(path, str(file["identity"]), identity)
-            step = int(file["step"])
-            losses, norms = (file[name].tolist() for name in ("losses", "norms"))
-            read = {
-                kind: {name: file[f"{kind}.{name}"] for name in found}
-                for kind, found in _kinds(optimizer).items()
-            }
-    except CheckpointError:
-        raise
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"{path}: not a checkpoint of a training, or a damaged one ({error}): delete it to "
-            "start again"
-        ) from None
-    if not step == len(losses) == len(norms):
-        raise CheckpointError(f"{path}: {step} steps and {len(losses)} losses: a damaged file")
-    for kind, found in _kinds(optimizer).items():
-        for name, array in found.items():
-            if read[kind][name].shape != array.shape:
-                raise CheckpointError(f"{path}: {name} has shape {read[kind][name].shape}")
-            array[...] = read[kind][name]
+    with open_regular(path) as file:
+        try:
+            with zip_file(file) as archive:
+                found = npz.text(archive, "identity", _LARGEST_IDENTITY)
+                if identity is None or found == identity:
+                    return _read(archive, optimizer)
+            difference = _difference(found, str(identity))
+        except Exception as error:  # zipfile and NumPy raise many types, also tokenize's
+            reason = " ".join(str(error).split()) or type(error).__name__
+            text = f"{path}: not a checkpoint of a training, or a damaged one ({reason}): delete it"
+            raise CheckpointError(printable(f"{text} to start again")) from None
+    text = f"{path}: a checkpoint of another training, {difference}: delete it to start again"
+    raise CheckpointError(printable(f"{text}, or allow the change"))
+
+
+def _read(archive: zipfile.ZipFile, optimizer: AdamW) -> tuple[list[float], list[float]]:
+    """Everything but the identity. Raises ValueError, and what `npz.array` does."""
+    step = int(npz.array(archive, "step", np.zeros((), np.int64)))
+    if step < 0:
+        raise ValueError(f"it says that {step} steps were taken")
+    losses, norms = (
+        npz.array(archive, name, np.broadcast_to(np.float64(0), step)).tolist()
+        for name in ("losses", "norms")
+    )
+    arrays = [
+        (array, npz.array(archive, f"{kind}.{name}", array))
+        for kind, found in _kinds(optimizer).items()
+        for name, array in found.items()
+    ]
+    for array, values in arrays:
+        array[...] = values
     optimizer.step = step
     return losses, norms
 
@@ -116,18 +128,17 @@ def _kinds(optimizer: AdamW) -> dict[str, dict[str, np.ndarray]]:
     return {"p": dict(optimizer.parameters), "m": optimizer.m, "v": optimizer.v}
 
 
-def _check(path: StrPath, found: str, expected: str) -> None:
-    """Raise CheckpointError with the first thing that differs."""
-    if found == expected:
-        return
+def _difference(found: str, expected: str) -> str:
+    """The first thing that differs between two identities. Raises ValueError for no identity."""
     ours, theirs = json.loads(expected), json.loads(found)
+    if not isinstance(theirs, dict):
+        raise ValueError("its identity is no JSON object")
     for part in ("data", "settings", "schedule", "shapes"):
-        if ours.get(part) != theirs.get(part):
-            what, a, b = part, theirs.get(part), ours.get(part)
-            if isinstance(a, dict) and isinstance(b, dict):
-                what = next(k for k in {**a, **b} if a.get(k) != b.get(k))
-                a, b = a.get(what), b.get(what)
-            raise CheckpointError(
-                f"{path}: a checkpoint of another training, with {what}={a}, expected {b}: delete "
-                "it to start again, or allow the change"
-            )
+        what, a, b = part, theirs.get(part), ours.get(part)
+        if a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            what = next(k for k in {**a, **b} if a.get(k) != b.get(k))
+            a, b = a.get(what), b.get(what)
+        return f"with {what}={str(a)[:80]}, expected {str(b)[:80]}"
+    raise ValueError("its identity has unknown parts")

@@ -121,7 +121,8 @@ class Trainer:
         self.optimizer = AdamW(parameters, settings.adamw, decays)
         self.losses: list[float] = []
         self.norms: list[float] = []
-        self._log = log
+        self._log = saved.Log(log)
+        self._failed: bool | None = None  # whether the last attempt to write a file has failed
         self._whole = True  # False while the parameters, their moments and the losses change
         if checkpoint is not None and os.path.exists(checkpoint):
             identity = None if allow_change else self._identity()
@@ -146,24 +147,25 @@ class Trainer:
         progress: called after each step with its number and loss. If an exception such as
         KeyboardInterrupt ends the training, the checkpoint is written first. unsaved: called if a
         file cannot be written; training goes on, and the next step tries again. Raises ValueError
-        if the loss is no number, and OSError if a file cannot be written: with `unsaved` only
-        before the first step and after the last.
+        if the loss is no number, or would be none after a step whose checkpoint is due, which is
+        then not written; and OSError if a file cannot be written: with `unsaved` only before the
+        first step and after the last of the schedule.
         """
         until = self.schedule.steps if until is None else until
-        log, failed = saved.Log(self._log), False
-        log.write()
+        if self._failed is None:
+            self._log.write()
         try:
             while self.step < until:
                 started = time.perf_counter()
                 line = self.one_step()
-                log.add(line | {"seconds": round(time.perf_counter() - started, 4)})
-                due = failed or self.step % every == 0 or self.step == until
-                error = self._stored(log, due)
-                if error is not None and (unsaved is None or self.step == until):
+                self._log.add(line | {"seconds": round(time.perf_counter() - started, 4)})
+                due = self._failed or self.step % every == 0 or self.step == until
+                error = self._stored(due)
+                if error is not None and (unsaved is None or self.step == self.schedule.steps):
                     raise error
-                if error is not None and unsaved is not None and not failed:
+                if error is not None and unsaved is not None and not self._failed:
                     unsaved(error)
-                failed = error is not None
+                self._failed = error is not None
                 progress(self.step, self.losses[-1])
         except BaseException:
             with suppress(OSError):
@@ -171,15 +173,31 @@ class Trainer:
                     self.save()
             raise
 
-    def _stored(self, log: saved.Log, checkpoint: bool) -> OSError | None:
+    def _stored(self, checkpoint: bool) -> OSError | None:
         """Write the log, and maybe the checkpoint; return what has failed."""
+        if checkpoint:
+            self._check()
         try:
-            log.write()
+            self._log.write()
             if checkpoint:
                 self.save()
         except OSError as error:
             return error
         return None
+
+    def _check(self) -> None:
+        """Raise ValueError if the last step has spoilt the network: the checkpoint stays then."""
+        batch = self.data.batch(self.step * self.settings.accumulate)
+        losses = _losses(self.program, self.parameters, [batch], self.threads, **self.options)
+        with np.errstate(all="ignore"):
+            total = sum(loss.total for loss in losses)
+        if not math.isfinite(total):
+            self._whole = False
+            rate = self.schedule.rate_at(self.step - 1)
+            raise ValueError(
+                f"step {self.step}: after it, the loss of the next batch is {total}: try a smaller "
+                f"learning rate (now {rate:g}){self._earlier()}"
+            )
 
     def one_step(self) -> dict[str, Any]:
         """Take one step; return its line of the log, without the time."""
@@ -275,11 +293,17 @@ def score(
 
 
 def _losses(
-    program: Program, parameters: Parameters, batches: Iterable[Batch], **options: Any
+    program: Program,
+    parameters: Parameters,
+    batches: Iterable[Batch],
+    threads: int | None = None,
+    **options: Any,
 ) -> Iterator[Loss]:
-    """The losses of the shards of batches, by all processors."""
+    """The losses of the shards of batches, by default by all processors."""
 
     def computed(part: Batch) -> Loss:
-        return batch_loss(program, parameters, part, **options)
+        with np.errstate(all="ignore"):  # of this thread
+            return batch_loss(program, parameters, part, **options)
 
-    return in_order(computed, (s for batch in batches for s in shards(batch)), processors())
+    parts = (part for batch in batches for part in shards(batch))
+    return in_order(computed, parts, threads or processors())

@@ -7,26 +7,21 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import zipfile
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 import numpy as np
 
+from llama2np import npz
 from llama2np.atomic import replacing
 from llama2np.files import open_regular, zip_file
 from llama2np.formats import kinds
 from llama2np.model.config import Config
 from llama2np.output import printable
 
-_NAMES = ("config", "tokens", "keys", "values")
+_NAMES = ("tokens", "keys", "values")
 _LARGEST_CONFIG = 2**16  # bytes of JSON; as Python objects it takes many times as much memory
-_HEADERS = {  # by the version of the .npy format
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 
 
 def write(
@@ -50,8 +45,9 @@ def read(path: str | os.PathLike[str], config: Config) -> tuple[np.ndarray, np.n
     with open_regular(path) as file:
         try:
             with zip_file(file) as archive:
-                arrays = {name: _array(archive, name) for name in _NAMES}
-            saved = json.loads(str(arrays["config"]))
+                described = npz.text(archive, "config", _LARGEST_CONFIG)
+                arrays = {name: npz.array(archive, name) for name in _NAMES}
+            saved = json.loads(described)
             if _complete(saved) == _plain(config):
                 found = arrays["tokens"], arrays["keys"], arrays["values"]
                 _check(config, *found)
@@ -77,22 +73,6 @@ def _complete(saved: Any) -> Any:
         return saved
     defaults = {f.name: f.default for f in fields(Config) if f.default is not MISSING}
     return json.loads(json.dumps(defaults)) | saved
-
-
-def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    if f"{name}.npy" not in archive.namelist():
-        raise ValueError(f"it has no {name}")
-    if archive.getinfo(f"{name}.npy").compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{name} is compressed: a small file could expand to any size")
-    if name == "config" and archive.getinfo("config.npy").file_size > _LARGEST_CONFIG:
-        raise ValueError(f"its config is larger than {_LARGEST_CONFIG:,} bytes")
-    with archive.open(f"{name}.npy") as member:
-        shape, by_columns, dtype = _HEADERS[np.lib.format.read_magic(member)](member)
-        values = member.read()
-    # NumPy's own reader allocates the size that the header claims before it checks it.
-    if dtype.hasobject or len(values) != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{name} has {len(values):,} bytes for {dtype} {shape}")
-    return np.ndarray(shape, dtype, values, order="F" if by_columns else "C")
 
 
 def _check(config: Config, tokens: np.ndarray, keys: np.ndarray, values: np.ndarray) -> None:

@@ -6,8 +6,9 @@ wait. So after a long wait, half as many threads are used for some time; and als
 computed almost nothing while other programs were running. Before the number increases again, the
 load of the system is checked (on Linux): this costs almost nothing, a wait costs more. But the
 other programs may have a low priority and not disturb us, so after half a second the number
-increases in any case. On an idle machine there are no such waits, and the load is read only once,
-before the first call that could use several threads.
+increases in any case. The number is chosen before each call and again during a long one, such as a
+prompt (pool.py). On an idle machine there are no such waits, and the load is read only once, before
+the first call that could use several threads.
 """
 
 from __future__ import annotations
@@ -38,18 +39,18 @@ class Backoff:
         self._since = 0.0  # when the last limit ended
         self._given = 1  # the last result of `threads`
 
-    def threads(self, count: int) -> int:
-        """The number of threads to use now, at most `count`."""
+    def threads(self, count: int, own: int = 1) -> int:
+        """The number of threads to use now, at most `count`; `own` threads of ours run now."""
         if count > 1 and self._until < _NEVER:
-            count = min(count, self._limited(count))
+            count = min(count, self._limited(count, own))
         self._given = count
         return count
 
-    def _limited(self, count: int) -> int:
+    def _limited(self, count: int, own: int) -> int:
         now = time.monotonic()
         if now < self._until:
             return self._limit
-        free = free_processors() if now < self._trial else None
+        free = free_processors(own) if now < self._trial else None
         if free is not None and free < count:
             self._limit, self._until = max(free, 1), now + _LOOK
         else:

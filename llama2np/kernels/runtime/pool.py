@@ -4,7 +4,8 @@ Workers are Python threads inside compiled code, without the GIL. Between calls 
 microseconds and then sleep on a lock, so an idle program costs nothing. If other programs keep the
 processors busy, the system may preempt a worker in the middle of a chunk, and all threads wait for
 it, or it may give a worker no processor at all: then fewer threads are used for a while
-(backoff.py).
+(backoff.py). Reading a prompt is one call, which may take seconds. A worker that takes no part in
+the current call checks every few milliseconds whether it may.
 
 A thread of a call is called a member: the main thread is member 0, the workers are 1, 2 ...
 
@@ -18,6 +19,7 @@ import _thread
 import atexit
 import os
 import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -30,7 +32,16 @@ from llama2np.arguments import whole
 from llama2np.kernels.runtime.backoff import Backoff
 from llama2np.kernels.runtime.jit import PLAIN
 from llama2np.kernels.runtime.op import SCRATCH
-from llama2np.kernels.runtime.shared import BOARD, MAX_MEMBERS, WAITED, serve
+from llama2np.kernels.runtime.shared import (
+    BOARD,
+    CALL_MEMBERS,
+    MAX_MEMBERS,
+    MEMBERS,
+    RUNNING,
+    WAITED,
+    WITHHELD,
+    serve,
+)
 from llama2np.processors import processors
 
 __all__ = ["SCRATCH", "POOL", "max_threads", "set_threads", "threads"]
@@ -41,6 +52,10 @@ _SHARED_WORK = 2**18
 # The spin limits: how often a worker checks for work before it sleeps. Between calls this takes 100
 # to 200 microseconds, during a call some milliseconds, in which it also yields its processor.
 _IDLE_LOOKS, _BUSY_LOOKS = 2**12, 2**17
+# Multiply-adds of a long call: 10 milliseconds or more. If it begins on a busy machine with few
+# threads, more can take part later.
+_LONG_WORK = 2**31
+_SLEEP = 0.004  # seconds between two checks of a worker that takes no part in the current call
 
 
 def max_threads() -> int:
@@ -94,13 +109,16 @@ class _Pool:
         call.
         """
         scratch = self.own_scratch()
-        members = 1
+        members = now = 1
         if work >= _SHARED_WORK and not PLAIN:
-            members = self.backoff.threads(threads())
+            most = threads()
+            now = self.backoff.threads(most)
+            members = most if work >= _LONG_WORK else now
         if members == 1 or not self.busy.acquire(False):
             kernel(self.address, 1, scratch, *arguments)
             return
         try:
+            self.board[WITHHELD] = members - now
             self._wake(members - 1)
             kernel(self.address, members, scratch, *arguments)
             if waited := self.board[WAITED]:
@@ -128,9 +146,27 @@ class _Pool:
         while not self.stopped:
             seen = self.calls
             serve(board, member, scratch, _IDLE_LOOKS, _BUSY_LOOKS)
-            if self.calls == seen:
+            if self.calls != seen:
+                continue
+            if self.board[RUNNING] and member < self.board[CALL_MEMBERS]:
+                time.sleep(_SLEEP)
+                self._reconsider()
+            else:
                 worker.asleep = True
                 worker.wake.acquire()
+
+    def _reconsider(self) -> None:
+        """During a call that uses fewer threads than it may, choose their number again.
+
+        The main thread is in compiled code. It may change the same words meanwhile; then the call
+        has one thread too many, or too few, until the next wait or the next look.
+        """
+        most = int(self.board[CALL_MEMBERS])
+        if self.board[RUNNING] and self.board[MEMBERS] < most:
+            if waited := self.board[WAITED]:
+                self.board[WAITED] = 0
+                self.backoff.waited(int(waited))
+            self.board[MEMBERS] = self.backoff.threads(most, own=2)
 
     def stop(self) -> None:
         """Stop the workers: compiled code must not run while the interpreter shuts down."""

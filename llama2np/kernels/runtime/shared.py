@@ -42,6 +42,8 @@ _OP, _ROW, _RUN, _UNITS, _LONG_CHUNKS, _LONG_UNITS, _SHORT_UNITS = range(32, 39)
 RUNNING, MEMBERS, WAITED = 39, 40, 41
 UNHELPED = -1  # nothing was waited for, but the workers computed almost nothing
 _CHUNKS = 42  # the chunks of all steps that were shared since HELPED was set to 0
+# The largest number of threads for the call, and how many of them it begins without.
+CALL_MEMBERS, WITHHELD = 43, 44
 BOARD = 48  # int64
 
 _CHUNK_BITS = 10  # the word, from its highest bits: the number of the step, chunks, next chunk
@@ -210,8 +212,8 @@ def share(board, op, row, run, units, work, scratch):
     op: its address; row, run, scratch: its arguments; work: multiply-adds. Each thread first gets
     one long contiguous chunk, because memory is read faster in that way. The last quarter of a
     large step is handed out dynamically in short chunks, so that a faster thread takes more of
-    them. After a wait that is much longer than the work, the main thread computes the rest of the
-    call alone, and pool.py reports the wait to backoff.py.
+    them. After a wait that is much longer than the work, the main thread computes alone, until a
+    worker sets MEMBERS again (pool.py) or the call ends.
     """
     s = int64s(board, BOARD)
     members = s[MEMBERS]
@@ -247,12 +249,15 @@ def share(board, op, row, run, units, work, scratch):
 def serve(board, member, scratch, idle_looks, busy_looks):
     """As a worker, compute chunks until there has been no work for a while.
 
-    The limit is `busy_looks` checks of the board during a call of the main thread, and `idle_looks`
-    between calls.
+    The limit is `busy_looks` checks of the board during a call that this worker takes part in, and
+    `idle_looks` at other times.
     """
     looks = 0
-    while looks < (busy_looks if _load(board, RUNNING) else idle_looks):
-        if member < _load(board, MEMBERS) and _work(board, scratch):
+    while True:
+        takes_part = member < _load(board, MEMBERS)
+        if looks >= (busy_looks if takes_part and _load(board, RUNNING) else idle_looks):
+            break
+        if takes_part and _work(board, scratch):
             _add(board, HELPED, 1)
             looks = 0
         else:
@@ -267,8 +272,8 @@ LINKED[serve] = (int64,) * 5
 def begin_call(board, members):
     """As the main thread, publish that a call begins, with this number of threads."""
     s = int64s(board, BOARD)
-    s[WAITED] = 0
-    _store(board, MEMBERS, members)
+    s[WAITED], s[CALL_MEMBERS] = 0, members
+    _store(board, MEMBERS, members - s[WITHHELD])
     _store(board, RUNNING, 1)
 
 
