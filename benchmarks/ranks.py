@@ -6,7 +6,10 @@ N ranks of one thread against one process of N threads, by turns. The models are
 to FOLDER when they are missing. Memory is the most that a rank has had, less what it had before it
 loaded the model, with the kernels and MPI in memory already; pages that several ranks map are
 divided among them. The share is the bytes of its part of the weights, and of its KV cache. It has
-no embedding, of which only the rows of the tokens are read.
+no embedding, of which only the rows of the tokens are read, and no tokenizer (8 MB for 32,000
+pieces, on rank 0). The first number is that of all ranks together, the second of the rank with
+most: the system maps a file in pieces of up to 2 MB, which may belong to several ranks, and where
+only one of them has such a piece it counts for that one.
 """
 
 import argparse
@@ -83,15 +86,23 @@ def mixtral(folder: Path) -> Path:
 
 
 def memory() -> int:
-    """The bytes of this process, those that several processes map divided among them (Pss)."""
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/smaps_rollup has no Pss")
+    """The bytes of this process, those that several processes map divided among them (Pss).
+
+    Libraries do not count: what a process has of them depends on other programs on the machine.
+    """
+    found, library = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line[0] in "0123456789abcdef":  # a mapping begins
+            library = ".so" in line
+        elif line.startswith("Pss:") and not library:
+            found += int(line.split()[1]) * 1024
+    return found
 
 
 class Most(threading.Thread):
     """Looks at the memory from time to time; `bytes` is the most since it began, less that then."""
+
+    EVERY = 0.2  # seconds
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -101,7 +112,7 @@ class Most(threading.Thread):
     def run(self):
         while True:
             self.bytes = max(self.bytes, memory() - self._before)
-            time.sleep(0.5)
+            time.sleep(self.EVERY)
 
 
 def child(path: str, threads: int, tokens: int) -> None:
@@ -139,13 +150,15 @@ def measure(model: Llama, count: int) -> dict:
         start = time.perf_counter()
         tokens.append(int(network.forward(tokens[-1:], state).argmax()))
         moments.append(time.perf_counter() - start)
+    work = time.process_time() - work
+    time.sleep(3 * Most.EVERY)  # so that all ranks have seen their memory
     each = statistics.median(moments[1:])
     return {
         "tokens": tokens,
         "prompt": len(_PROMPT) / moments[0],
         "generation": 1 / each,
         "fastest": 1 / min(moments[1:]),
-        "processor": time.process_time() - work,
+        "processor": work,
         "logits": [float(x) for x in logits[:50]],
     }
 
@@ -204,11 +217,12 @@ def compare(shape: str, path: Path, size: int, options: argparse.Namespace) -> s
         for what in ("generation", "fastest", "prompt")
     ]
     parts = shares_of(path, size)
-    memory = max(each["memory"] / part for each, part in zip(ranks[-1], parts, strict=True))
+    memory = [each["memory"] for each in ranks[-1]]
+    largest = max(some / part for some, part in zip(memory, parts, strict=True))
     cells = (
         *(shape, str(size), "yes" if same else "NO", f"{error:.0e}"),
         f"{max(parts) / 1e6:,.0f} MB",
-        f"{memory:.2f}",
+        f"{sum(memory) / sum(parts):.2f} ({largest:.2f})",
         f"{statistics.median(each[0]['generation'] for each in ranks):,.1f}",
         *(f"{statistics.median(some):.2f} ({min(some):.2f}-{max(some):.2f})" for some in ratios),
     )
@@ -218,7 +232,7 @@ def compare(shape: str, path: Path, size: int, options: argparse.Namespace) -> s
 def main() -> None:
     """Print the table, or be one of the processes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", type=Path, default=Path("/tmp/models"), metavar="FOLDER")
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="2.7 GB in all; required")
     parser.add_argument("--shapes", nargs="+", default=_DEFAULT, choices=[*SHAPES, "mixtral"])
     parser.add_argument("--ranks", nargs="+", type=int, default=(2, 4))
     parser.add_argument("--rounds", type=int, default=3)
@@ -232,9 +246,11 @@ def main() -> None:
     if options.child:
         child(options.child, options.threads, options.tokens)
         return
+    if options.models is None:
+        parser.error("--models FOLDER is required")
     options.models.mkdir(exist_ok=True)
-    heads = "model", "ranks", "same tokens", "logits differ", "largest share", "memory / share"
-    heads += "tokens/s", "/ 1 process", "fastest token", "prompt"
+    heads = "model", "ranks", "same tokens", "logits differ", "largest share"
+    heads += "memory / share (most)", "tokens/s", "/ 1 process", "fastest token", "prompt"
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for shape in options.shapes:
         path = mixtral(options.models) if shape == "mixtral" else write_model(shape, options.models)

@@ -117,10 +117,11 @@ def test_a_killed_rank_ends_all(mpirun, rank):
     pids = dict(child.stdout.readline().split() for _ in range(2))
     os.kill(int(pids[str(rank)]), signal.SIGKILL)
     start = time.monotonic()
-    _, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=60)
     assert child.returncode != 0
     assert time.monotonic() - start < 60
-    assert err.strip()  # of mpirun, which names the rank if it finds out before it has to end
+    # mpirun names the rank, if it finds out before it has to end; MPICH's writes to stdout.
+    assert (out + err).strip()
 
 
 _ENDLESS = """
@@ -130,6 +131,28 @@ print(mpi.rank(), os.getpid(), flush=True)
 with mpi.load("stories-box", engine="numpy") as model:
     while model is not None:
         model.generate("Tom", max_new_tokens=50).text
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_inside_a_pass_ends_all_with_one_line(mpirun, rank):
+    child = mpirun(2, "-c", _FAULT + _ENDLESS, rank)
+    _, err = child.communicate(timeout=300)
+    assert child.returncode == 1
+    lines = [line for line in err.splitlines() if "llama2np: rank" in line]
+    assert len(lines) == 1 and re.search(f"llama2np: rank {rank} on .*: KeyError: 'x'", lines[0])
+    assert "Traceback" not in err
+
+
+_FAULT = """
+import sys
+from llama2np import mpi
+from llama2np.model.split_engine import Pieces
+def fault(pieces, run, step, exchange=Pieces._exchange):
+    exchange(pieces, run, step)
+    if mpi.rank() == int(sys.argv[1]):
+        raise KeyError("x")
+Pieces._exchange = fault
 """
 
 

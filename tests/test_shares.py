@@ -1,11 +1,14 @@
 """Networks that several ranks share out, here the threads of a process (see threaded_peers.py)."""
 
 import gc
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from llama2np import Batch, Edit, Llama, State, Trace, Transformer
+from llama2np.formats.mapped import in_huge_pages, in_small_pages, map_weights
 from llama2np.formats.sharing import share_of
 from llama2np.model.config import Config
 from llama2np.model.shares import shares
@@ -279,3 +282,28 @@ def test_any_description_is_shared_out_if_it_can_be():
         chosen = Weights({name: weights[name] for name in names} | odd)
         with shared_out(config, chosen, 2, describe=crooked):
             pass
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages here"
+)
+def test_only_whole_huge_pages_of_a_rank_are_mapped_as_such(tmp_path):
+    """A huge page that reaches into the rows of others would count as memory of this rank."""
+    huge = 2**21
+    (tmp_path / "w.bin").write_bytes(bytes(6 * huge))
+    with open(tmp_path / "w.bin", "rb") as file:
+        data = map_weights(file)
+    rows = data[1000 : 5 * huge + 1000]
+    in_small_pages(data)
+    in_huge_pages(rows)
+    first, end = rows.ctypes.data, rows.ctypes.data + rows.nbytes
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if re.fullmatch("[0-9a-f]+-[0-9a-f]+", words[0]):
+            inside = line.endswith("w.bin")
+            start, stop = (int(x, 16) for x in words[0].split("-"))
+        elif inside and words[0] == "VmFlags:" and "nh" not in words:
+            assert first <= start and stop <= end
+            found += stop - start
+    assert found in (4 * huge, 5 * huge)  # by the place of the map

@@ -1,8 +1,10 @@
 """States that are saved, forked, truncated and shared: each continues with the same tokens."""
 
+import gc
 import json
 import os
 import pickle
+import weakref
 import zipfile
 from copy import deepcopy
 from dataclasses import replace
@@ -324,3 +326,16 @@ def test_random_tensors_differ_by_seed():
     """A condition of the tests above: the results of the network depend on what it has read."""
     a, b = (random_tensors(HEADERS["float32"], seed)["embedding"] for seed in (0, 1))
     assert not np.array_equal(a, b)
+
+
+def test_a_dropped_state_is_freed_at_once(transformer):
+    """Its memory does not wait for Python's search for cycles."""
+    state = State(transformer.config)
+    transformer.forward([1], state)  # for a single token, the engine keeps its memory in the State
+    dropped = weakref.ref(state)
+    gc.disable()
+    try:
+        del state
+        assert dropped() is None
+    finally:
+        gc.enable()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llama2np.bench import machine, measure
-from llama2np.cli import COMMANDS, main, warmup
+from llama2np.cli import COMMANDS, flags, main, warmup
 from llama2np.cli.screen import Screen
 from llama2np.formats import llama2c
 from llama2np.formats.write import write_bin
@@ -172,3 +172,19 @@ def test_a_line_of_input_that_is_no_terminal(monkeypatch, capsys, text, line):
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     with pytest.raises(EOFError):
         Screen().ask("User: ")
+
+
+def test_input_without_end(monkeypatch):
+    """Open MPI's mpirun does not pass on the end: a line says so, and what helps."""
+    read, write = os.pipe()
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("PMIX_NAMESPACE", "prterun-host-1@1")
+    monkeypatch.setattr("llama2np.cli.streams._PATIENCE", 0.01)
+    with open(read) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        os.write(write, b"a text\n")
+        with pytest.raises(ValueError, match="Open MPI.*cat FILE"):
+            flags.piped()
+        os.write(write, b"another text\n")
+        os.close(write)
+        assert flags.piped() == "another text"

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from llama2np import advice
-from llama2np.cli.streams import standard_streams
+from llama2np.cli.streams import read_with_patience, standard_streams
 from llama2np.cli.text import plain
 from llama2np.formats.checkpoint import CheckpointWarning
+from llama2np.mpi import launch
 from llama2np.output import printable
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
@@ -92,7 +93,8 @@ def piped() -> str:
 
     Raises UnicodeDecodeError, and ValueError for more than LONGEST_TEXT.
     """
-    data = sys.stdin.buffer.read(LONGEST_TEXT + 1)
+    endless = launch.loses_end_of_input()
+    data = (read_with_patience if endless else sys.stdin.buffer.read)(LONGEST_TEXT + 1)
     check_length(len(data))
     return "".join(plain([data.decode()])).removesuffix("\n")
 

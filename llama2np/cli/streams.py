@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn, TextIO
+
+_PATIENCE = 10.0  # seconds
 
 
 class _Closed(io.StringIO):
@@ -37,6 +40,25 @@ def standard_streams() -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             _drop_unwritten(stream)
         sys.stdin, sys.stdout, sys.stderr = before
+
+
+def read_with_patience(limit: int) -> bytes:
+    """Standard input, up to `limit` bytes and a few more, if its end may never come.
+
+    Raises ValueError if nothing comes for some seconds, not even the end.
+    """
+    data = b""
+    while len(data) < limit:
+        if not select.select([sys.stdin], [], [], _PATIENCE)[0]:
+            raise ValueError(
+                f"standard input: no end for {_PATIENCE:g} s, since Open MPI's mpirun does not "
+                'pass it on: write the text into the command, as in -i "$(cat FILE)", or use MPICH'
+            )
+        more = os.read(sys.stdin.fileno(), 2**16)
+        if not more:
+            break
+        data += more
+    return data
 
 
 def _occupy() -> None:

@@ -11,6 +11,8 @@ import numpy as np
 
 from llama2np.files import open_regular
 
+_HUGE = 2**21  # bytes of a huge page of x86-64, and of most ARM systems
+
 
 def map_file(path: str | os.PathLike[str]) -> mmap.mmap | bytes:
     """The bytes of a file, mapped. Raises OSError."""
@@ -57,19 +59,46 @@ def is_mapped(array: np.ndarray) -> bool:
     return _map_of(array) is not None
 
 
+def in_small_pages(array: np.ndarray) -> None:
+    """Let a view of a mapped file, of which only a part is read, take memory in small pages.
+
+    A huge page has 2 MB: reading one value would take so much.
+    """
+    _advise(array, "MADV_NOHUGEPAGE", around=True)
+
+
+def in_huge_pages(array: np.ndarray) -> None:
+    """Let a view of a mapped file take memory in huge pages, except at its two ends."""
+    _advise(array, "MADV_HUGEPAGE", _HUGE)
+
+
 def forget(array: np.ndarray) -> None:
     """Give back the memory of a view of a mapped file: what is read again, is read from the file.
 
-    The array must be as it is in the file, in one piece. Nothing happens to one that is not mapped.
+    The array must be as it is in the file.
+    """
+    _advise(array, "MADV_DONTNEED")
+
+
+def _advise(
+    array: np.ndarray, advice: str, size: int = mmap.PAGESIZE, around: bool = False
+) -> None:
+    """Tell the system about the pages of this size that are wholly inside an array, or around it.
+
+    The array is in one piece. Nothing happens if it is not mapped, or if the system has no such
+    advice.
     """
     mapped = _map_of(array)
-    if mapped is None or not hasattr(mmap, "MADV_DONTNEED"):  # as on Windows
+    if mapped is None or not hasattr(mmap, advice):
         return
-    first = array.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
-    start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
-    if (length := first + array.nbytes - start) > 0:
+    address = np.frombuffer(mapped, np.uint8).ctypes.data
+    first = array.ctypes.data
+    start, end = -(-first // size) * size, (first + array.nbytes) // size * size
+    if around:
+        start, end = first // size * size, min(end + size, address + len(mapped))
+    if start < end:
         with suppress(OSError):
-            mapped.madvise(mmap.MADV_DONTNEED, start, length)
+            mapped.madvise(getattr(mmap, advice), start - address, end - start)
 
 
 def _map_of(array: np.ndarray) -> mmap.mmap | None:

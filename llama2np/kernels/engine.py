@@ -137,7 +137,7 @@ class CompiledEngine:
             run = CompiledRun(self, states, counts, rows, wanted, picked)
             if rows == 1:
                 states[0].run = run
-        run.start(tokens, logits, laps, wanted)
+        run.start(states, tokens, logits, laps, wanted)
         if types is not None or positions is not None:
             run.set_ids(types, positions)
         return run
@@ -155,7 +155,9 @@ class CompiledRun:
         wanted: int,
         picked: np.ndarray | None,
     ):
-        self.engine, self.states, self.counts = engine, states, counts
+        # No State: the State of a single row keeps this run, and a cycle would keep its memory.
+        self.engine, self.counts = engine, counts
+        self._chunks = [state.chunks for state in states]  # the addresses are in use
         self.table = engine.table(rows, wanted or 1, states[0].chunk)
         program = engine.program
         c = program.config
@@ -182,27 +184,34 @@ class CompiledRun:
         if engine.takes_types:
             self.set_ids(np.zeros(rows, np.int64), None)
 
-    def start(self, tokens: np.ndarray, logits: np.ndarray, laps: int, wanted: int) -> None:
-        """Set the fields that differ between passes."""
+    def start(
+        self,
+        states: list[State],
+        tokens: np.ndarray,
+        logits: np.ndarray,
+        laps: int,
+        wanted: int,
+    ) -> None:
+        """Set the fields that differ between passes. states: those that the run was made for."""
         seen = 0
-        for i, (state, count) in enumerate(zip(self.states, self.counts, strict=True)):
+        for i, (state, count) in enumerate(zip(states, self.counts, strict=True)):
             self._positions[i] = state.pos
             seen += count * (state.pos + count)
         if self._by_length:
-            self._set_turns()
+            self._set_turns(states)
         self.logits, self._arguments = logits, (self._address, tokens, logits, wanted, laps, seen)
         # Without wanted logits, the last step is skipped.
         skipped = not wanted and self.engine.program.has_logits
         self._end = self.table.starts[-2 if skipped else -1]
 
-    def _set_turns(self) -> None:
+    def _set_turns(self, states: list[State]) -> None:
         """Set the values of the rotation that depend on the length of each sequence."""
         c = self.engine.program.config
-        turns = [rope.frequencies(c, state.end) for state in self.states]
+        turns = [rope.frequencies(c, state.end) for state in states]
         self.spans["frequencies"] = [each.ctypes.data for each in turns]
         if c.dual_chunk:
             self.spans["scores_factor"] = [
-                rope.scores_factor(c.dual_chunk, state.end) for state in self.states
+                rope.scores_factor(c.dual_chunk, state.end) for state in states
             ]
         self._turns = turns  # the addresses are in use
 

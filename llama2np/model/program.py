@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from llama2np.model.block import Block, Describe, Step, Value
 from llama2np.model.config import Config
@@ -61,7 +62,7 @@ class Program:
         """Whether the last step computes logits, which is done only for some of the rows."""
         return self.steps[-1].op == "logits"
 
-    @property
+    @cached_property  # each pass needs it
     def work(self) -> int:
         """Multiply-adds of the matrix products for one token."""
         return sum(multiply_adds(self, step) for step in self.steps)

@@ -96,6 +96,11 @@ class State:
         return len(self._chunks) * self.chunk
 
     @property
+    def chunks(self) -> tuple[np.ndarray, ...]:
+        """The chunks of the KV cache: (n_layers, 2, n_kv_heads, chunk * head_dim) float32 each."""
+        return tuple(self._chunks)
+
+    @property
     def keys(self) -> np.ndarray:
         """The keys, after RoPE: a copy, (n_layers, n_kv_heads, pos, head_dim) float32."""
         return self._gathered(0, slice(None), self._pos)

@@ -33,6 +33,11 @@ def rank() -> int:
     return max(_number(name, 0) for _, name in _VARIABLES)
 
 
+def loses_end_of_input() -> bool:
+    """Whether the launcher may not pass on the end of its standard input: Open MPI 5's does not."""
+    return size() > 1 and os.environ.get("PMIX_NAMESPACE", "").startswith("prterun")
+
+
 def _number(name: str, default: int) -> int:
     value = os.environ.get(name, "")
     return int(value) if value.isdigit() else default

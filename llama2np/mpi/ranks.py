@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from llama2np.mpi.peers import MpiPeers
 from llama2np.output import printable
 
 StrPath = str | os.PathLike[str]
+_FOR_MPIRUN = 0.5  # seconds, to pass on a line before it ends all processes
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,13 @@ class Ranks:
         if self.rank:
             try:
                 self._follow()
-            except Exception as error:
+            except BaseException as error:  # also SystemExit: rank 0 would wait for this one
                 self._die(error)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is not None and self._peers.broken:
+            self._die(error)
         if not self.rank:
             self._peers.end()
 
@@ -179,9 +183,13 @@ class Ranks:
         count = min(kernels.max_threads(), max(len(own) // sharing, 1))
         return partial(kernels.set_threads, asked.threads or count)
 
-    def _die(self, error: Exception) -> None:
+    def _die(self, error: BaseException) -> None:
         """End all processes, since this one cannot go on."""
-        print(f"llama2np: rank {self.rank} on {_host()}: {_line(error)}", file=sys.stderr)
+        text = _line(error)
+        if not isinstance(error, ValueError | OSError):  # others say little without their name
+            text = f"{type(error).__name__}: {text}"
+        print(f"llama2np: rank {self.rank} on {_host()}: {text}", file=sys.stderr, flush=True)
+        time.sleep(_FOR_MPIRUN)
         self._peers.abort()
 
 

@@ -133,7 +133,8 @@ def _from_file(path: Path, known: Settings | None, vocab_size: int | None) -> To
     by_name = path.suffix == ".model" and not is_tokenizer_bin(data)
     if not (by_name or is_sentencepiece(data)):
         algorithm = llama2c_bpe.read(path, data)
-        tokenizer = Tokenizer(algorithm.pieces, algorithm.scores)
+        places = {"bos_token": llama2c_bpe.BOS, "eos_token": llama2c_bpe.EOS}
+        tokenizer = Tokenizer(algorithm, special=places)
         _check_size(path, tokenizer)
         return _for_model(tokenizer, path, {}, vocab_size)
     model = sentencepiece_model.read_model(path, data)
