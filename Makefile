@@ -6,11 +6,12 @@ MODEL ?= stories-box
 TOKENIZER ?=
 ARGS ?= -t 0.8 -s 42
 
-.PHONY: help run chat test test-bounds test-nojit coverage fuzz lint format bench docs setup model clean
+.PHONY: help run chat test test-all test-bounds test-nojit coverage fuzz lint format bench docs setup model clean
 .DELETE_ON_ERROR:
 
-# A process of tests for each processor, four at most, where pytest-xdist is there.
-WORKERS = $(shell $(BIN)/python -c 'import xdist' 2>/dev/null && echo --numprocesses auto --maxprocesses 4 --dist worksteal)
+# Where pytest-xdist is there: four processes at most, and one more than processors, since tests wait, too.
+WORKERS = $(shell $(BIN)/python -c 'import xdist; from llama2np.processors import processors; \
+	print("--dist worksteal --numprocesses", min(4, processors() + 1))' 2>/dev/null)
 PYTEST = $(BIN)/python -m pytest $(WORKERS)
 
 run: $(VENV)/installed ## tell a story with MODEL=path.bin (TOKENIZER=path, ARGS="-t 0.8 -n 256")
@@ -27,6 +28,9 @@ endif
 
 test: $(VENV)/installed-dev ## run the tests: make test ARGS_TEST="-k chat"
 	$(PYTEST) $(ARGS_TEST)
+
+test-all: $(VENV)/installed-dev ## run the tests with more random cases, and each pair of instruction set and format
+	LLAMA2NP_EXHAUSTIVE=1 $(PYTEST) $(ARGS_TEST)
 
 # Indices out of range in a kernel read foreign memory in silence: here they are errors.
 test-bounds: $(VENV)/installed-dev ## run the tests with every index in the kernels checked

@@ -3,8 +3,10 @@
 LLAMA2NP_REFERENCE names the folder of the reference data (default: shared/reference beside the
 repository). LLAMA2NP_REQUIRE_ALL=1 makes a test fail, instead of being skipped, where what it needs
 is missing. LLAMA2NP_TEST_PULL=1 lets a test download a model of 93 MB.
+LLAMA2NP_EXHAUSTIVE=1 tries all random cases, and each instruction set with each format.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -24,18 +26,28 @@ os.environ["LLAMA2NP_HOME"] = os.path.join(tempfile.gettempdir(), "llama2np-test
 # Messages advise `llama2np ...`, which is a command for whoever has activated the environment.
 os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
 
+import forks
 import numpy as np
 import pytest
+import warming
 from hypothesis import settings
 
-from llama2np import Llama, export, kernels
+from llama2np import Llama, export
 from llama2np.formats.checkpoint import Header, save
 from llama2np.kernels.runtime import compiler
 from llama2np.model.config import Config
 from tools.hostile import valid, write_case
 
+EXHAUSTIVE = bool(os.environ.get("LLAMA2NP_EXHAUSTIVE"))
+
+
+def examples(count: int) -> int:
+    """How many random cases a test tries: a third of them, and all in `make test-all`."""
+    return count if EXHAUSTIVE else -(-count // 3)
+
+
 # The same examples in every run, and no clock: on a busy machine a test may take its time.
-settings.register_profile("llama2np", deadline=None, derandomize=True)
+settings.register_profile("llama2np", deadline=None, derandomize=True, max_examples=examples(100))
 settings.load_profile("llama2np")
 
 # Grouped-query, widths that are no power of two, more positions than a first KV cache holds.
@@ -48,8 +60,39 @@ ROOT = Path(__file__).parents[1]
 NO_JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") != "0"
 
 
-def pytest_collection_modifyitems(items):
-    """Without JIT, skip the tests that are marked `compiled`."""
+# Collecting makes many objects that live to the end; to look through them again and again would
+# take a twentieth of the time.
+gc.disable()
+
+
+def pytest_collection_finish(session):
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+# Files whose tests need no kernels, or hardly any: they run while the kernels are compiled.
+EARLY = (
+    "arguments atomic blocks chat_template checkpoint cli_errors convert download evaluation"
+    " folders_hostile gguf header hostile hub kinds limits pickle stories streams tokenizer"
+)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Order the tests, and leave out the exhaustive ones. Without JIT, skip `compiled` ones."""
+    if not EXHAUSTIVE:
+        more = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=more)
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+    files = {}
+    for item in items:
+        files.setdefault(item.path.name, []).append(item)
+    early = tuple(f"test_{name}" for name in EARLY.split())
+    order = sorted(files, key=lambda name: not name.startswith(early))
+    # pytest-xdist gives each worker a part of the list: each part begins with early ones.
+    count = getattr(config, "workerinput", {}).get("workercount", 1)
+    parts = (order[k::count] for k in range(count))
+    items[:] = [item for part in parts for name in part for item in files[name]]
     if NO_JIT:
         skip = pytest.mark.skip(reason="too much arithmetic for plain Python")
         for item in items:
@@ -83,12 +126,9 @@ def drawing():
 
 # --- compiled kernels ---
 
-# Where a run of all tests leaves what its workers share (see `warm`): they inherit this.
-SHARED = "LLAMA2NP_TESTS_WARM"
-
 
 def pytest_sessionstart(session):
-    """Before a run of all tests, compile all kernels once, for all workers (pytest-xdist).
+    """Before a run of all tests, begin to compile all kernels, for all workers (pytest-xdist).
 
     In the user's cache, they are then found by every other test. A run of some tests compiles what
     it needs.
@@ -96,30 +136,8 @@ def pytest_sessionstart(session):
     config = session.config
     chosen = config.option.keyword or config.option.markexpr or config.option.collectonly
     everything = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not chosen
-    if not everything or NO_JIT or hasattr(config, "workerinput"):
-        return
-    # Among pytest's own folders, of which it removes old ones: also after a run that was killed.
-    folder = config._tmp_path_factory.mktemp("warm")
-    config.get_terminal_writer().line("compiling the kernels, which takes half a minute ...")
-    compile_all(folder)
-    os.environ[SHARED] = str(folder)
-    config.add_cleanup(lambda: os.environ.pop(SHARED))
-    ours = kernels.CACHE_FOLDER and Path(kernels.CACHE_FOLDER)
-    if ours and not any(ours.rglob("*.nbc")):
-        shutil.copytree(folder / "cache" / ours.name, ours, dirs_exist_ok=True)
-
-
-def compile_all(folder: Path) -> None:
-    """Run `llama2np warmup` with an empty cache, and note in the folder what it said."""
-    done = subprocess.run(
-        [sys.executable, "-m", "llama2np", "warmup"],
-        cwd=ROOT,
-        env=os.environ | {"NUMBA_CACHE_DIR": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-    )
-    said = {"status": done.returncode, "out": done.stdout, "err": done.stderr}
-    (folder / "said.json").write_text(json.dumps(said))
+    if everything and not NO_JIT and not hasattr(config, "workerinput"):
+        warming.start(config)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -127,16 +145,19 @@ def no_background_compiler():
     """The tests use all processors: a second process would not make them faster."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "prepare", lambda kernels: None)
+        warming.wait_for_missing_kernels(patch)
         yield
 
 
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory):
     """A cache that was empty before `llama2np warmup`, and what that said. Copy it to change it."""
-    folder = os.environ.get(SHARED)
+    folder = os.environ.get(warming.SHARED)
     if folder is None:
-        compile_all(folder := tmp_path_factory.mktemp("warm"))
-    said = json.loads((Path(folder) / "said.json").read_text())
+        folder = tmp_path_factory.mktemp("warm")
+        warming.finish(warming.popen(folder), folder)
+    warming.wait()
+    said = json.loads((Path(folder) / warming.SAID).read_text())
     assert (said["status"], said["err"]) == (0, "")
     return Path(folder) / "cache", said["out"]
 
@@ -213,21 +234,38 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture
-def python(interruptible):
-    """python(*words, **options): a Python process, its streams piped, that ends with the test."""
+def started(popen):
+    """start(*words, **options): a Python process, its streams piped; all end with the test."""
     children = []
 
-    def python(*words, **options):
+    def start(*words, **options):
         pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
         command = [sys.executable, "-B", *map(str, words)]
-        children.append(subprocess.Popen(command, cwd=ROOT, text=True, **pipes | options))
+        children.append(popen(command, cwd=ROOT, text=True, **pipes | options))
         return children[-1]
 
-    yield python
+    yield start
     for child in children:
         child.kill()
         child.communicate()
+
+
+@pytest.fixture
+def python(interruptible):
+    """For what happens while Python starts, or depends on settings that are read then."""
+    yield from started(subprocess.Popen)
+
+
+@pytest.fixture
+def forked(interruptible):
+    """The same in a tenth of the time: a fork of a process that has imported everything."""
+    yield from started(forks.Popen)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fork_server():
+    yield
+    forks.SERVER.stop()
 
 
 def write_tokenizer(path, count=TINY.vocab_size):

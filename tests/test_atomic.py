@@ -10,6 +10,7 @@ import threading
 from itertools import count
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 from conftest import TINY, random_tensors
@@ -105,9 +106,9 @@ sys.exit(main(sys.argv[1:], "export.py"))
 
 @posix
 @pytest.mark.parametrize("version", ("0", "-1"))
-def test_ctrl_c_twice(files, tmp_path, python, version):
+def test_ctrl_c_twice(files, tmp_path, forked, version):
     words = [tmp_path / "out", "--bin", files / "model.bin", "--version", version]
-    child = python("-c", INTERRUPTED, *words)
+    child = forked("-c", INTERRUPTED, *words)
     assert child.stdout.readline() == "writing\n"
     child.send_signal(signal.SIGINT)
     assert child.stdout.readline() == "removing\n"
@@ -145,7 +146,7 @@ def test_two_exports_to_one_target(tmp_path, files):
         checkpoint.save(path, header, random_tensors(header, seed))
     command = [sys.executable, "-m", "llama2np", "export", tmp_path / "x.bin", "--bin"]
     root = Path(__file__).parents[1]
-    both = [subprocess.Popen([*command, path], cwd=root, stdout=-3) for path in sources]
+    both = [forks.Popen([*command, path], cwd=root, stdout=-3) for path in sources]
     assert [each.wait(60) for each in both] == [0, 0]
     wholes = []
     for path in sources:
@@ -302,7 +303,7 @@ def test_devices(capsys, files):
 
 @linux
 @pytest.mark.parametrize("how", ("pipe", "file", "appended"))
-def test_standard_output(files, tmp_path, python, how):
+def test_standard_output(files, tmp_path, forked, how):
     """It holds the checkpoint, and the summary is on standard error."""
     words = ["--bin", files / "model.bin"]
     assert export([str(tmp_path / "x"), *map(str, words)], "export.py") == 0
@@ -310,7 +311,7 @@ def test_standard_output(files, tmp_path, python, how):
     with open(tmp_path / "out", "ab") as out:
         stdout = subprocess.PIPE if how == "pipe" else out
         command = ["-m", "llama2np", "export", "/dev/stdout", *words]
-        child = python(*command, stdout=stdout, encoding="latin-1")
+        child = forked(*command, stdout=stdout, encoding="latin-1")
         found, err = child.communicate(timeout=60)
     if how != "pipe":
         found = (tmp_path / "out").read_text("latin-1").removeprefix("before")

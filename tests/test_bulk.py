@@ -461,12 +461,13 @@ def test_threads_of_the_kernels(tiny):
         describe(replace(job_of(tiny), threads=threads))
         found.append(kernels.threads())
 
-    for threads in (1, 2, 10_000, None):
-        worker = Thread(target=compute, args=(threads,))
+    works = [lambda count=count: compute(count) for count in (1, 2, 10_000, None)]
+    for work in (*works, lambda: found.append(kernels.threads())):  # the last: the default
+        worker = Thread(target=work)
         worker.start()
         worker.join()
     assert found[:1] == [1] and found[1] == min(2, kernels.max_threads())
-    assert found[2] == kernels.max_threads() and found[3] == kernels.threads()
+    assert found[2] == kernels.max_threads() and found[3] == found[4]
 
 
 def test_jobs_that_cannot_be_done(tiny):

@@ -172,13 +172,13 @@ def test_a_chunk_that_was_given_up_is_named(tiny, prompts, tmp_path, capsys, mon
     assert len(answers_in(tmp_path / "o")) == 20 - 8 - 3  # three texts are empty
 
 
-def test_a_killed_client(prompts, tmp_path, python):
+def test_a_killed_client(prompts, tmp_path, forked):
     """After a kill -9 of the client its workers end, and the next run gives what is missing."""
     import psutil
 
     flags = ["stories-box", "--prompts", str(tmp_path / "a.jsonl"), "--chunk", "2"]
     flags += ["--output", str(tmp_path / "o"), "--max-new-tokens", "40"]
-    child = python("-m", "llama2np", "generate", *flags, "--workers", "2")
+    child = forked("-m", "llama2np", "generate", *flags, "--workers", "2")
     while child.poll() is None and len(done_in(tmp_path)) < 2:
         time.sleep(0.01)
     workers = psutil.Process(child.pid).children(recursive=True)
@@ -186,7 +186,7 @@ def test_a_killed_client(prompts, tmp_path, python):
     assert child.wait() == -signal.SIGKILL and len(done_in(tmp_path)) < 10 and workers
     gone, _ = psutil.wait_procs(workers, timeout=60)
     assert len(gone) == len(workers)
-    child = python("-m", "llama2np", "generate", *flags, "--workers", "1")
+    child = forked("-m", "llama2np", "generate", *flags, "--workers", "1")
     assert child.wait() == 0 and "20 of 20 prompts have answers" in child.stderr.read()
     found = answers_in(tmp_path / "o")
     assert [each["line"] for each in found] == [*range(1, 21)]
@@ -306,8 +306,8 @@ if __name__ == "__main__":
 """
 
 
-def test_a_scheduler_that_goes(python):
-    child = python("-c", CLUSTER)
+def test_a_scheduler_that_goes(forked):
+    child = forked("-c", CLUSTER)
     with cluster.remote(child.stdout.readline().strip()) as client:
         calls = [("a", (0,)), ("b", (600,))]
         results = cluster.completed(client, "calls", time.sleep, calls)

@@ -5,7 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from conftest import TINY, random_tensors
+from conftest import TINY, examples, random_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -171,7 +171,7 @@ def test_save_refuses_wrong_shapes(tmp_path):
         checkpoint.save(tmp_path / "x.bin", header, tensors)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.binary(max_size=300), st.sampled_from((b"", b"24ka\1\0\0\0", b"24ka\2\0\0\0")))
 def test_any_bytes_are_refused_or_read(tmp_path_factory, data, start):
     path = tmp_path_factory.getbasetemp() / "any.bin"
@@ -182,7 +182,7 @@ def test_any_bytes_are_refused_or_read(tmp_path_factory, data, start):
         assert str(path) in str(error)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=7, max_size=7), st.integers(0, 2))
 def test_any_header_is_refused_or_read(tmp_path_factory, numbers, version):
     """Sizes are computed without overflow, whatever the numbers."""

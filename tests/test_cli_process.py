@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import forks
 import pytest
 from conftest import ROOT
 from endless import GREEDY, write_folder
@@ -28,13 +29,16 @@ PROMPT = "Ünï 日本 🦙"
 
 @pytest.fixture
 def start():
-    """start(*argv, **options) -> run.py in a process of its own, which ends with the test."""
+    """start(*argv, **options) -> run.py in a process of its own, which ends with the test.
+
+    It is a fork (forks.py), unless popen=subprocess.Popen is given.
+    """
     children = []
 
-    def start(*argv, **options):
+    def start(*argv, popen=forks.Popen, **options):
         streams = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         argv = [sys.executable, ROOT / "run.py", *argv]
-        children.append(subprocess.Popen(argv, **streams | options))
+        children.append(popen(argv, **streams | options))
         return children[-1]
 
     yield start
@@ -92,7 +96,8 @@ def test_a_prompt_from_standard_input(folder, start, capfdbinary):
 def test_whatever_the_locale_text_is_utf_8(folder, start, setting, engine):
     bare = {k: v for k, v in os.environ.items() if k != "LANG" and not k.startswith("LC_")}
     env = bare | dict([setting.split("=")])
-    status, out, err = finished(start(folder / "model.bin", "-i", PROMPT, *engine, env=env))
+    argv = (folder / "model.bin", "-i", PROMPT, *engine)
+    status, out, err = finished(start(*argv, popen=subprocess.Popen, env=env))
     assert status == 0
     assert out.startswith(PROMPT.encode())
 
@@ -120,7 +125,8 @@ def compiling(folder, start, interruptible, cold):
     """A process in the middle of compiling: the first missing kernel is there, not yet the last."""
     cache = cold("rows.rmsnorm", "attention._attend", "attention.attend")
     before = len(list(cache.rglob("*.nbc")))
-    child = start(folder / "model.bin", *GREEDY, env={**os.environ, "NUMBA_CACHE_DIR": str(cache)})
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+    child = start(folder / "model.bin", *GREEDY, popen=subprocess.Popen, env=env)
     while len(list(cache.rglob("*.nbc"))) == before and child.poll() is None:
         time.sleep(0.05)
     return child

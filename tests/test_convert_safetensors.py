@@ -6,6 +6,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
@@ -210,7 +211,7 @@ def test_the_package_agrees_on_encodings(tmp_path, encoding):
     assert accepted == (encoding == "utf-8")
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(st.integers(0, 2**32))
 def test_the_package_agrees_on_anything(tmp_path_factory, seed):
     agree(tmp_path_factory.getbasetemp() / "any.safetensors", odd_safetensors(Random(seed)))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -273,7 +274,7 @@ def test_truncated_anywhere(tmp_path):
             TorchFile(path)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), min_size=1, max_size=5))
 def test_damage_anywhere_is_refused_or_harmless(tmp_path_factory, changes):
     path = archive(tmp_path_factory.getbasetemp(), GOOD["data.pkl"])

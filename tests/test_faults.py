@@ -53,11 +53,11 @@ sys.exit(main(sys.argv[1:], "export.py"))
     "version, name, status",
     (("0", "SIGTERM", 143), ("2", "SIGHUP", 129), ("-1", "SIGTERM", 143), ("-1", "SIGINT", 130)),
 )
-def test_an_export_that_is_ended_leaves_nothing(files, tmp_path, python, version, name, status):
+def test_an_export_that_is_ended_leaves_nothing(files, tmp_path, forked, version, name, status):
     if signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
         pytest.skip(f"{name} is ignored here, as under nohup, and by children, too")
     words = ["--bin", files / "model.bin", "--version", version]
-    child = python("-c", SLOW_EXPORT, tmp_path / "out", *words)
+    child = forked("-c", SLOW_EXPORT, tmp_path / "out", *words)
     assert child.stdout.readline() == "writing\n"
     assert len(list(tmp_path.iterdir())) > 1  # something was begun
     child.send_signal(getattr(signal, name))
@@ -103,13 +103,13 @@ def test_a_signal_while_starting_is_no_traceback(files, python, name, stage):
 
 
 @posix
-def test_a_terminated_story_ends_at_once(files, python):
+def test_a_terminated_story_ends_at_once(files, forked):
     header = Header(1, checkpoint.Config(32, 48, 1, 4, 2, 20, 10**6), True)
     tensors = random_tensors(header)
     tensors["embedding"][:3] = 0
     checkpoint.save(files / "model.bin", header, tensors)
     words = [ROOT / "run.py", files / "model.bin", "-t", "1", "-s", "1", "-n", "0", "-i", "AB"]
-    child = python(*words, stdin=subprocess.DEVNULL)
+    child = forked(*words, stdin=subprocess.DEVNULL)
     assert child.stdout.read(2) == "AB"
     child.terminate()
     assert child.communicate(timeout=300)[1] == "" and child.returncode == -signal.SIGTERM
@@ -119,7 +119,7 @@ def test_a_terminated_story_ends_at_once(files, python):
 
 
 @linux
-def test_a_file_that_is_truncated_ends_the_process(files, python):
+def test_a_file_that_is_truncated_ends_the_process(files, forked):
     """By SIGBUS, as with any mapped file: SECURITY.md says so. Never with made-up weights."""
     code = """
 import os, sys
@@ -130,7 +130,7 @@ os.truncate(sys.argv[1], 100)
 model.forward([1, 2, 3], State(model.config))
 print("survived")
 """
-    child = python("-c", code, files / "model.bin")
+    child = forked("-c", code, files / "model.bin")
     out, _ = child.communicate(timeout=300)
     assert (child.returncode, out) == (-signal.SIGBUS, "")
 
@@ -153,7 +153,7 @@ def test_a_file_that_is_replaced_stays_what_it_was(write):
 
 @posix
 @pytest.mark.parametrize("words", ("--bin model.bin --version -1", "--tokenizer tokenizer.model"))
-def test_a_disk_that_is_full(files, tmp_path, python, words):
+def test_a_disk_that_is_full(files, tmp_path, forked, words):
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
         "from llama2np.cli.export import main; sys.exit(main(sys.argv[1:], 'export.py'))"
@@ -161,7 +161,7 @@ def test_a_disk_that_is_full(files, tmp_path, python, words):
     words = [files / word if "model" in word else word for word in words.split()]
     # What counts lines of child processes would have no room for its file either.
     env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    child = python("-c", code, tmp_path / "out", *words, env=env)
+    child = forked("-c", code, tmp_path / "out", *words, env=env)
     out, err = child.communicate(timeout=300)
     assert child.returncode == 1 and err.count("\n") == 1 and "File too large" in err
     assert os.listdir(tmp_path) == ["files"] and not out
@@ -183,16 +183,16 @@ def test_a_folder_that_cannot_be_written(files, tmp_path, capsys):
 
 @posix
 @pytest.mark.parametrize("words", ("inspect {}", "export {}.out --bin {} --version 1"))
-def test_output_that_nobody_takes(files, python, words):
+def test_output_that_nobody_takes(files, forked, words):
     words = words.format(*[files / "model.bin"] * 2).split()
     read, written = os.pipe()
     os.close(read)
-    child = python("-m", "llama2np", *words, stdout=written)
+    child = forked("-m", "llama2np", *words, stdout=written)
     assert child.communicate(timeout=300)[1] == "" and child.returncode == 141
     os.close(written)
     if Path("/dev/full").exists():
         with open("/dev/full", "wb") as full:
-            child = python("-m", "llama2np", *words, stdout=full)
+            child = forked("-m", "llama2np", *words, stdout=full)
             err = child.communicate(timeout=300)[1]
         assert child.returncode == 1 and "No space left" in err and err.count("\n") == 1
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -96,9 +97,12 @@ assert found == [True] * 4 and not global_compiler_lock.is_locked() and compiled
 
 
 def run(code, **environment):
-    command = [sys.executable, "-W", "ignore", "-c", START + code + "\nprint('fine')"]
-    env = os.environ | environment
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    command = ["-W", "ignore", "-c", START + code + "\nprint('fine')"]
+    options = dict(cwd=ROOT, capture_output=True, text=True, timeout=300)
+    if environment:  # numba reads it when it is imported
+        done = subprocess.run([sys.executable, *command], env=os.environ | environment, **options)
+    else:
+        done = forks.run(command, **options)
     assert (done.returncode, done.stdout.strip()) == (0, "fine"), done.stderr
 
 

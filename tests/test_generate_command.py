@@ -2,10 +2,10 @@
 
 import json
 import signal
-import subprocess
 import sys
 import time
 
+import forks
 import pytest
 from conftest import ROOT, TINY, write_tokenizer
 
@@ -158,7 +158,7 @@ def test_kill_9(tmp_path, capsys):
     )
     flags = ["stories-box", "--prompts", str(prompts), "--output", str(out)]
     flags += ["--max-new-tokens", "60", "--max-sequences", "4"]
-    child = subprocess.Popen([sys.executable, "-m", "llama2np", "generate", *flags], cwd=ROOT)
+    child = forks.Popen([sys.executable, "-m", "llama2np", "generate", *flags], cwd=ROOT)
     while child.poll() is None and not lines_of(out):
         time.sleep(0.01)
     child.kill()

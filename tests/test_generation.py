@@ -6,7 +6,7 @@ from functools import wraps
 
 import numpy as np
 import pytest
-from conftest import TINY, letters, scripted, write_tokenizer
+from conftest import TINY, examples, letters, scripted, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -258,7 +258,7 @@ _GUESSES = st.lists(st.integers(0, TINY.vocab_size - 1), max_size=9)
 
 
 @pytest.mark.compiled
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(script=st.lists(_GUESSES, min_size=1, max_size=5), limit=st.integers(0, 200))
 @one_thread
 def test_no_guess_however_bad_changes_the_output(int8_model_once, script, limit):

@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -33,7 +34,7 @@ def test_bytes_are_those_of_the_reference(reference, kind):
 
 
 @pytest.mark.parametrize("kind", SIMPLE)
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(values=arrays(np.float32, (3, 64), elements=FLOATS))
 def test_bytes_are_those_of_the_package(kind, values):
     values[np.abs(values) < 1e-30] = 0  # there the package divides by zero

@@ -259,14 +259,16 @@ def test_attention_over_a_cache_of_several_chunks(kv_heads, head_dim, window, so
     assert [len(state.addresses) for state in states] == [2, 2]
 
 
+@exact
+def fill(weights, rows, out, width):
+    """Nine rows, the last four of them added to the sum of the others."""
+    weighted_sum(weights, 2, 5, rows, 3, width + 1, out, 1, width, False)
+    weighted_sum(weights, 7, 4, rows, 3 + 5 * (width + 1), width + 1, out, 1, width, True)
+
+
 @pytest.mark.parametrize("width", (1, 7, 8, 16, 23, 32, 48, 57, 63, 64, 96, 200))
 def test_weighted_sum_adds_in_order(width):
     """To the bit what a loop over float32 gives, whatever the vectors it is made of."""
-
-    @exact
-    def fill(weights, rows, out):
-        weighted_sum(weights, 2, 5, rows, 3, width + 1, out, 1, width, False)
-        weighted_sum(weights, 7, 4, rows, 3 + 5 * (width + 1), width + 1, out, 1, width, True)
 
     weights, rows, out = normal(11), normal(3 + 9 * (width + 1), seed=1), normal(width + 2)
     first, last = out[0], out[-1]
@@ -274,7 +276,7 @@ def test_weighted_sum_adds_in_order(width):
     for k in range(9):
         start = 3 + k * (width + 1)
         expected += weights[2 + k] * rows[start : start + width]
-    fill(weights, rows, out)
+    fill(weights, rows, out, width)
     np.testing.assert_array_equal(out[1:-1], expected)
     assert out[0] == first and out[-1] == last
 

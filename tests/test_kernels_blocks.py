@@ -133,9 +133,19 @@ def test_the_bits_do_not_depend_on_the_batch(kind, members):
             np.testing.assert_array_equal(one[[0, 5, 89]], other)
 
 
+OTHERS = [isa for isa in int8_isa.usable() if isa != int8_isa.ISA]
+
+
+def pairs():
+    """Each other instruction set and each kind occur; the rest of the pairs are exhaustive."""
+    for i, kind in enumerate(SOME):
+        for k, isa in enumerate(OTHERS):
+            marks = [pytest.mark.exhaustive] * (i % len(OTHERS) != k)
+            yield pytest.param(isa, kind, marks=marks)
+
+
 @vectors
-@pytest.mark.parametrize("kind", SOME)
-@pytest.mark.parametrize("isa", [isa for isa in int8_isa.usable() if isa != int8_isa.ISA])
+@pytest.mark.parametrize("isa, kind", [*pairs()])
 def test_every_instruction_set_gives_the_same_bits(isa, kind):
     multiply = block_rows.few(kind, isa)
 

@@ -3,6 +3,7 @@
 import naive
 import numpy as np
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops import Buffer, call, out
@@ -129,7 +130,7 @@ def test_rows(group):
             check_matmul(by_rows, tokens, d, group, groups)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.integers(1, 3), st.integers(1, 80), st.integers(1, 9), st.integers(0, 2**32 - 2))
 def test_any_shape(tokens, group, groups, seed):
     check_matmul(by_rows, tokens, 3, group, groups, seed)

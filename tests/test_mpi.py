@@ -9,6 +9,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import forks
 import pytest
 
 from llama2np import Llama
@@ -67,7 +68,7 @@ def mpirun():
 
 def test_the_command_has_the_tokens_of_one_process(mpirun):
     words = ["-m", "llama2np", "run", "stories-box-q8", "-t", "0", "-n", "40"]
-    alone = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    alone = forks.run(words, cwd=ROOT, capture_output=True, text=True)
     child = mpirun(2, *words)
     out, err = child.communicate(timeout=300)
     assert (child.returncode, out) == (0, alone.stdout), err

@@ -2,10 +2,9 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 from conftest import ROOT
 
@@ -20,9 +19,8 @@ def run(code: str, folder: Path) -> str:
     (folder / "stories.txt").write_text("\n\n".join(stories[:2]), encoding="utf-8")
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"MPLBACKEND": "Agg", "PYTHONPATH": paths}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    options = dict(cwd=folder, env=environment, capture_output=True, text=True)
+    done = forks.run(["-c", code], **options)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

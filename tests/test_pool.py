@@ -145,15 +145,17 @@ def test_a_worker_that_is_no_member_of_the_call_takes_no_part():
 
 @pytest.mark.compiled
 def test_workers_sleep_when_nothing_comes_and_end_when_they_are_stopped(workers):
+    others = set(threading.enumerate())  # of which some may end meanwhile
     own = workers(3)
     for _ in range(2):  # those that sleep are woken
         counting = Counting(20, 2**20)
         own.run(go, 2**30, *counting.arguments)
         counting.check()
         wait_until(lambda: [worker.asleep for worker in own.workers] == [True, True])
-    before = threading.active_count()
+    threads = [t for t in set(threading.enumerate()) - others if "llama2np worker" in t.name]
+    assert len(threads) == 2
     own.stop()
-    wait_until(lambda: threading.active_count() == before - 2)
+    wait_until(lambda: not any(thread.is_alive() for thread in threads))
 
 
 def wait_until(condition):

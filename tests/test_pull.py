@@ -356,16 +356,15 @@ def test_rm_of_what_is_not_pulled(store, tmp_path, name, capsys):
 # --- the real model ---
 
 
-def test_smollm2(store, capsys, monkeypatch, python):
+def test_smollm2(store, capsys, forked):
     """It downloads 93 MB, so only where that is asked for."""
     if not any(map(os.environ.get, ("LLAMA2NP_REQUIRE_ALL", "LLAMA2NP_TEST_PULL"))):
         pytest.skip("LLAMA2NP_TEST_PULL=1 lets this test download 93 MB")
     try:
         assert main(["pull", "smollm2"]) == 0
         assert "licence Apache-2.0" in capsys.readouterr().out
-        # A process of its own: the precision of the kernels is set before they are imported.
         for command in (["chat", "smollm2"], ["run", "smollm2", "-m", "chat"]):
-            chat = python(
+            chat = forked(
                 "-m", "llama2np", *command, "-s", "42", "-n", "100", stdin=subprocess.PIPE
             )
             answer, _ = chat.communicate("What is the capital of France?\n", timeout=120)

@@ -4,10 +4,9 @@ Each test is a process of its own: threads are started once, and what goes wrong
 """
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 from conftest import random_tensors
 
@@ -82,8 +81,8 @@ def path(request, tmp_path_factory):
 
 def run(code, path, *arguments):
     """Run code after START in a process; return what it says."""
-    command = [sys.executable, "-B", "-W", "ignore", "-c", START + code, path, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    command = ["-W", "ignore", "-c", START + code, path, *arguments]
+    done = forks.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 

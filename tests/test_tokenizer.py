@@ -7,6 +7,7 @@ import struct
 
 import pytest
 import sentencepiece
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -110,7 +111,7 @@ def test_encode_is_the_slow_way_on_llama_2(llama32k, text):
     assert llama32k.encode(text) == slow_encode(llama32k, text)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(tokenizer=vocabularies(), text=st.text("ab éc", max_size=25))
 def test_encode_is_the_slow_way_on_any_vocabulary(tokenizer, text):
     """With many equal scores: of equals the leftmost pair joins first."""
@@ -349,7 +350,7 @@ def damaged(good):
     return st.builds(damage, changes, st.just(len(good)) | st.integers(0, len(good)))
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(data=damaged(GOOD) | damaged(bin_of([b"a", b"bc", b"def"], [0, -1, -2])) | st.binary())
 def test_a_damaged_bin_is_refused_or_usable(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "damaged.bin"

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 import pytest
 import sentencepiece
-from conftest import TINY
+from conftest import TINY, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,7 +95,7 @@ def pair(tmp_path_factory):
     return pair
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(name=layouts, text=texts)
 def test_tokens_and_their_text_are_sentencepiece_s(pair, name, text):
     ours, theirs = pair(name)
@@ -108,7 +108,7 @@ def test_tokens_and_their_text_are_sentencepiece_s(pair, name, text):
     assert ours.decode(ours.encode(text)) == theirs.decode(expected)
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(name=layouts, data=st.data())
 def test_any_tokens_are_decoded_as_sentencepiece_does(pair, name, data):
     """Those of broken UTF-8 aside: there it has another number of U+FFFD."""

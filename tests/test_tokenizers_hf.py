@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from conftest import missing
+from conftest import examples, missing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_tokenizer import Maker
@@ -91,7 +91,7 @@ def test_tokenizer_model_beside_it(folders, name, tmp_path):
             assert tokenizer.decode(case["ids"]) == case["decoded"]
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(text=mixed, other=texts)
 def test_any_text_has_their_tokens(ours, theirs, text, other):
     for name in NAMES:
@@ -105,7 +105,7 @@ def test_any_text_has_their_tokens(ours, theirs, text, other):
         assert ours[name].encode_pair(text, other) == (pair.ids, pair.type_ids)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(data=st.data())
 def test_any_tokens_have_their_text(ours, theirs, data):
     for name in NAMES:
@@ -116,14 +116,14 @@ def test_any_tokens_have_their_text(ours, theirs, data):
             assert ours[name].decode(tokens, skip) == shown, name
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(text=texts)
 def test_byte_level_bpe_loses_nothing(ours, text):
     for name in ("gpt2", "llama3"):  # Qwen2 has a normalizer, SmolLM2 lacks bytes
         assert ours[name].decode(ours[name].encode(text, bos=False)) == text
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(data=st.data(), skip=st.booleans())
 def test_a_stream_is_what_decode_returns(ours, data, skip):
     for name in NAMES:

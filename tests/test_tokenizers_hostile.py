@@ -5,6 +5,7 @@ import json
 import tracemalloc
 
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -216,7 +217,7 @@ def mutated(value, draw):
         value[key] = draw(junk)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(data=st.data())
 def test_any_change_is_refused_or_usable(tmp_path_factory, data):
     value = copy.deepcopy(GOOD)
