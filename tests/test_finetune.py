@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from networks import program, tiny
-from test_trainer import Same
+from trainings import Same
 
 from llama2np import Classifier, Llama, State, export
 from llama2np.analysis.metrics import Report

@@ -21,14 +21,11 @@ class InlinedCompiler(Compiler):
 
 
 class _IntermediateCode(JITCodeLibrary):
-    """The code of a kernel, which is neither optimized nor given to LLVM's engine."""
+    """The code of a kernel: simplified, but not optimized as a whole, and no machine code."""
 
     @property
     def codegen(self):
         return _WithoutEnvironments(self._codegen)
-
-    def _optimize_functions(self, ll_module):
-        ll_module.data_layout = self._codegen._data_layout
 
     def _optimize_final_module(self):
         pass
