@@ -65,7 +65,7 @@ class Kernel:
     signatures = ()
 
     def __init__(self, name, cached=()):
-        self.py_func = eval("lambda: None", {})
+        self.py_func = lambda: None
         self.py_func.__module__, self.py_func.__qualname__ = "kernels", name
         self.compiled, self._cache = [], SimpleNamespace(has=lambda kinds: kinds in cached)
 
