@@ -7,7 +7,7 @@ from ops import Buffer, call, out
 from ops import random_blocks as matrix
 
 from llama2np.formats import gguf
-from llama2np.kernels.matmul import block_rows, block_tiles, int8_isa
+from llama2np.kernels.matmul import block_panels, block_rows, block_tiles, int8_isa, int8_tiles
 from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.block_unpack import order
 from llama2np.kernels.ops import linear, rows
@@ -34,8 +34,8 @@ def quantized(x, group, terms=1, tiles=False, members=1):
     made = {f"q{k}": Buffer(np.full((count * terms, w), 99, t)) for k, (t, w) in shapes.items()}
     each, op = 1, linear.quantize_for_blocks
     if tiles:
-        each, op = block_tiles.NARROW // terms, linear.quantize_block_tiles
-        padded = -(-count * terms // block_tiles.NARROW) * block_tiles.NARROW
+        each, op = int8_tiles.NARROW // terms, linear.quantize_block_tiles
+        padded = -(-count * terms // int8_tiles.NARROW) * int8_tiles.NARROW
         made |= {f"tiles{k}": Buffer(np.full((padded, w), 99, t)) for k, (t, w) in shapes.items()}
         fields = {}
     else:
@@ -167,7 +167,7 @@ def test_tiles_of_every_instruction_set_give_the_same_bits():
     w, x = matrix(kind, 9, n), normal(21, n)
     inputs = [each.rows.reshape(-1) for each in quantized(x, 32, tiles=True).values()]
     inputs[0] = inputs[0].view(np.int32)
-    spare = np.zeros(block_tiles.SUMS + block_tiles.panel_words(n, 32), np.float32)
+    spare = np.zeros(block_tiles.SUMS + block_panels.panel_words(n, 32), np.float32)
 
     def many(multiply):
         @exact

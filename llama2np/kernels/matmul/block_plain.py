@@ -133,7 +133,7 @@ def few(kind):
 
 @cache
 def dequantize(kind):
-    """As block_tiles.dequantize."""
+    """As block_panels.dequantize."""
     form, (value, scale, offset) = KINDS[kind], _readers(kind)
     group, values, nbytes = form.group, form.values, form.nbytes
     has_offset = form.offset is not None

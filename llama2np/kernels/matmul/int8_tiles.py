@@ -127,22 +127,31 @@ def padded(tokens):
     return -(-tokens // NARROW) * NARROW
 
 
-@inner
-def lay(x, tokens, n, first, last, out):
-    """Pack tokens into tiles: NARROW tokens for each of first ... last - 1. x, out: flat, 32 bits.
+@cache
+def packer(wide):
+    """A function (x, tokens, n, first, last, out) that packs tokens into tiles.
 
-    x is (tokens, n). out has (padded tokens, n) values: as many wide tiles as fit, then narrow
-    ones. The tile of the tokens from t on begins at out[t * n] and is (n, width). Padding is zero.
+    It packs NARROW tokens for each of first ... last - 1. x, out: flat, 32 bits. x is (tokens, n).
+    out has (padded tokens, n) values: as many tiles of `wide` tokens as fit, then tiles of NARROW.
+    The tile of the tokens from t on begins at out[t * n] and is (n, width). Padding is zero.
     """
-    wide = padded(tokens) // _WIDE * _WIDE
-    for i in range(first, last):
-        begin = i * NARROW
-        width = _WIDE if begin < wide else NARROW
-        start = begin // width * width
-        at = start * n + begin - start
-        for t in range(NARROW):
-            for k in range(n):
-                out[at + k * width + t] = x[(begin + t) * n + k] if begin + t < tokens else 0
+
+    @inner
+    def lay(x, tokens, n, first, last, out):
+        end = padded(tokens) // wide * wide
+        for i in range(first, last):
+            begin = i * NARROW
+            width = wide if begin < end else NARROW
+            start = begin // width * width
+            at = start * n + begin - start
+            for t in range(NARROW):
+                for k in range(n):
+                    out[at + k * width + t] = x[(begin + t) * n + k] if begin + t < tokens else 0
+
+    return lay
+
+
+lay = packer(_WIDE)
 
 
 @exact(forceinline=True)

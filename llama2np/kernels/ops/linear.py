@@ -160,6 +160,7 @@ int8_many = _int8_many()
 # of x (see _quantize_terms); and where the quantized input is.
 BLOCK_INPUT = "group terms q q_scales q_sums q_offsets"
 _quantize_for_blocks = block_plain.quantize if PLAIN else block_rows.quantize
+_lay_for_blocks = int8_tiles.packer(block_tiles.WIDE)
 
 
 @inner
@@ -214,7 +215,7 @@ def quantize_block_tiles(s, run, first, last, scratch):
     ):
         x = int32s(place(run, q), 1, rows * terms * width)[0]
         out = int32s(place(run, tiles), 1, int8_tiles.padded(rows * terms) * width)[0]
-        int8_tiles.lay(x, rows * terms, width, first, last, out)
+        _lay_for_blocks(x, rows * terms, width, first, last, out)
 
 
 def block_product(kind):
