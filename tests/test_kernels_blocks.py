@@ -117,7 +117,7 @@ def test_a_small_batch(kind):
 def test_the_bits_do_not_depend_on_the_batch(kind, members):
     """One token, few, many, in tiles; up to four matrices; one row of the matrix or many."""
     n, terms = 512, 2 if kind == "Q8_0" else 1
-    some = [matrix(kind, d, n, d) for d in (70, 7, 33, 4)]
+    some = [matrix(kind, d, n, d) for d in (70, 13, 33, 12)]
     x = normal(90, n)
     expected = [
         np.concatenate([product(row[None], each, terms=terms)[0] for row in x[[0, 5, 89]]])
@@ -164,7 +164,7 @@ def test_every_instruction_set_gives_the_same_bits(isa, kind):
 @vectors
 def test_tiles_of_every_instruction_set_give_the_same_bits():
     kind, n = "Q5_1", 96
-    w, x = matrix(kind, 9, n), normal(21, n)
+    w, x = matrix(kind, 29, n), normal(27, n)
     inputs = [each.rows.reshape(-1) for each in quantized(x, 32, tiles=True).values()]
     inputs[0] = inputs[0].view(np.int32)
     spare = np.zeros(block_tiles.SUMS + block_panels.panel_words(n, 32), np.float32)
@@ -177,9 +177,9 @@ def test_tiles_of_every_instruction_set_give_the_same_bits():
         return many
 
     for isa in int8_isa.usable():
-        found = np.full((21, 9), np.nan, np.float32)
+        found = np.full((27, 29), np.nan, np.float32)
         multiply = many(block_tiles.many(kind, isa))
-        multiply(w.data.reshape(-1), n, 9, *inputs, 21, found.reshape(-1), 0, 3, spare)
+        multiply(w.data.reshape(-1), n, 29, *inputs, 27, found.reshape(-1), 0, 3, spare)
         np.testing.assert_array_equal(found, product(x, w)[0])
 
 
