@@ -41,6 +41,7 @@ from llama2np.kernels.runtime.vectors import (
     call,
     cells,
     data_of,
+    hidden,
     load,
     pick,
     prefetch,
@@ -166,11 +167,17 @@ def _add_dots(builder, kind, isa, values, x, dots):
     integers, rows = dots[0, 0].type.pointee, 1 + max(r for r, _ in dots)
     vectors, size = range(len(dots) // rows), GROUPS * kind.group
     int8s, instruction = ir.VectorType(I8, 4 * integers.count), unpack.instruction(kind, isa)
-    for word in range(kind.group // 4):
-        first = word * len(dots) // rows * integers.count
-        tokens = [load(builder, x, const(first + v * integers.count), int8s) for v in vectors]
+    words = const(kind.group // 4)
+    if _REGISTERS < 32:  # LLVM would unroll the loop, and then move sums from and to memory
+        words = hidden(builder, words)
+    with cgutils.for_range(builder, words) as loop:
+        first = builder.mul(loop.index, const(len(vectors) * integers.count))
+        places = [builder.add(first, const(v * integers.count)) for v in vectors]
+        tokens = [load(builder, x, place, int8s) for place in places]
+        quarter = builder.mul(builder.lshr(loop.index, const(2)), const(64 - 4 * 4))
+        word = builder.gep(values, [builder.add(builder.mul(loop.index, const(4)), quarter)])
         for r in range(rows):
-            four = builder.gep(values, [const(r * size + word // 4 * 64 + word % 4 * 4)])
+            four = builder.gep(word, [const(r * size)])
             four = builder.load(builder.bitcast(four, I32.as_pointer()), align=4)
             weights = builder.bitcast(spread(builder, four, integers), int8s)
             for v, token in enumerate(tokens):
