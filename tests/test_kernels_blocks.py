@@ -28,19 +28,17 @@ def normal(*shape, seed=1):
 def quantized(x, group, terms=1, tiles=False, members=1):
     """The input of the products, as the ops make it: buffers by the names of the fields."""
     count, n = x.shape
-    width = n if tiles else block_rows.padded_width(n)
+    width = block_rows.padded_width(n)
     shapes = {"": (np.int8, width), "_scales": (np.float32, width // group)}
     shapes |= {"_sums": (np.int32, width // group), "_offsets": (np.float32, width // group)}
     made = {f"q{k}": Buffer(np.full((count * terms, w), 99, t)) for k, (t, w) in shapes.items()}
     each, op = 1, linear.quantize_for_blocks
     if tiles:
-        each, op = int8_tiles.NARROW // terms, linear.quantize_block_tiles
+        each, op = int8_tiles.NARROW, linear.quantize_block_tiles
         padded = -(-count * terms // int8_tiles.NARROW) * int8_tiles.NARROW
         made |= {f"tiles{k}": Buffer(np.full((padded, w), 99, t)) for k, (t, w) in shapes.items()}
-        fields = {}
-    else:
-        fields = {"parts": 1}
-    fields |= {"n": n, "group": group, "terms": terms, "x": Buffer(x)}
+    fields = {"wide": block_tiles.WIDE} if tiles else {}
+    fields |= {"parts": 1, "n": n, "group": group, "terms": terms, "x": Buffer(x)}
     call(op, count, each=each, work=2**20, members=members, **fields, **made)
     start = "tiles" if tiles else "q"
     return {name: buffer for name, buffer in made.items() if name.startswith(start)}
@@ -172,7 +170,8 @@ def test_tiles_of_every_instruction_set_give_the_same_bits():
     def many(multiply):
         @exact
         def many(w, n, d, x, scales, sums, offsets, tokens, out, first, last, spare):
-            multiply(w, n, d, x, scales, sums, offsets, tokens, 1, out, first, last, spare)
+            inputs = x, scales, sums, offsets
+            multiply(w, n, d, inputs, 0, tokens, 1, out, first, last, spare)
 
         return many
 

@@ -76,12 +76,11 @@ def bytes_of_group(kind, rows):
 def _part(kind, isa, width):
     """An intrinsic that adds groups g, g + 4, g + 8 ... to the sums of a tile.
 
-    (panel, scales, offsets, p, f, x, x_scales, x_sums, x_offsets, side, count, w, soon, sums, s):
-    in the tile's first row, the first of `count` groups begins at panel[p] (in bytes) and has
-    scales[f] and offsets[f]; its tokens have x_scales[side], x_sums[side], x_offsets[side], and
-    begin at x[side * group / 4]. They are added to sums[s:], (rows, width). Meanwhile, lines are
-    fetched from w[soon] on: for each group, as many bytes as these rows have in a group. All arrays
-    are flat.
+    (panel, scales, offsets, p, f, x, x_scales, x_sums, x_offsets, k, side, count, w, soon, sums,
+    s): in the tile's first row, the first of `count` groups begins at panel[p] (in bytes) and has
+    scales[f] and offsets[f]; its tokens begin at x[k] and have x_scales[side], x_sums[side], and
+    x_offsets[side]. They are added to sums[s:], (rows, width). Meanwhile, lines are fetched from
+    w[soon] on: for each group, as many bytes as these rows have in a group. All arrays are flat.
     """
     rows, lanes = rows_of_tile(isa, width), min(isa.lanes, width)
     floats = ir.VectorType(F32, lanes)
@@ -90,13 +89,14 @@ def _part(kind, isa, width):
 
     def generate(context, builder, signature, arguments):
         panel, scales, offsets, x, x_scales, x_sums, x_offsets, w, sums = data_of(
-            context, builder, signature, arguments, 0, 1, 2, 5, 6, 7, 8, 11, 13
+            context, builder, signature, arguments, 0, 1, 2, 5, 6, 7, 8, 12, 14
         )
-        p, f, side, count, soon, s = (arguments[k] for k in (3, 4, 9, 10, 12, 14))
+        p, f, word, side, count = (arguments[k] for k in (3, 4, 9, 10, 11))
+        soon, s = arguments[13], arguments[15]
         panel, w = (builder.bitcast(each, I8.as_pointer()) for each in (panel, w))
         panel, w = builder.gep(panel, [p]), builder.gep(w, [soon])
         of_rows = [builder.gep(each, [f]) for each in (scales, offsets)]
-        x = builder.gep(x, [builder.mul(side, const(kind.group // 4))])
+        x = builder.gep(x, [word])
         of_tokens = [builder.gep(each, [side]) for each in (x_scales, x_sums, x_offsets)]
         totals = cells(builder, same(floats, 0.0), rows, width // lanes)
         at = {(r, v): builder.add(s, const(r * width + v * lanes)) for r, v in totals}
@@ -121,11 +121,11 @@ def _part(kind, isa, width):
 
     @intrinsic
     def add_part(
-        _context, panel, scales, offsets, p, f, x, x_scales, x_sums, x_offsets, side, count, w,
-        soon, sums, s,
+        _context, panel, scales, offsets, p, f, x, x_scales, x_sums, x_offsets, k, side, count,
+        w, soon, sums, s,
     ):  # fmt: skip
         i = types.intp
-        kinds = (panel, scales, offsets, i, i, x, x_scales, x_sums, x_offsets, i, i, w, i, sums, i)
+        kinds = panel, scales, offsets, i, i, x, x_scales, x_sums, x_offsets, i, i, i, w, i, sums, i
         return types.void(*kinds), generate
 
     return add_part
@@ -171,11 +171,13 @@ def _add_dots(builder, kind, isa, values, x, dots):
     if _REGISTERS < 32:  # LLVM would unroll the loop, and then move sums from and to memory
         words = hidden(builder, words)
     with cgutils.for_range(builder, words) as loop:
-        first = builder.mul(loop.index, const(len(vectors) * integers.count))
+        # Four adjacent words of a group, and the next four behind those of the other groups.
+        others = builder.mul(builder.lshr(loop.index, const(2)), const(4 * (GROUPS - 1)))
+        word = builder.add(loop.index, others)
+        first = builder.mul(word, const(len(vectors) * integers.count))
         places = [builder.add(first, const(v * integers.count)) for v in vectors]
         tokens = [load(builder, x, place, int8s) for place in places]
-        quarter = builder.mul(builder.lshr(loop.index, const(2)), const(64 - 4 * 4))
-        word = builder.gep(values, [builder.add(builder.mul(loop.index, const(4)), quarter)])
+        word = builder.gep(values, [builder.mul(word, const(4))])
         for r in range(rows):
             four = builder.gep(word, [const(r * size)])
             four = builder.load(builder.bitcast(four, I32.as_pointer()), align=4)
@@ -230,12 +232,12 @@ def _finisher(width):
 
 @cache
 def _tile(kind, isa, width):
-    """A function that multiplies a panel and the tile of the tokens from t on.
+    """A function that multiplies a panel and the tile of the rows of the input from t on.
 
-    (panel, n, inputs, t, count, terms, w, soon, sums, i, d, out): panel: the bytes, scales, and
-    offsets; inputs: x, x_scales, x_sums, and x_offsets, `count` rows of them. It fills columns i
-    ... i + ROWS - 1 of out (tokens, d) for the tokens that exist. sums: (SUMS,). All arrays are
-    flat. w[soon:] is fetched for the next panel.
+    (panel, n, inputs, t, begin, end, terms, w, soon, sums, i, d, out): panel: the bytes, scales,
+    and offsets; inputs: x, x_scales, x_sums, and x_offsets. Columns i ... i + ROWS - 1 of out
+    (tokens, d) become the outputs of rows begin ... end - 1 of the input, as far as they are in
+    this tile. sums: (SUMS,). All arrays are flat. w[soon:] is fetched for the next panel.
     """
     form, isa = KINDS[kind], instructions(isa)
     add_part, finish, size = _part(form, isa, width), _finisher(width), form.group
@@ -243,25 +245,27 @@ def _tile(kind, isa, width):
     slices, fetched = SEGMENT // (GROUPS * size), bytes_of_group(form, rows)
 
     @inner
-    def tile(panel, n, inputs, t, count, terms, w, soon, sums, i, d, out):
+    def tile(panel, n, inputs, t, begin, end, terms, w, soon, sums, i, d, out):
         groups, block, parts = n // size, all_rows * width, all_rows // rows
         values, scales, offsets = panel
         x, x_scales, x_sums, x_offsets = inputs
+        start = t * (padded(n) // size)  # of the tile in x_scales
         sums[: 4 * block] = 0
         for first in range(0, -(-groups // 4), slices):
             for part in range(parts):
                 row = first * all_rows + part * rows
                 for j in range(4):
-                    g, count_ = 4 * first + j, min((groups - j + 3) // 4 - first, slices)
+                    g, count = 4 * first + j, min((groups - j + 3) // 4 - first, slices)
                     line, s = soon + (g * parts + part) * fetched, j * block + part * rows * width
+                    word = start * (size // 4) + (first * size + 4 * j) * width
                     add_part(
                         values, scales, offsets, row * 4 * size + 16 * j, row * 4 + j,
-                        x, x_scales, x_sums, x_offsets, t * groups + g * width, count_,
+                        x, x_scales, x_sums, x_offsets, word, start + g * width, count,
                         w, line, sums, s,
                     )  # fmt: skip
         finish(sums)
-        for lane in range(min(width, count - t) // terms):
-            at, to = 4 * block + lane * terms * lines, (t // terms + lane) * d + i
+        for lane in range(max(begin - t, 0) // terms, min(width, end - t) // terms):
+            at, to = 4 * block + lane * terms * lines, ((t - begin) // terms + lane) * d + i
             for r in range(all_rows):
                 value = sums[at + r]
                 out[to + r] = value if terms == 1 else value + sums[at + lines + r]
@@ -270,40 +274,38 @@ def _tile(kind, isa, width):
 
 
 @cache
-def many(kind, isa=ISA):
+def many(kind, isa=ISA, wide=WIDE):
     """The product for many tokens: fills columns of out (tokens, d) for some panels of ROWS rows.
 
-    (w, n, d, x, x_scales, x_sums, x_offsets, tokens, terms, out, first, last, scratch): w (d, bytes
-    of a row) uint8 in blocks of the number format `kind`; the panels are first ... last - 1, and
-    the last one of the matrix may overlap the one before. x (in words of four int8), x_scales,
-    x_sums, x_offsets: the input (see block_rows.quantize, but without padding), packed by
-    int8_tiles.packer(WIDE), `terms` rows for each token. scratch: (SUMS + panel_words(n, group),)
+    (w, n, d, inputs, start, tokens, terms, out, first, last, scratch): w (d, bytes of a row) uint8
+    in blocks of the number format `kind`; the panels are first ... last - 1, and the last one of
+    the matrix may overlap the one before. inputs: x (in words of four int8), x_scales, x_sums and
+    x_offsets, quantized by block_rows.quantize and packed by int8_tiles.lay in tiles of `wide`, or
+    of NARROW, rows. `terms` rows for each token; those of tokens start ... start + tokens - 1 are
+    used. If start is not 0, `wide` must be NARROW. scratch: (SUMS + panel_words(n, group),)
     float32. All arrays are flat.
     """
     form, rows, words = KINDS[kind], ROWS, SUMS
-    wide_tile, narrow_tile = _tile(kind, isa, WIDE), _tile(kind, isa, NARROW)
+    wide_tile, narrow_tile = _tile(kind, isa, wide), _tile(kind, isa, NARROW)
     unpack_row = unpacker(form, instructions(isa))
     group, values, nbytes = form.group, form.values, form.nbytes
 
     @inner
-    def multiply(
-        w, n, d, x, x_scales, x_sums, x_offsets, tokens, terms, out, first, last, scratch
-    ):  # fmt: skip
-        width, row_bytes, count = padded(n), n // values * nbytes, tokens * terms
-        sums, begin = scratch[:words], words + rows * (width // 4)
-        end = padded_tokens(count)
-        wide = end // WIDE * WIDE
-        scales = scratch[begin:]
-        panel = scratch[words:begin], scales, scales[rows * (width // group) :]
-        inputs = x, x_scales, x_sums, x_offsets
+    def multiply(w, n, d, inputs, start, tokens, terms, out, first, last, scratch):
+        width, row_bytes = padded(n), n // values * nbytes
+        begin, end = start * terms, (start + tokens) * terms
+        sums, after = scratch[:words], words + rows * (width // 4)
+        scales = scratch[after:]
+        panel = scratch[words:after], scales, scales[rows * (width // group) :]
+        narrow = padded_tokens(end) // wide * wide  # the narrow tiles begin here
         for number in range(first, last):
-            i, after = min(number * rows, d - rows), min((number + 1) * rows, d - rows)
+            i = min(number * rows, d - rows)
             for r in range(rows):
                 unpack_row(w, (i + r) * row_bytes, n // values, panel[0], panel[1], panel[2], r)
-            soon = after * row_bytes
-            for t in range(0, wide, WIDE):
-                wide_tile(panel, n, inputs, t, count, terms, w, soon, sums, i, d, out)
-            for t in range(wide, end, NARROW):
-                narrow_tile(panel, n, inputs, t, count, terms, w, soon, sums, i, d, out)
+            soon = min((number + 1) * rows, d - rows) * row_bytes
+            for t in range(begin // wide * wide, narrow, wide):
+                wide_tile(panel, n, inputs, t, begin, end, terms, w, soon, sums, i, d, out)
+            for t in range(narrow, padded_tokens(end), NARROW):
+                narrow_tile(panel, n, inputs, t, begin, end, terms, w, soon, sums, i, d, out)
 
     return multiply
