@@ -3,6 +3,7 @@
 import naive
 import numpy as np
 import pytest
+from networks import tiny, weights_of
 from ops import Buffer, call, out
 from ops import random_blocks as matrix
 
@@ -14,6 +15,7 @@ from llama2np.kernels.ops import linear, rows
 from llama2np.kernels.runtime.jit import PLAIN, exact
 from llama2np.model import gguf_blocks
 from llama2np.model.transformer import State, Transformer
+from llama2np.model.weights import Weights
 
 # One of each way in which a kernel may differ: int8; offsets and single bits; 256 values in groups
 # of 16, or in groups of 32, and a table.
@@ -129,6 +131,32 @@ def test_the_bits_do_not_depend_on_the_batch(kind, members):
     if not PLAIN:
         for one, other in zip(product(x, *some, terms=terms, tiles=True), expected, strict=True):
             np.testing.assert_array_equal(one[[0, 5, 89]], other)
+
+
+def mixture(kind, dim, hidden):
+    """A network of one layer whose matrices, also those of its experts, are in blocks."""
+    config, tensors = tiny(
+        "mixtral", dim=dim, hidden_dim=hidden, n_layers=1, n_heads=4, n_kv_heads=4, seq_len=64
+    )
+    weights = dict(weights_of(tensors))
+    for seed, (name, tensor) in enumerate(weights.items()):
+        if ".w" in name:
+            weights[name] = matrix(kind, *tensor.shape, seed, 0.001)
+    return config, Weights(weights)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("activations", ("int8", "int8x2"))
+def test_experts_in_tiles_give_the_same_bits(activations):
+    """One token at a time, and up to 60, of which each expert has few or many."""
+    config, weights = mixture("Q5_1", 64, 96)
+    model = Transformer(config, weights, activations=activations)
+    tokens, state = np.arange(60) % config.vocab_size, State(config)
+    expected = np.stack([model.forward([token], state) for token in tokens])
+    assert np.isfinite(expected).all() and expected.std() > 0.1
+    for count in (7, 60):
+        found = model.forward(tokens[:count], State(config), True)
+        np.testing.assert_array_equal(found, expected[:count])
 
 
 OTHERS = [isa for isa in int8_isa.usable() if isa != int8_isa.ISA]
