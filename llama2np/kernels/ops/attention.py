@@ -119,7 +119,7 @@ def _dual_scores(q, before, far, at, head_dim, keys, here, row, block, own, stri
     weighted_sum(q, at, head_dim, keys, here + b - block, width, row, b, block + width - b, no)
 
 
-@inner
+@inner(forceinline=True)
 def _add_values(row, low, n, block, stop, values, origin, out, at, head_dim):
     """Add the weighted values of the positions block ... stop - 1 to out, for one row.
 
