@@ -1,16 +1,15 @@
 """Rows of blocks of GGUF's number formats, unpacked: panels, which the tiles for many tokens read.
 
-A panel has some rows of a matrix, ROWS for the tiles, as bytes and as float32 scales and offsets.
-Four groups of all rows, a slice, are next to each other, so that each place in a slice has a fixed
-distance from its beginning. A row of a slice, in groups a, b, c, d of 32 values, each letter 4
-bytes, is as `block_unpack.vectors` makes it, with one store for each vector (for groups of 16,
-there is only the first):
+A panel has some rows of a matrix (ROWS for the tiles): the values as bytes, and float32 scales and
+offsets, in three arrays. It consists of slices. A slice has four groups of values of all rows. So
+each row of a slice is at a fixed distance from the beginning of the slice. Its values have the
+order of `block_unpack.vectors`, so that each vector needs one store. For groups a, b, c, d of 32
+values there are two vectors, for groups of 16 only the first; each letter stands for 4 bytes:
 
     aaaa bbbb cccc dddd     values 0 ... 15 of the groups
     aaaa bbbb cccc dddd     values 16 ... 31
 
-All of a slice: these bytes of row 0, row 1 ...; (rows, 4) scales; (rows, 4) offsets. These three
-are in arrays of their own.
+A slice has (rows, 4 * group) bytes, (rows, 4) scales, and (rows, 4) offsets.
 """
 
 from functools import cache

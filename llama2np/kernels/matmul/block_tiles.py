@@ -1,8 +1,9 @@
 """Matrices in GGUF's number formats times many tokens: a panel of rows is unpacked, then tiles.
 
-A panel (block_panels.py) has PANEL rows, unpacked once for all tokens into scratch, which the L1 or
-L2 cache holds. As in int8_tiles.py, the lanes of a tile are tokens: four int8 of a row, broadcast
-to a vector, are multiplied by the same four of each token. A tile of 12 rows and 16 tokens:
+A panel (block_panels.py) is ROWS rows of the matrix, unpacked once for all tokens into scratch,
+which the L1 or L2 cache holds. As in int8_tiles.py, the lanes of a tile are tokens: four int8 of a
+row, broadcast to a vector, are multiplied by the same four of each token. A tile of 12 rows and 16
+tokens, in one step along k:
 
                             tokens 0 ... 15
                           x[0 ... 15][k:k+4]          one load
@@ -11,10 +12,12 @@ to a vector, are multiplied by the same four of each token. A tile of 12 rows an
     ...                     ...
     w[11][k:k+4] *          sums 11 +=
 
-The int32 sums of a group, then scaled, are added to as many float32 sums, all in registers. Of the
-four float32 sums of an output (see block_rows.py) only one is there at a time: first the groups 0,
-4, 8 ... of a segment are added to sums[0], then the groups 1, 5, 9 ... to sums[1], and so on. The
-operations of an output have the order of block_rows.py, so the bits are equal.
+After each group these int32 sums are scaled and added to as many float32 sums; all of them are in
+registers. An output has four float32 sums (see block_rows.py), of which only one is in a register
+at a time: groups 0, 4, 8 ... of a segment are added to sums[0], then groups 1, 5, 9 ... to sums[1],
+and so on. The operations of an output have the order of block_rows.py, so the bits are equal.
+
+A CPU reads the next panel's blocks from memory during the multiplication: the tiles prefetch them.
 """
 
 from functools import cache
@@ -50,10 +53,11 @@ from llama2np.kernels.runtime.vectors import (
     store,
 )
 
-WIDE = 16  # tokens in a wide tile; if the rest is not more than NARROW, it is a narrow one
-SEGMENT = 512  # values of a row and of each token that the L1 cache should hold
+WIDE = 16  # tokens in a wide tile; a rest of up to NARROW tokens is a narrow one
+SEGMENT = 512  # values of each row and each token, which the L1 cache holds
 _PADDED = 16  # ROWS, as a power of two
 SUMS = (4 * ROWS + _PADDED) * WIDE  # float32 of scratch: sums of a tile, then its outputs
+# Vector registers of the CPU: up to 12 int32 and 12 float32 sums of a tile fit into 32 of them.
 _REGISTERS = 32 if cpu_has("avx512f") or cpu_has("neon") else 16
 
 
