@@ -80,12 +80,17 @@ def vectors(builder, kind, isa, places):
     in a list are added to the same 16 int32, of which four adjacent ones belong to a group. If the
     format is signed and the excess 0, the bytes are int8; else they are at most 255.
     """
+    count = len(places) * kind.values // kind.group
+    return [four_groups(builder, kind, isa, places, g) for g in range(count // 4)]
+
+
+def four_groups(builder, kind, isa, places, g):
+    """The list number g of `vectors`: the values of groups 4 g to 4 g + 3 of these blocks."""
     values = [(place, i) for place in places for i in range(kind.values)]
     chunks = [[values[i] for i in chunk] for chunk in order(kind.group, len(values))]
-    distance = distance_of_adjacent(kind, isa, places)
-    found = [_vector(builder, kind, isa, chunk, distance) for chunk in chunks]
-    size = together(kind)
-    return [found[k : k + size] for k in range(0, len(found), size)]
+    distance, size = distance_of_adjacent(kind, isa, places), together(kind)
+    some = chunks[g * size : (g + 1) * size]
+    return [_vector(builder, kind, isa, chunk, distance) for chunk in some]
 
 
 def together(kind):
