@@ -55,7 +55,7 @@ def _of_short_blocks(builder, kind, isa, rows):
     for g in range(0, len(rows[0]), 4):
         places = [row[g : g + 4] for row in rows]
         if adjacent:
-            halves = _halves_of_adjacent_rows(builder, kind, places, bytes_)
+            halves = list(_halves_of_adjacent_rows(builder, kind, places, bytes_))
         else:
             in_order = [row[q] for q in range(4) for row in places]
             halves = [_halves(builder, in_order, byte) for byte in bytes_]
