@@ -84,42 +84,41 @@ def _halves_of_adjacent_rows(builder, kind, rows, bytes_):
 
 def _of_long_blocks(builder, kind, places):
     """The same for a block of 256 values of each row."""
-    count = kind.values // kind.group
+    count, parts = kind.values // kind.group, kind.scales
+    if kind.offsets:  # both in one vector, as they have the same numbers of bits
+        parts = [joined(*pair) for pair in zip(kind.scales, kind.offsets, strict=True)]
+    numbers = _of_rows(builder, kind, parts, places) if parts else None
     factors = _half_of_rows(builder, places, kind.scale)
-    least = None if kind.offset is None else _half_of_rows(builder, places, kind.offset, kind.sign)
-    numbers = scales = offsets = None
-    if kind.scales:
-        numbers = _of_rows(builder, kind, kind.scales, places)
     if kind.offsets:
-        others = _of_rows(builder, kind, kind.offsets, places)
+        negative = _half_of_rows(builder, places, kind.offset, kind.sign)
     for g in range(0, count, 4):
         scales, offsets = factors, None
-        if kind.scales:
+        if parts:
             bias, signed = kind.scale_bias, kind.scales_signed
             scales = builder.fmul(_floats(builder, numbers, g, bias, signed), factors)
-        if kind.offset is not None:
-            offsets = builder.fmul(_floats(builder, others, g), least)
+        if kind.offsets:
+            offsets = builder.fmul(_floats(builder, numbers, count + g), negative)
         yield scales, offsets
 
 
 def _of_rows(builder, kind, parts, places):
-    """The integers that these parts make, as bytes: byte 4 g + r is that of group g, row r."""
+    """The integers that these parts make, as bytes: byte 4 i + r is the i-th one of row r."""
     byte_numbers = [byte for part in parts for byte in part.bytes]
-    start = min(min(byte_numbers), kind.nbytes - 16)  # 16 bytes have all of them
+    start = min(*byte_numbers, kind.nbytes - 16)  # 16 bytes have all of them
     sixteen = ir.VectorType(I8, 16)
     source = concat(builder, [load(builder, place, const(start), sixteen) for place in places])
     found, position = None, 0
     for part in parts:
         numbers = [16 * r + byte - start for byte in part.bytes for r in range(4)]
-        value = pick(builder, source, source, numbers)
         words = ir.VectorType(I32, len(part.bytes))  # of the four rows
+        value = builder.bitcast(pick(builder, source, source, numbers), words)
         shifts = [shift - position for shift in part.shifts]
-        value = builder.bitcast(value, words)
-        if any(shifts):
+        if max(shifts) > 0:
             right = ir.Constant(words, [max(shift, 0) for shift in shifts])
+            value = builder.lshr(value, right)
+        if min(shifts) < 0:
             left = ir.Constant(words, [max(-shift, 0) for shift in shifts])
-            value = builder.lshr(value, right) if max(shifts) > 0 else value
-            value = builder.shl(value, left) if min(shifts) < 0 else value
+            value = builder.shl(value, left)
         if part.count < 8:
             mask = ((1 << part.count) - 1 << position) * 0x01010101
             value = builder.and_(value, same(words, mask))
@@ -128,9 +127,9 @@ def _of_rows(builder, kind, parts, places):
     return builder.bitcast(found, ir.VectorType(I8, 4 * found.type.count))
 
 
-def _floats(builder, numbers, g, bias=0, signed=False):
-    """The numbers of groups g ... g + 3, less the bias, as float32."""
-    some = pick(builder, numbers, numbers, range(4 * g, 4 * g + 16))
+def _floats(builder, numbers, first, bias=0, signed=False):
+    """The integers number first ... first + 3 of each row, less the bias, as float32."""
+    some = pick(builder, numbers, numbers, range(4 * first, 4 * first + 16))
     some = (builder.sext if signed else builder.zext)(some, ir.VectorType(I32, 16))
     if bias:
         some = builder.sub(some, same(some.type, bias))
@@ -138,12 +137,10 @@ def _floats(builder, numbers, g, bias=0, signed=False):
 
 
 def _half_of_rows(builder, places, byte, sign=1):
-    """The float16 at this byte of a block of each row, times the sign, as float32; in each quarter
-    of a vector.
-    """
+    """The float16 at this byte of a block of each row, times the sign, in each quarter."""
     word = join_words(builder, places, byte)
     if sign < 0:
-        word = builder.xor(word, const(-0x7FFF7FFF7FFF8000))
+        word = builder.xor(word, const(-0x7FFF7FFF7FFF8000))  # the four signs
     halves = builder.fpext(builder.bitcast(word, ir.VectorType(_HALF, 4)), ir.VectorType(F32, 4))
     return pick(builder, halves, halves, 4 * [0, 1, 2, 3])
 

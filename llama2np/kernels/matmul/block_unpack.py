@@ -18,7 +18,8 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from llama2np.kernels.matmul.block_scales import distance_of_adjacent, join_words
-from llama2np.kernels.runtime.vectors import I8, I16, I32, concat, const, load, pick, same
+from llama2np.kernels.runtime.jit import cpu_has
+from llama2np.kernels.runtime.vectors import I8, I16, I32, call, concat, const, load, pick, same
 
 BYTES, WORDS = ir.VectorType(I8, 64), ir.VectorType(I32, 16)
 PADDING = 128  # values: unpacked rows, and the input, are padded to a multiple
@@ -114,7 +115,7 @@ def _vector(builder, kind, isa, chunk, distance):
     """The 64 values (place, number) of a chunk."""
     value, position = None, 0
     for part in kind.parts:
-        some = _part(builder, part, chunk, position, distance)
+        some = _part(builder, isa, part, chunk, position, distance)
         value = some if value is None else builder.or_(value, some)
         position += part.count
     if kind.table:
@@ -125,12 +126,12 @@ def _vector(builder, kind, isa, chunk, distance):
     return value
 
 
-def _part(builder, part, chunk, position, distance):
+def _part(builder, isa, part, chunk, position, distance):
     """`part` of the 64 values (place, number) of a chunk, from bit `position` on of each byte."""
     if part.count == 1 and part.bytes[7] == part.bytes[0]:  # a bit for each value, in their order
         return _bits(builder, part, chunk, position)
     if part.count == 4 and len({part.shifts[i] for _, i in chunk}) == 2:
-        return _pick_nibbles(builder, part, chunk)
+        return _pick_nibbles(builder, isa, part, chunk)
     if distance:
         bytes_ = [distance * (k // 16) + part.bytes[i] for k, (_, i) in enumerate(chunk)]
         value = _gather_adjacent(builder, chunk[0][0], bytes_)
@@ -142,15 +143,10 @@ def _part(builder, part, chunk, position, distance):
         wide = builder.lshr(builder.mul(wide, same(wide.type, 3)), same(wide.type, 8))
         return builder.trunc(wide, BYTES)
     shifts = [part.shifts[i] - position for _, i in chunk]
-    if any(shifts):
-        value = _shifted(builder, value, shifts)
-    if part.count == 8:
-        return value
-    mask = ((1 << part.count) - 1) << position
-    return builder.and_(value, same(BYTES, mask))
+    return _masked(builder, isa, value, shifts, ((1 << part.count) - 1) << position)
 
 
-def _pick_nibbles(builder, part, chunk):
+def _pick_nibbles(builder, isa, part, chunk):
     """The same for both halves of bytes: 64 bytes are split, which serves another chunk, too.
 
     Q4_K: a byte has a value of a group and one of the next group.
@@ -159,8 +155,7 @@ def _pick_nibbles(builder, part, chunk):
     at = [part.bytes[i] - first for _, i in chunk]
     start = min(at) // 64 * 64
     source = load(builder, place, const(first + start), BYTES)
-    high = _shifted(builder, source, [4] * 64)
-    halves = [builder.and_(half, same(BYTES, 15)) for half in (source, high)]
+    halves = [_masked(builder, isa, source, [shift] * 64, 15) for shift in (0, 4)]
     numbers = [k - start + 64 * (part.shifts[i] > 0) for k, (_, i) in zip(at, chunk, strict=True)]
     return pick(builder, *halves, numbers)
 
@@ -194,12 +189,27 @@ def _gather_adjacent(builder, place, wanted):
     return builder.bitcast(pick(builder, *sources, [pair // 2 for pair in pairs]), BYTES)
 
 
-def _shifted(builder, value, shifts):
-    """Bytes shifted to the right; by negative numbers to the left. Adjacent bytes are mixed up."""
-    words = builder.bitcast(value, WORDS)
-    shift = builder.lshr if max(shifts) > 0 else builder.shl
-    by = ir.Constant(WORDS, [abs(number) for number in shifts[::4]])
-    return builder.bitcast(shift(words, by), BYTES)
+def _masked(builder, isa, value, shifts, mask):
+    """These bits of bytes that are shifted to the right; by negative numbers to the left.
+
+    shifts: of each byte, the same for each eight.
+    """
+    if any(shifts) and mask < 255 and isa.lanes == 16 and cpu_has("gfni"):
+        # Each bit is the product of a row of a matrix and the bits of a byte: one instruction.
+        matrices = [
+            1 << bit + shift if mask >> bit & 1 else 0
+            for shift in shifts[::8]
+            for bit in reversed(range(8))
+        ]
+        none = ir.Constant(I8, 0)
+        name = "llvm.x86.vgf2p8affineqb.512"
+        return call(builder, name, BYTES, value, ir.Constant(BYTES, matrices), none)
+    if any(shifts):
+        words = builder.bitcast(value, WORDS)
+        shift = builder.lshr if max(shifts) > 0 else builder.shl
+        by = ir.Constant(WORDS, [abs(number) for number in shifts[::4]])
+        value = builder.bitcast(shift(words, by), BYTES)  # adjacent bytes are mixed up
+    return value if mask == 255 else builder.and_(value, same(BYTES, mask))
 
 
 def _in_pieces(isa, builder, function, *values):
