@@ -181,11 +181,13 @@ def _gather(builder, wanted):
 
 
 def _gather_adjacent(builder, place, wanted):
-    """These bytes, pairs within less than 128 bytes: two loads, whose pairs are permuted."""
-    form, first = ir.VectorType(I16, 32), wanted[0]
-    second = wanted[-1] + 1 - 64
-    sources = [load(builder, place, const(start), form) for start in (first, second)]
-    pairs = [byte - first if byte < first + 64 else byte - second + 64 for byte in wanted[::2]]
+    """These bytes, of which the last is before the 128th: two loads, whose pairs are permuted.
+
+    The first load has the scales, too (block_scales.of_rows).
+    """
+    form, second = ir.VectorType(I16, 32), wanted[-1] + 1 - 64
+    sources = [load(builder, place, const(start), form) for start in (0, second)]
+    pairs = [byte if byte < 64 else byte - second + 64 for byte in wanted[::2]]
     return builder.bitcast(pick(builder, *sources, [pair // 2 for pair in pairs]), BYTES)
 
 
