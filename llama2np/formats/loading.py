@@ -132,7 +132,7 @@ def transformer(
 
 
 def activations_for(path: StrPath, wanted: str | None) -> str:
-    """How inputs are rounded: as `wanted`, or as the catalogue recommends for this name."""
+    """How inputs are rounded: as `wanted`, or as the catalogue recommends for this file."""
     known = recommended(path)
     return wanted or (known.activations if known else ACTIVATIONS[0])
 
