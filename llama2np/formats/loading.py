@@ -14,6 +14,7 @@ from llama2np.formats.huggingface import sentences
 from llama2np.formats.huggingface.sentences import Sentences
 from llama2np.formats.inspection import open_any
 from llama2np.formats.json_file import JsonFile
+from llama2np.formats.mapped import read_ahead
 from llama2np.formats.source import Source
 from llama2np.model.config import Config
 from llama2np.model.engine import ACTIVATIONS
@@ -127,6 +128,7 @@ def transformer(
             f"{path}: {loaded.config.architecture}, an encoder, which does not continue texts: "
             "Encoder.load opens it"
         )
+    read_ahead(loaded.weights.arrays)
     activations = activations_for(path, activations)
     return Transformer(loaded.config, loaded.weights, engine=engine, activations=activations)
 
