@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from llama2np.mpi.near import LONGEST_NAP, SHORTEST_NAP, SLOT, Near, near
+
 # If the arrays of all ranks have this many float32 values, each rank adds up a part of them: fewer
 # bytes, but two exchanges.
 _LARGE = 2**15
 _FIXED = 256  # int64 numbers of a message that tells a pass; more of them follow in a second one
 _END, _OBJECT = -1, -2  # in place of the number of numbers
 _SPIN = 0.002  # seconds; after that a rank without work sleeps between two looks
-_SHORTEST_NAP, _LONGEST_NAP = 5e-5, 5e-3
 _PATIENCE = 5.0  # seconds that rank 0 waits at the end for the others
 
 
@@ -34,7 +35,16 @@ class MpiPeers:
         self.broken = False  # whether a pass ended in the middle, so that the ranks do not agree
         self._terms = np.empty((self.size, 0), np.float32)
         self._head = np.empty(_FIXED, np.int64)
+        self._near: Near | None = None
         self._lock = threading.Lock()
+
+    def meet_in_memory(self, mpi: Any, crowded: bool) -> None:
+        """Exchange small arrays through shared memory if all ranks are on one machine.
+
+        All ranks must call this at the same time. mpi: mpi4py's module; crowded: as for Near.
+        """
+        if self._near is None and self.size > 1:
+            self._near = near(mpi, self._comm, crowded)
 
     # --- arrays ---
 
@@ -44,6 +54,9 @@ class MpiPeers:
         So the bits are the same on all of them, whatever MPI's own algorithms are.
         """
         flat = array.reshape(-1)
+        if self._near and flat.nbytes <= SLOT:
+            _add(self._near.exchange(flat)[:, : flat.size], flat)
+            return
         if self.size > 2 and flat.size * self.size >= _LARGE:
             self._sum_in_parts(flat)
             return
@@ -72,6 +85,11 @@ class MpiPeers:
     def gather(self, part: np.ndarray, whole: np.ndarray | None, parts: list[int]) -> None:
         """Put the columns of all ranks next to each other, on rank 0."""
         rows = len(part)
+        if self._near and 4 * rows * max(parts) <= SLOT:
+            slots = self._near.give(part.reshape(-1), 0)
+            if slots is not None and whole is not None:
+                _from_slots(slots, whole, parts)
+            return
         if whole is None:
             self._comm.Gatherv(part, None, 0)
             return
@@ -83,6 +101,9 @@ class MpiPeers:
     def gather_all(self, part: np.ndarray, whole: np.ndarray, parts: list[int]) -> None:
         """Put the columns of all ranks next to each other, on all ranks."""
         rows, into = len(part), whole
+        if self._near and 4 * rows * max(parts) <= SLOT:
+            _from_slots(self._near.exchange(part.reshape(-1)), whole, parts)
+            return
         if rows > 1:
             into = self._room(-(-whole.size // self.size)).reshape(-1)[: whole.size]
         self._comm.Allgatherv(part, [into, [rows * width for width in parts]])
@@ -96,7 +117,7 @@ class MpiPeers:
         first = self._head
         first[0], some = len(numbers), numbers[: _FIXED - 1]
         first[1 : len(some) + 1] = some
-        self._comm.Ibcast(first, 0).Wait()
+        self._send_head()
         if len(numbers) > len(some):
             self._comm.Bcast(np.ascontiguousarray(numbers[len(some) :]), 0)
 
@@ -113,7 +134,7 @@ class MpiPeers:
     def tell_object(self, value: object) -> None:
         """Send an object that can be pickled to all other ranks."""
         self._head[0] = _OBJECT
-        self._comm.Ibcast(self._head, 0).Wait()
+        self._send_head()
         self._comm.bcast(value, 0)
 
     def hear_object(self) -> Any:
@@ -124,17 +145,26 @@ class MpiPeers:
         """On rank 0, an object of each rank; else []."""
         return self._comm.gather(value, 0) or []
 
+    def _send_head(self) -> None:
+        if self._near:
+            self._near.tell(self._head)
+        else:
+            self._comm.Ibcast(self._head, 0).Wait()
+
     def _wait(self) -> int:
         """Wait for the next message of rank 0, without keeping a processor busy for long.
 
         MPI's own waiting would: a model that nobody asks anything costs nothing this way.
         """
-        request, nap = self._comm.Ibcast(self._head, 0), _SHORTEST_NAP
+        if self._near:
+            self._head[:] = self._near.hear()[:_FIXED]
+            return int(self._head[0])
+        request, nap = self._comm.Ibcast(self._head, 0), SHORTEST_NAP
         start = time.perf_counter()
         while not request.Test():
             if time.perf_counter() - start > _SPIN:
                 time.sleep(nap)
-                nap = min(1.2 * nap, _LONGEST_NAP)
+                nap = min(1.2 * nap, LONGEST_NAP)
         return int(self._head[0])
 
     # --- rank 0's order, and the end ---
@@ -157,19 +187,27 @@ class MpiPeers:
         """On rank 0: let the others end. Ends all processes by force if they do not."""
         if not self.broken:
             self._head[0] = _END
-            requests = [self._comm.Ibcast(self._head, 0)]
+            told = self._comm.Ibcast(self._head, 0) if not self._near else None
+            if self._near:
+                self._near.tell(self._head)
+            requests = [told, self._comm.Ibarrier()] if told else [self._comm.Ibarrier()]
             until = time.monotonic() + _PATIENCE
             while time.monotonic() < until:
-                if requests[-1].Test():
-                    if len(requests) == 2:
-                        return
-                    requests.append(self._comm.Ibarrier())
-                time.sleep(_SHORTEST_NAP)
+                if all([request.Test() for request in requests]):
+                    self._free()
+                    return
+                time.sleep(SHORTEST_NAP)
         self.abort()
 
     def ended(self) -> None:
         """On the others: confirm the end."""
         self._comm.Ibarrier().Wait()  # MPI does not match Barrier with Ibarrier
+        self._free()
+
+    def _free(self) -> None:
+        if self._near:
+            self._near.free()
+            self._near = None
 
     def abort(self) -> None:
         """End all processes at once, with status 1."""
@@ -184,6 +222,14 @@ def _side_by_side(flat: np.ndarray, whole: np.ndarray, parts: list[int]) -> None
     for width in parts:
         part = flat[rows * start : rows * (start + width)]
         whole[:, start : start + width] = part.reshape(rows, width)
+        start += width
+
+
+def _from_slots(slots: np.ndarray, whole: np.ndarray, parts: list[int]) -> None:
+    """From arrays (rows, parts[i]), each at the beginning of a slot, to the columns of one."""
+    rows, start = len(whole), 0
+    for slot, width in zip(slots, parts, strict=True):
+        whole[:, start : start + width] = slot[: rows * width].reshape(rows, width)
         start += width
 
 
