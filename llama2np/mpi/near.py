@@ -34,7 +34,9 @@ class Near:
         memory = np.frombuffer(window.Shared_query(0)[0], np.uint8)
         self._counters = memory.ctypes.data
         slots = memory[_PAGE:].reshape(2, size, SLOT)
-        self._slots, self._numbers = slots.view(np.float32), slots.view(np.int64)
+        self._slots: list[np.ndarray] = list(slots.view(np.float32))
+        self._numbers: list[np.ndarray] = list(slots[:, 0].view(np.int64))  # of rank 0
+        self._own = [both[rank] for both in self._slots]
         self._round = self._met = 0  # the current round; one that all ranks are known to have begun
         self._pauses = 0 if crowded else _PAUSES
 
@@ -43,10 +45,10 @@ class Near:
 
         The result is valid until the next round.
         """
-        slots = self._write(part)
+        self._write(part)
         self._wait(0, self.size)
         self._met = self._round
-        return slots
+        return self._slots[self._round & 1]
 
     def give(self, part: np.ndarray, to: int) -> np.ndarray | None:
         """The same, but only rank `to` waits for the others, and gets the result."""
@@ -59,27 +61,24 @@ class Near:
     def tell(self, numbers: np.ndarray) -> None:
         """On rank 0: give int64 numbers to all others."""
         self._begin()
-        self._numbers[self._round & 1, 0, : len(numbers)] = numbers
+        self._numbers[self._round & 1][: len(numbers)] = numbers
         self._wait(0, 0)
 
     def hear(self) -> np.ndarray:
         """On the others: wait for these numbers, (SLOT / 8,) int64; valid until the next round."""
         self._round += 1
         self._wait(0, 1)
-        heard: np.ndarray = self._numbers[self._round & 1, 0]
-        return heard
+        return self._numbers[self._round & 1]
 
     def free(self) -> None:
         """Give the memory back. All ranks must call this; nothing else can be called after it."""
-        del self._slots, self._numbers
+        del self._slots, self._numbers, self._own
         self._window.Free()
 
-    def _write(self, part: np.ndarray) -> np.ndarray:
-        """Begin a round, and copy a part into the slot of this rank; return the slots of all."""
+    def _write(self, part: np.ndarray) -> None:
+        """Begin a round, and copy a part into the slot of this rank."""
         self._begin()
-        slots: np.ndarray = self._slots[self._round & 1]
-        slots[self.rank, : part.size] = part
-        return slots
+        self._own[self._round & 1][: part.size] = part
 
     def _begin(self) -> None:
         """Begin a round: wait until what is in its slot has been read by all."""
@@ -93,10 +92,13 @@ class Near:
 
         A rank that waits for long sleeps between two looks, so that it costs nothing.
         """
-        where, pauses, nap = (self._counters, self.rank), self._pauses, SHORTEST_NAP
-        while not self._meet(*where, self._round, first, end, self._round, pauses, _LOOKS):
+        now, nap = self._round, SHORTEST_NAP
+        where = self._counters, self.rank, now, first, end, now
+        if self._meet(*where, self._pauses, _LOOKS):
+            return
+        while not self._meet(*where, 0, _LOOKS):
             time.sleep(nap)
-            pauses, nap = 0, min(1.2 * nap, LONGEST_NAP)
+            nap = min(1.2 * nap, LONGEST_NAP)
 
 
 def bytes_for(size: int) -> int:

@@ -17,8 +17,8 @@ from llama2np.kernels.runtime.vectors import I32, I64, call
 
 _X86, _UNIX = platform.machine() in ("x86_64", "AMD64"), hasattr(os, "sched_yield")
 
-# The functions `load`, `store`, `add` and `swap` take the address of an array of int64, and an
-# index. If a thread loads a value that another one has stored, it sees all that this one wrote before.
+# `load`, `store`, `add` and `swap` take the address of an array of int64, and an index. A thread
+# that loads what another one has stored sees all that this one wrote before.
 
 if numba.config.DISABLE_JIT:
 
