@@ -9,6 +9,7 @@ all counters have reached the round before: then all have read what was written 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,12 @@ SHORTEST_NAP, LONGEST_NAP = 5e-5, 5e-3  # seconds that a rank sleeps between two
 class Near:
     """Rounds of exchanges between all ranks of a communicator, which are on one machine."""
 
-    def __init__(self, window: Any, rank: int, size: int, crowded: bool):
+    def __init__(
+        self, window: Any, rank: int, size: int, crowded: bool, waiting: Callable[[], None]
+    ):
         """window: shared memory of `bytes_for(size)` zeros. crowded: there are more ranks than
-        processors, so that a rank that waits must let another one work.
+        processors, so that a rank that waits must let another one work. waiting: is called before
+        and after a wait of more than milliseconds, except for the next thing to do.
         """
         from llama2np.kernels.runtime.meeting import meet
 
@@ -38,7 +42,7 @@ class Near:
         self._numbers: list[np.ndarray] = list(slots[:, 0].view(np.int64))  # of rank 0
         self._own = [both[rank] for both in self._slots]
         self._round = self._met = 0  # the current round; one that all ranks are known to have begun
-        self._pauses = 0 if crowded else _PAUSES
+        self._pauses, self._waiting = 0 if crowded else _PAUSES, waiting
 
     def exchange(self, part: np.ndarray) -> np.ndarray:
         """Give a part (n,) float32 to all ranks; return what all gave, (size, SLOT / 4) float32.
@@ -67,7 +71,7 @@ class Near:
     def hear(self) -> np.ndarray:
         """On the others: wait for these numbers, (SLOT / 8,) int64; valid until the next round."""
         self._round += 1
-        self._wait(0, 1)
+        self._wait(0, 1, lambda: None)
         return self._numbers[self._round & 1]
 
     def free(self) -> None:
@@ -87,7 +91,7 @@ class Near:
             self._met = self._round
         self._round += 1
 
-    def _wait(self, first: int, end: int) -> None:
+    def _wait(self, first: int, end: int, waiting: Callable[[], None] | None = None) -> None:
         """Announce the round, and wait until the ranks first ... end - 1 have announced it, too.
 
         A rank that waits for long sleeps between two looks, so that it costs nothing.
@@ -96,9 +100,12 @@ class Near:
         where = self._counters, self.rank, now, first, end, now
         if self._meet(*where, self._pauses, _LOOKS):
             return
+        waiting = waiting or self._waiting
+        waiting()
         while not self._meet(*where, 0, _LOOKS):
             time.sleep(nap)
             nap = min(1.2 * nap, LONGEST_NAP)
+        waiting()
 
 
 def bytes_for(size: int) -> int:
@@ -106,7 +113,7 @@ def bytes_for(size: int) -> int:
     return _PAGE + 2 * size * SLOT
 
 
-def near(mpi: Any, comm: Any, crowded: bool) -> Near | None:
+def near(mpi: Any, comm: Any, crowded: bool, waiting: Callable[[], None]) -> Near | None:
     """Shared memory for all ranks of `comm`; None if they are on several machines.
 
     All ranks must call this. The processes give it back when they end, by whatever.
@@ -119,4 +126,4 @@ def near(mpi: Any, comm: Any, crowded: bool) -> Near | None:
     if not node.Get_rank():
         np.frombuffer(window.Shared_query(0)[0], np.uint8)[:_PAGE] = 0
     node.Barrier()
-    return Near(window, node.Get_rank(), node.Get_size(), crowded)
+    return Near(window, node.Get_rank(), node.Get_size(), crowded, waiting)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from llama2np.mpi.near import LONGEST_NAP, SHORTEST_NAP, SLOT, Near, near
+from llama2np.mpi.watch import Watch
 
 # If the arrays of all ranks have this many float32 values, each rank adds up a part of them: fewer
 # bytes, but two exchanges.
@@ -27,8 +28,10 @@ _PATIENCE = 5.0  # seconds that rank 0 waits at the end for the others
 class MpiPeers:
     """The exchange of arrays and commands between the ranks. See `Peers`."""
 
-    def __init__(self, comm: Any):
-        """comm: a communicator of mpi4py. It is duplicated: other messages do not interfere."""
+    def __init__(self, comm: Any, name: str):
+        """comm: a communicator of mpi4py. It is duplicated: other messages do not interfere.
+        name: of this rank, for people.
+        """
         self._comm = comm.Dup()
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.prepare: Callable[[], None] = lambda: None  # called by the thread whose turn it is
@@ -36,6 +39,8 @@ class MpiPeers:
         self._terms = np.empty((self.size, 0), np.float32)
         self._head = np.empty(_FIXED, np.int64)
         self._near: Near | None = None
+        self._waits = 0  # is odd while this rank waits for others in an exchange
+        self._watch = Watch(comm.Dup(), comm.allgather(name), lambda: self._waits)
         self._lock = threading.Lock()
 
     def meet_in_memory(self, mpi: Any, crowded: bool) -> None:
@@ -44,7 +49,21 @@ class MpiPeers:
         All ranks must call this at the same time. mpi: mpi4py's module; crowded: as for Near.
         """
         if self._near is None and self.size > 1:
-            self._near = near(mpi, self._comm, crowded)
+            self._near = near(mpi, self._comm, crowded, self._waiting)
+
+    def watch(self) -> None:
+        """Say from now on which rank does not answer: see watch.py."""
+        self._watch.start()
+
+    def _waiting(self) -> None:
+        self._waits += 1
+
+    @contextmanager
+    def _wait_for_others(self) -> Iterator[None]:
+        """A block in which MPI waits until the other ranks do the same."""
+        self._waits += 1
+        yield
+        self._waits += 1
 
     # --- arrays ---
 
@@ -61,7 +80,8 @@ class MpiPeers:
             self._sum_in_parts(flat)
             return
         terms = self._room(flat.size)
-        self._comm.Allgather(flat, terms)
+        with self._wait_for_others():
+            self._comm.Allgather(flat, terms)
         _add(terms, flat)
 
     def _sum_in_parts(self, flat: np.ndarray) -> None:
@@ -70,10 +90,12 @@ class MpiPeers:
         mine = np.zeros((self.size, width), np.float32)
         mine.reshape(-1)[: flat.size] = flat
         terms = self._room(width)
-        self._comm.Alltoall(mine, terms)
+        with self._wait_for_others():
+            self._comm.Alltoall(mine, terms)
         part = np.empty(width, np.float32)
         _add(terms, part)
-        self._comm.Allgather(part, mine)
+        with self._wait_for_others():
+            self._comm.Allgather(part, mine)
         flat[:] = mine.reshape(-1)[: flat.size]
 
     def _room(self, width: int) -> np.ndarray:
@@ -94,7 +116,8 @@ class MpiPeers:
             self._comm.Gatherv(part, None, 0)
             return
         into = whole if rows == 1 else np.empty(whole.size, np.float32)
-        self._comm.Gatherv(part, [into, [rows * width for width in parts]], 0)
+        with self._wait_for_others():
+            self._comm.Gatherv(part, [into, [rows * width for width in parts]], 0)
         if rows > 1:
             _side_by_side(into, whole, parts)
 
@@ -105,7 +128,8 @@ class MpiPeers:
             _from_slots(self._near.exchange(part.reshape(-1)), whole, parts)
             return
         into = self._room(-(-whole.size // self.size)).reshape(-1)[: whole.size]
-        self._comm.Allgatherv(part, [into, [rows * width for width in parts]])
+        with self._wait_for_others():
+            self._comm.Allgatherv(part, [into, [rows * width for width in parts]])
         _side_by_side(into, whole, parts)
 
     # --- commands ---
@@ -141,7 +165,8 @@ class MpiPeers:
 
     def collect(self, value: object) -> list[Any]:
         """On rank 0, an object of each rank; else []."""
-        return self._comm.gather(value, 0) or []
+        with self._wait_for_others():
+            return self._comm.gather(value, 0) or []
 
     def _send_head(self) -> None:
         if self._near:
@@ -185,14 +210,14 @@ class MpiPeers:
         """On rank 0: let the others end. Ends all processes by force if they do not."""
         if not self.broken:
             self._head[0] = _END
-            told = self._comm.Ibcast(self._head, 0) if not self._near else None
+            requests = [] if self._near else [self._comm.Ibcast(self._head, 0)]
             if self._near:
                 self._near.tell(self._head)
-            requests = [told, self._comm.Ibarrier()] if told else [self._comm.Ibarrier()]
+            requests.append(self._comm.Ibarrier())
             until = time.monotonic() + _PATIENCE
             while time.monotonic() < until:
                 if all([request.Test() for request in requests]):
-                    self._free()
+                    self._close()
                     return
                 time.sleep(SHORTEST_NAP)
         self.abort()
@@ -200,9 +225,10 @@ class MpiPeers:
     def ended(self) -> None:
         """On the others: confirm the end."""
         self._comm.Ibarrier().Wait()  # MPI does not match Barrier with Ibarrier
-        self._free()
+        self._close()
 
-    def _free(self) -> None:
+    def _close(self) -> None:
+        self._watch.stop()
         if self._near:
             self._near.free()
             self._near = None

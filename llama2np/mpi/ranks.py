@@ -88,10 +88,13 @@ class Ranks:
         """Raises ValueError if mpi4py is missing, or does not find the other processes."""
         self._mpi = mpi4py()
         comm = self._mpi.COMM_WORLD if comm is None else comm
-        self._peers, self._comm = MpiPeers(comm), comm
+        rank = f"rank {comm.Get_rank()} on {_host()}"
+        self._peers, self._comm = MpiPeers(comm, f"{rank} (process {os.getpid()})"), comm
         self.rank, self.size = self._peers.rank, self._peers.size
         self._free_processors: Callable[[], None] = lambda: None
         _end_all_on_errors(self._peers)
+        if self.size > 1 and self._mpi.Query_thread() == self._mpi.THREAD_MULTIPLE:
+            self._peers.watch()
 
     def __enter__(self) -> Ranks:
         if self.rank:
