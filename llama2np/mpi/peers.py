@@ -141,7 +141,8 @@ class MpiPeers:
         first[1 : len(some) + 1] = some
         self._send_head()
         if len(numbers) > len(some):
-            self._comm.Bcast(np.ascontiguousarray(numbers[len(some) :]), 0)
+            with self._wait_for_others():
+                self._comm.Bcast(np.ascontiguousarray(numbers[len(some) :]), 0)
 
     def hear(self) -> np.ndarray | None:
         """Wait for numbers; None at the end."""
@@ -150,7 +151,8 @@ class MpiPeers:
             return None
         rest = np.empty(max(count - _FIXED + 1, 0), np.int64)
         if len(rest):
-            self._comm.Bcast(rest, 0)
+            with self._wait_for_others():
+                self._comm.Bcast(rest, 0)
         return np.concatenate([self._head[1 : count + 1], rest])
 
     def tell_object(self, value: object) -> None:
@@ -172,7 +174,8 @@ class MpiPeers:
         if self._near:
             self._near.tell(self._head)
         else:
-            self._comm.Ibcast(self._head, 0).Wait()
+            with self._wait_for_others():
+                self._comm.Ibcast(self._head, 0).Wait()
 
     def _wait(self) -> int:
         """Wait for the next message of rank 0, without keeping a processor busy for long.
