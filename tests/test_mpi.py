@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from llama2np import Llama
+from llama2np.cli import current, main
 from llama2np.mpi import launch
 from llama2np.mpi.near import Near, bytes_for
 from llama2np.mpi.processors import crowded, part_of
@@ -110,14 +111,10 @@ def test_a_script(mpirun, tmp_path):
     assert "rank 0 no file no-such-file" in out
 
 
-_FOLDER = ["perplexity", "stories-box", "--prompts", "x.jsonl", "--output", "folder"]
-
-
 def test_errors_are_one_line_of_rank_0(mpirun):
     for words, text in (
         (["run", "no-such-file"], "llama2np run: no-such-file: No such file"),
         (["inspect", "stories-box"], "llama2np inspect: only run, chat, "),
-        (_FOLDER, "llama2np perplexity: a folder of answers is made by one process, or by"),
     ):
         child = mpirun(2, "-m", "llama2np", *words)
         out, err = child.communicate(timeout=300)
@@ -183,6 +180,13 @@ def fault(pieces, run, step, exchange=Pieces._exchange):
     return exchange(pieces, run, step)
 Pieces._exchange = fault
 """
+
+
+def test_a_folder_of_answers_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(current, "ranks", object())
+    words = ["perplexity", "stories-box", "--prompts", "x.jsonl", "--output", "folder"]
+    assert main(words) == 1
+    assert "a folder of answers is made by one process, or by --workers" in capsys.readouterr().err
 
 
 def test_ranks_divide_processors():
