@@ -73,7 +73,7 @@ def ratio(rounds: Rounds, a: str, b: str) -> float:
 
 @exact
 def _quantize(x, rest, group, q, scales, sums, offsets):
-    block_rows.quantize(x, rest, True, group, q, scales, sums, offsets)
+    block_rows.quantize(x, rest, group, q, scales, sums, offsets)
 
 
 def _product(kind: str, rows: int, matrices: list[np.ndarray]) -> Callable[[], float]:

@@ -62,16 +62,15 @@ padded = inner(padded_width)  # for kernels
 
 
 @inner
-def quantize(x, rest, ordered, group, q, scales, sums, offsets):
+def quantize(x, rest, group, q, scales, sums, offsets):
     """Quantize a row x (n,) to int8 with a float32 scale for each INPUT_GROUP values.
 
     The scale maps the largest magnitude to 127; ties are rounded to even. q: (n,), or padded, int8,
-    in the order of x, or if it is `ordered` in that of block_unpack.order. scales, sums, offsets:
-    (width of q / group,): the scale of each group of `group` values (16 or 32), the sum of their
-    integers (int32), and scale * float32(sum). The padding is 0. rest: (n,), becomes x - q * scale;
-    it may be x.
+    in the order of block_unpack.order. scales, sums, offsets: (width of q / group,): the scale of
+    each group of `group` values (16 or 32), the sum of their integers (int32), and scale *
+    float32(sum). The padding is 0. rest: (n,), becomes x - q * scale; it may be x.
     """
-    per, spread = INPUT_GROUP // group, ordered and group == INPUT_GROUP
+    per, spread = INPUT_GROUP // group, group == INPUT_GROUP
     for g in range(q.shape[0] // INPUT_GROUP):
         start = g * INPUT_GROUP
         first = g // 4 * 128 + g % 4 * 16 if spread else start
