@@ -12,13 +12,16 @@ per second of processor time, which counts the workers' start, too. Needs `llama
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import os
 import random
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -26,6 +29,7 @@ import psutil
 NAMES = ("Tom", "Lily", "Max", "Mia", "Sam", "Anna", "Ben", "Zoe")
 THINGS = ("a dog", "a red ball", "a big box", "a small boat", "an old hat", "a cake")
 FILES = 4
+_SET_CHILD_SUBREAPER = 36  # of prctl
 
 
 def write_prompts(folder: Path, count: int) -> list[Path]:
@@ -53,10 +57,20 @@ def command(
     return words + (["--workers", str(workers)] if workers else [])
 
 
+def adopt() -> None:
+    """On Linux, be the parent of processes whose parent has ended, so that their time counts."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1)
+
+
 def timed(words: list[str]) -> tuple[float, float]:
     """Run a command; return its seconds, and those of processor time, its children's included."""
+    adopt()
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(words, check=True)
+    with suppress(ChildProcessError):  # workers of a client that has ended, and who started them
+        while True:
+            os.wait()
     after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return seconds, cpu
@@ -66,9 +80,15 @@ def workers_of(client: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The worker processes of a client."""
     try:
         children = psutil.Process(client.pid).children(recursive=True)
-        return [each for each in children if "spawn_main" in " ".join(each.cmdline())]
+        return [each for each in children if _is_worker(each, client.pid)]
     except psutil.Error:
         return []
+
+
+def _is_worker(process: psutil.Process, client: int) -> bool:
+    """Whether this is a worker: a process of its own, or a fork of one that the client started."""
+    words = " ".join(process.cmdline())
+    return "spawn_main" in words or ("forkserver" in words and process.ppid() != client)
 
 
 def answered(folder: Path) -> int:

@@ -1,166 +1,71 @@
 """One model in several processes over MPI, beside one process: tokens, memory of each rank, speed.
 
-    python -m benchmarks.ranks --models FOLDER --rounds 5            (--shapes 110M 1.1B-q8 ...)
+    python -m benchmarks.ranks --models FOLDER --rounds 20           (--shapes 110M 1.1B-q8 ...)
 
-N ranks of one thread against one process of N threads, by turns. The models are random, and written
-to FOLDER when they are missing. Memory is the most that a rank has had, less what it had before it
-loaded the model, with the kernels and MPI in memory already; pages that several ranks map are
-divided among them. The share is the bytes of its part of the weights, and of its KV cache. It has
-no embedding, of which only the rows of the tokens are read, and no tokenizer (8 MB for 32,000
-pieces, on rank 0). The first number is that of all ranks together, the second of the rank with
-most: the system maps a file in pieces of up to 2 MB, which may belong to several ranks, and where
-only one of them has such a piece it counts for that one.
+N ranks of one thread against one process of N threads. Both are there all the time, and generate by
+turns, in bursts of half a second: what a machine does changes from second to second. A ratio is the
+median of those of neighbouring bursts, with the tenth below and above. The models are random, and
+written to FOLDER when they are missing.
+
+Memory is the most that a rank has had, less what it had before it loaded the model, with the
+kernels and MPI in memory already; pages that several ranks map are divided among them (Pss). The
+share is the bytes of its part of the weights, and of its KV cache of 512 positions, which are read.
+It has no embedding, of which only the rows of the tokens are read. Rank 0 has the tokenizer, which
+is in its memory, but in no share. The first number is that of all ranks together, the second of
+the rank with most, the third of the one with most besides rank 0.
 """
 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.random_models import SHAPES, tokenizer_of, write_model
-from llama2np import Llama
+from benchmarks.random_mixtral import mixtral
+from benchmarks.random_models import SHAPES, write_model
 
 _DEFAULT = ("110M", "1.1B-q8", "42M-gqa", "mixtral")
-_PROMPT = [1, *range(300, 364)]
-# A Mixtral of 8 experts, of which 2 are used: 260 million parameters, grouped-query attention.
-_MIXTRAL = dict(
-    model_type="mixtral",
-    architectures=["MixtralForCausalLM"],
-    hidden_size=512,
-    intermediate_size=1792,
-    num_hidden_layers=10,
-    num_attention_heads=16,
-    num_key_value_heads=4,
-    vocab_size=32000,
-    max_position_embeddings=1024,
-    num_local_experts=8,
-    num_experts_per_tok=2,
-    rms_norm_eps=1e-5,
-    rope_theta=1e6,
-    tie_word_embeddings=False,
-)
+_BURST = 0.5  # seconds
 
 
-def mixtral(folder: Path) -> Path:
-    """A folder with a random Mixtral."""
-    from safetensors.numpy import save_file
+class Child:
+    """One process, or several ranks, that generate when they are asked."""
 
-    path = folder / "mixtral"
-    if (path / "model.safetensors").exists():
-        return path
-    path.mkdir(exist_ok=True)
-    c, random, tensors = _MIXTRAL, np.random.default_rng(0), {}
-    dim, hidden, kv = c["hidden_size"], c["intermediate_size"], c["hidden_size"] // 4
+    def __init__(self, path: Path, size: int, launcher: list[str], threads: int):
+        words = [sys.executable, "-m", "benchmarks.ranks_child", str(path), str(threads)]
+        self.command = [*launcher, "-n", str(size), *words] if launcher else words
+        self.size = size
+        self._process = subprocess.Popen(
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        while "ready" not in self.heard():
+            pass
 
-    def add(name, *shape):
-        values = random.standard_normal(shape, np.float32) * np.float32(0.02)
-        tensors[f"{name}.weight"] = values if len(shape) == 2 else np.ones(shape, np.float32)
+    def heard(self) -> dict:
+        """The next result."""
+        for line in self._process.stdout:
+            if line.startswith("RESULT "):
+                return json.loads(line[7:])
+        raise SystemExit(f"{' '.join(self.command)}: ended with {self._process.wait()}")
 
-    add("model.embed_tokens", c["vocab_size"], dim)
-    for i in range(c["num_hidden_layers"]):
-        at = f"model.layers.{i}"
-        for name, rows in (("q", dim), ("k", kv), ("v", kv), ("o", dim)):
-            add(f"{at}.self_attn.{name}_proj", rows, dim)
-        add(f"{at}.input_layernorm", dim)
-        add(f"{at}.post_attention_layernorm", dim)
-        add(f"{at}.block_sparse_moe.gate", c["num_local_experts"], dim)
-        for e in range(c["num_local_experts"]):
-            for name, rows, columns in (
-                ("w1", hidden, dim),
-                ("w3", hidden, dim),
-                ("w2", dim, hidden),
-            ):
-                add(f"{at}.block_sparse_moe.experts.{e}.{name}", rows, columns)
-    add("model.norm", dim)
-    add("lm_head", c["vocab_size"], dim)
-    save_file(tensors, path / "model.safetensors")
-    (path / "config.json").write_text(json.dumps(c))
-    return path
+    def burst(self, count: int) -> dict:
+        """The results of a burst of `count` tokens."""
+        self._say(str(count))
+        return self.heard()
 
+    def end(self) -> list[int]:
+        """The memory of each rank."""
+        self._say("end")
+        found = [self.heard() for _ in range(self.size)]
+        self._process.wait()
+        return [each["memory"] for each in sorted(found, key=lambda each: each["rank"])]
 
-def memory() -> int:
-    """The bytes of this process, those that several processes map divided among them (Pss).
-
-    Libraries do not count: what a process has of them depends on other programs on the machine.
-    """
-    found, library = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if line[0] in "0123456789abcdef":  # a mapping begins
-            library = ".so" in line
-        elif line.startswith("Pss:") and not library:
-            found += int(line.split()[1]) * 1024
-    return found
-
-
-class Most(threading.Thread):
-    """Looks at the memory from time to time; `bytes` is the most since it began, less that then."""
-
-    EVERY = 0.2  # seconds
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.bytes, self._before = 0, memory()
-        self.start()
-
-    def run(self):
-        while True:
-            self.bytes = max(self.bytes, memory() - self._before)
-            time.sleep(self.EVERY)
-
-
-def child(path: str, threads: int, tokens: int) -> None:
-    """Generate, in this process or as one of several ranks; print a line of JSON for each rank."""
-    from llama2np import kernels, mpi
-    from llama2np.mpi.ranks import mpi4py
-
-    Llama.load("stories-box").generate([1, *range(10, 100)], max_new_tokens=2).read()
-    Llama.load("stories-box-q8").generate([1, *range(10, 100)], max_new_tokens=2).read()
-    words = tokenizer_of(Path(path))
-    words = words if words.exists() else None
-    if mpi.launched():
-        mpi4py()  # the memory of MPI itself does not count
-    most, found = Most(), {"rank": mpi.rank()}
-    if mpi.launched():
-        with mpi.load(path, words, threads=threads) as model:
-            if model is not None:
-                found |= measure(model, tokens)
-    else:
-        kernels.set_threads(threads)
-        found |= measure(Llama.load(path, words), tokens)
-    found["memory"] = most.bytes
-    print("RESULT " + json.dumps(found) + "\n", end="", flush=True)
-
-
-def measure(model: Llama, count: int) -> dict:
-    """Tokens and speed of a prompt, and of `count` tokens after it."""
-    network, state = model.transformer, model.new_state()
-    network.forward(_PROMPT, state)
-    network.forward([5], state)  # what is loaded at the first token
-    state, start, work = model.new_state(), time.perf_counter(), time.process_time()
-    logits = network.forward(_PROMPT, state)
-    moments, tokens = [time.perf_counter() - start], [int(logits.argmax())]
-    for _ in range(count):
-        start = time.perf_counter()
-        tokens.append(int(network.forward(tokens[-1:], state).argmax()))
-        moments.append(time.perf_counter() - start)
-    work = time.process_time() - work
-    time.sleep(3 * Most.EVERY)  # so that all ranks have seen their memory
-    each = statistics.median(moments[1:])
-    return {
-        "tokens": tokens,
-        "prompt": len(_PROMPT) / moments[0],
-        "generation": 1 / each,
-        "fastest": 1 / min(moments[1:]),
-        "processor": work,
-        "logits": [float(x) for x in logits[:50]],
-    }
+    def _say(self, line: str) -> None:
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
 
 
 def shares_of(path: Path, size: int) -> list[int]:
@@ -181,81 +86,59 @@ def shares_of(path: Path, size: int) -> list[int]:
     return found
 
 
-def run(path: Path, size: int, launcher: list[str], threads: int, tokens: int) -> list[dict]:
-    """The results of all ranks, or of one process without a launcher."""
-    words = [
-        sys.executable,
-        "-m",
-        "benchmarks.ranks",
-        "--child",
-        str(path),
-        "--threads",
-        str(threads),
-        "--tokens",
-        str(tokens),
-    ]
-    command = [*launcher, "-n", str(size), *words] if launcher else words
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = [line[7:] for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if len(lines) != size:
-        raise SystemExit(f"{' '.join(command)}: {done.stderr[-500:]}")
-    return sorted((json.loads(line) for line in lines), key=lambda each: each["rank"])
+def rates(found: dict) -> tuple[float, float, float]:
+    """Of a burst: tokens per second, those of its fastest token, and of the prompt."""
+    prompt, *tokens = found["seconds"]
+    return len(tokens) / sum(tokens), 1 / min(tokens), 1 / prompt
 
 
-def compare(shape: str, path: Path, size: int, options: argparse.Namespace) -> str:
-    """A row of the table."""
-    launcher = options.mpirun.split()
-    alone, ranks = [], []
-    for _ in range(options.rounds):
-        alone.append(run(path, 1, [], size, options.tokens)[0])
-        ranks.append(run(path, size, launcher, 1, options.tokens))
-    first, expected = ranks[0][0], alone[0]
-    same = all(each[0]["tokens"] == expected["tokens"] for each in ranks)
-    error = np.abs(np.subtract(first["logits"], expected["logits"])).max()
-    ratios = [
-        [each[0][what] / one[what] for each, one in zip(ranks, alone, strict=True)]
-        for what in ("generation", "fastest", "prompt")
-    ]
+def compare(path: Path, size: int, launcher: list[str], rounds: int) -> list[str]:
+    """The cells of a row of the table, without its first one."""
+    pair = Child(path, 1, [], size), Child(path, size, launcher, 1)
+    count = max(int(_BURST * rates(pair[0].burst(8))[0]), 8)
+    bursts = []
+    for i in range(rounds):
+        each = {one: one.burst(count) for one in (pair if i % 2 else pair[::-1])}
+        bursts.append([each[one] for one in pair])
+    pair[0].end()  # first: it maps the same pages of the file
+    memory = pair[1].end()
+    same = all(alone["tokens"] == ranks["tokens"] for alone, ranks in bursts)
+    error = np.abs(np.subtract(*(one["logits"] for one in bursts[0]))).max()
+    alone, ranks = (np.array([rates(burst[i]) for burst in bursts]) for i in range(2))
+    low, middle, high = np.quantile(ranks / alone, (0.1, 0.5, 0.9), axis=0)
     parts = shares_of(path, size)
-    memory = [each["memory"] for each in ranks[-1]]
-    largest = max(some / part for some, part in zip(memory, parts, strict=True))
-    cells = (
-        *(shape, str(size), "yes" if same else "NO", f"{error:.0e}"),
-        f"{max(parts) / 1e6:,.0f} MB",
-        f"{sum(memory) / sum(parts):.2f} ({largest:.2f})",
-        f"{statistics.median(each[0]['generation'] for each in ranks):,.1f}",
-        *(f"{statistics.median(some):.2f} ({min(some):.2f}-{max(some):.2f})" for some in ratios),
-    )
-    return "| " + " | ".join(cells) + " |"
+    each = [some / part for some, part in zip(memory, parts, strict=True)]
+    return [
+        *(str(size), "yes" if same else "NO", f"{error:.0e}", f"{max(parts) / 1e6:,.0f} MB"),
+        f"{sum(memory) / sum(parts):.2f} ({max(each):.2f}, {max(each[1:]):.2f})",
+        *(f"{np.median(one[:, 0]):,.1f}" for one in (alone, ranks)),
+        *(f"{middle[i]:.2f} ({low[i]:.2f}-{high[i]:.2f})" for i in range(3)),
+    ]
 
 
 def main() -> None:
-    """Print the table, or be one of the processes."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", type=Path, metavar="FOLDER", help="2.7 GB in all; required")
+    parser.add_argument(
+        "--models", type=Path, metavar="FOLDER", required=True, help="2.7 GB in all"
+    )
     parser.add_argument("--shapes", nargs="+", default=_DEFAULT, choices=[*SHAPES, "mixtral"])
     parser.add_argument("--ranks", nargs="+", type=int, default=(2, 4))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=48, help="after the prompt (default 48)")
+    parser.add_argument("--rounds", type=int, default=10, help="bursts of each (default 10)")
     beside = Path(sys.executable).with_name("mpirun")
     root = "--allow-run-as-root " if hasattr(os, "getuid") and not os.getuid() else ""
     parser.add_argument("--mpirun", default=f"{beside} {root}--oversubscribe")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        child(options.child, options.threads, options.tokens)
-        return
-    if options.models is None:
-        parser.error("--models FOLDER is required")
     options.models.mkdir(exist_ok=True)
     heads = "model", "ranks", "same tokens", "logits differ", "largest share"
-    heads += "memory / share (most)", "tokens/s", "/ 1 process", "fastest token", "prompt"
+    heads += "memory / share (most, others)", "1 process, tokens/s", "ranks", "ratio"
+    heads += "fastest token", "prompt"
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for shape in options.shapes:
         path = mixtral(options.models) if shape == "mixtral" else write_model(shape, options.models)
         for size in options.ranks:
-            print(compare(shape, path, size, options), flush=True)
+            cells = compare(path, size, options.mpirun.split(), options.rounds)
+            print("| " + " | ".join([shape, *cells]) + " |", flush=True)
 
 
 if __name__ == "__main__":

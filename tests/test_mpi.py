@@ -5,19 +5,25 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import forks
+import numpy as np
 import pytest
 
 from llama2np import Llama
+from llama2np.cli import current, main
 from llama2np.mpi import launch
+from llama2np.mpi.near import Near, bytes_for
+from llama2np.mpi.processors import crowded, part_of
 from tests.conftest import ROOT, missing
 
 _SCRIPT = """
-import os, sys
+import os, sys, time
 import numpy as np
 from llama2np import mpi
 with mpi.load("stories-box", engine="numpy") as model:
@@ -32,6 +38,13 @@ with mpi.load("stories-box-q8") as model:
         many = model.forward([1, 5, 3, 8, 2, 9, 4] * 20, state, all_logits=True)
         np.save(sys.argv[2], np.concatenate([many, [model.forward([3], state)]]))
 print("rank", mpi.rank(), "is done")
+from llama2np.mpi import peers
+peers.near = lambda *arguments: None  # as on several machines
+with mpi.load("stories-box-q8") as model:
+    if model is not None:
+        state = model.new_state()
+        many = model.forward([1, 5, 3, 8, 2, 9, 4] * 20, state, all_logits=True)
+        np.save(sys.argv[3], np.concatenate([many, [model.forward([3], state)]]))
 try:
     with mpi.load("no-such-file"):
         pass
@@ -76,11 +89,9 @@ def test_the_command_has_the_tokens_of_one_process(mpirun):
 
 def test_a_script(mpirun, tmp_path):
     """`mpi.load`: what rank 0 computes, what the others do, and an error that all survive."""
-    import numpy as np
-
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT)
-    child = mpirun(4, script, tmp_path / "logits.npy", tmp_path / "q8.npy")
+    child = mpirun(4, script, *(tmp_path / f"{name}.npy" for name in ("logits", "q8", "far")))
     out, err = child.communicate(timeout=300)
     assert child.returncode == 0, err
     model = Llama.load("stories-box", engine="numpy")
@@ -92,7 +103,8 @@ def test_a_script(mpirun, tmp_path):
     state = quantized.new_state()
     many = quantized.forward([1, 5, 3, 8, 2, 9, 4] * 20, state, all_logits=True)
     expected = np.concatenate([many, [quantized.forward([3], state)]])
-    np.testing.assert_array_equal(np.load(tmp_path / "q8.npy"), expected)
+    for name in "q8", "far":
+        np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npy"), expected)
     story = model.generate("Tom", max_new_tokens=8, temperature=0.8, seed=5).text
     assert story in out
     assert sorted(re.findall(r"rank (\d) is done", out)) == ["0", "1", "2", "3"]
@@ -111,10 +123,18 @@ def test_errors_are_one_line_of_rank_0(mpirun):
         assert ours[0].startswith(text)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_ends_all(mpirun, rank):
-    child = mpirun(2, "-c", _ENDLESS)
+@pytest.mark.parametrize("rank, engine", [(0, "compiled"), (1, "numpy")])
+def test_a_stopped_rank_is_named_and_a_killed_one_ends_all(mpirun, rank, engine):
+    """The compiled engine exchanges in memory, the other one by messages."""
+    child = mpirun(2, "-c", _IMPATIENT + _ENDLESS, engine)
     pids = dict(child.stdout.readline().split() for _ in range(2))
+    assert child.stdout.readline() == "a text\n"
+    stopped = int(pids["1"])  # for rank 0 the others do not wait between two passes
+    os.kill(stopped, signal.SIGSTOP)
+    named = rf"llama2np: rank 1 on .* \(process {stopped}\)"
+    assert re.match(f"{named} has not answered for .* Waiting", child.stderr.readline())
+    os.kill(stopped, signal.SIGCONT)
+    assert re.match(f"{named} answered: going on", child.stderr.readline())
     os.kill(int(pids[str(rank)]), signal.SIGKILL)
     start = time.monotonic()
     out, err = child.communicate(timeout=60)
@@ -124,19 +144,26 @@ def test_a_killed_rank_ends_all(mpirun, rank):
     assert (out + err).strip()
 
 
+_IMPATIENT = """
+from llama2np.mpi import watch
+watch._EACH = 0.05
+"""
 _ENDLESS = """
-import os
+import os, sys, time
 from llama2np import mpi
 print(mpi.rank(), os.getpid(), flush=True)
-with mpi.load("stories-box", engine="numpy") as model:
-    while model is not None:
+with mpi.load("stories-box", engine=sys.argv[1]) as model:
+    if model is not None:
+        model.generate("Tom", max_new_tokens=5).text
+        print("a text", flush=True)
+    while model is not None and time.process_time() < 60:  # nobody ends it
         model.generate("Tom", max_new_tokens=50).text
 """
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_error_inside_a_pass_ends_all_with_one_line(mpirun, rank):
-    child = mpirun(2, "-c", _FAULT + _ENDLESS, rank)
+    child = mpirun(2, "-c", _FAULT + _ENDLESS, "numpy", rank)
     _, err = child.communicate(timeout=300)
     assert child.returncode == 1
     lines = [line for line in err.splitlines() if "llama2np: rank" in line]
@@ -149,11 +176,65 @@ import sys
 from llama2np import mpi
 from llama2np.model.split_engine import Pieces
 def fault(pieces, run, step, exchange=Pieces._exchange):
-    exchange(pieces, run, step)
-    if mpi.rank() == int(sys.argv[1]):
+    if mpi.rank() == int(sys.argv[2]):
         raise KeyError("x")
+    return exchange(pieces, run, step)
 Pieces._exchange = fault
 """
+
+
+def test_a_folder_of_answers_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(current, "ranks", object())
+    words = ["perplexity", "stories-box", "--prompts", "x.jsonl", "--output", "folder"]
+    assert main(words) == 1
+    assert "a folder of answers is made by one process, or by --workers" in capsys.readouterr().err
+
+
+def test_ranks_divide_processors():
+    assert [part_of([[0, 1, 2, 3, 4]] * 2, i) for i in range(2)] == [[0, 1], [2, 3, 4]]
+    assert part_of([[0, 1], [2, 3]], 1) == [2, 3]  # the launcher has bound them
+    assert part_of([[0, 1], [0, 1], [0, 1]], 1) == [0, 1]  # there are too few
+    assert part_of([[0, 1], [1, 2]], 1) == [1, 2]
+    assert crowded([[0, 1]] * 3) and not crowded([[0, 1]] * 2) and not crowded([[0], [1]])
+
+
+@pytest.mark.compiled
+def test_ranks_of_one_machine_exchange_in_memory():
+    """Each rank is a thread here. Slots are used again, so what they had must have been read."""
+    size, rounds = 3, 300
+    memory = np.zeros(bytes_for(size), np.uint8)
+    window = SimpleNamespace(Shared_query=lambda rank: (memory, 1), Free=lambda: None)
+    waits, wrong = [], []
+
+    def run(rank):
+        near = Near(window, rank, size, crowded=True, waiting=lambda: waits.append(rank))
+        for i in range(rounds):
+            kind, part = i % 3, np.full(5 + rank, 100 * i + rank, np.float32)
+            if kind == 0:
+                found = near.exchange(part)
+            elif kind == 1:
+                found = near.give(part, 0)
+            else:
+                numbers = np.array([i, 7 * i])
+                found = near.tell(numbers) if rank == 0 else near.hear()[:2].tolist()
+                if rank and found != [i, 7 * i]:
+                    wrong.append((rank, i, found))
+                continue
+            if kind == 0 or rank == 0:
+                each = [found[r, : 5 + r].tolist() for r in range(size)]
+                if each != [[100 * i + r] * (5 + r) for r in range(size)]:
+                    wrong.append((rank, i, each))
+            if rank == i % size:
+                time.sleep(0.0002)  # the others are faster
+        near.free()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(60)
+    assert not wrong and len(waits) % 2 == 0
+    assert not any(each.is_alive() for each in threads)
 
 
 def test_launchers_are_recognized(monkeypatch):

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama2np import Batch, Edit, Llama, State, Trace, Transformer
+from llama2np import Batch, Edit, Llama, State, Trace, Transformer, beam_search
+from llama2np.analysis.evaluation import evaluate
 from llama2np.formats.mapped import in_huge_pages, in_small_pages, map_weights
 from llama2np.formats.sharing import share_of
 from llama2np.model.config import Config
@@ -183,7 +184,7 @@ def test_states_are_mirrored():
 
 
 def test_generation_batches_and_drafts(model):
-    """The library's ways to generate, over ranks: the same texts."""
+    """The library's ways to generate and to score texts, over ranks: the same results."""
     config, weights = model.config, model.transformer.weights
     prompts = ["a cat", "dogs and", "x"]
     options = dict(max_new_tokens=8, temperature=0.9, seed=3)
@@ -199,6 +200,12 @@ def test_generation_batches_and_drafts(model):
         def draft(tokens):
             return [plain[0], 5, plain[2]]
 
+        beams = [
+            beam_search(each, [1, 5, 3], beams=3, max_new_tokens=6) for each in (model, shared)
+        ]
+        assert [beam.tokens for beam in beams[1]] == [beam.tokens for beam in beams[0]]
+        nats = [evaluate(each, "a cat and a dog").nats for each in (model, shared)]
+        assert nats[1] == pytest.approx(nats[0], abs=1e-4)
         drafted = shared.generate("a cat", max_new_tokens=12, temperature=0, draft=draft)
         assert drafted.tokens == plain
         assert len(Batch(network, model.tokenizer)) == 0

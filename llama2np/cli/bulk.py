@@ -18,7 +18,7 @@ from llama2np.bulk.folder import Folder
 from llama2np.bulk.opened import describe
 from llama2np.bulk.run import CHUNK, Run, in_this_process
 from llama2np.bulk.tasks import Job
-from llama2np.cli import engine
+from llama2np.cli import current, engine
 from llama2np.cli.flags import flag_value, number
 from llama2np.output import printable
 from llama2np.store.names import located
@@ -104,6 +104,11 @@ def run(options: argparse.Namespace, prog: str, task: str, of_task: Mapping[str,
 
     Raises ValueError, and OSError.
     """
+    if current.ranks is not None:
+        raise ValueError(
+            "a folder of answers is made by one process, or by --workers or --dask: start this "
+            "command without mpirun (generate can write into one file with mpirun)"
+        )
     if not shared(options):
         engine.set_up(options, lambda note: print(note, file=sys.stderr, flush=True))
     job = _job(options, task, of_task)

@@ -6,6 +6,7 @@ from numbers in a file.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -181,6 +182,7 @@ class CompiledRun:
         self._positions = self.spans["pos"]  # a view
         self._work = program.work * rows
         self._by_length = rope.depends_on_length(c)
+        self.exchanges: list[Callable[[], None]] = []
         if engine.takes_types:
             self.set_ids(np.zeros(rows, np.int64), None)
 
@@ -241,3 +243,7 @@ class CompiledRun:
     def put(self, value: Value, array: np.ndarray) -> None:
         """Set a value as if its step had been computed: (rows, width)."""
         self.array(value)[:] = array
+
+    def room(self, value: Value) -> np.ndarray:
+        """Memory for a value that is filled elsewhere: (rows, width)."""
+        return self.array(value)

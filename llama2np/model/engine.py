@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +16,12 @@ ACTIVATIONS = ("int8", "int8x2")
 
 
 class Run(Protocol):
-    """One pass of some rows through the program, as a whole or step by step."""
+    """One pass of some rows through the program, as a whole or step by step.
+
+    exchanges: what several processes exchange between its pieces (split_engine.py).
+    """
+
+    exchanges: list[Callable[[], None]]
 
     def go(self, start: int = 0, stop: int | None = None) -> None:
         """Compute the steps start ... stop - 1 of the program; None means to the end."""
@@ -25,6 +31,9 @@ class Run(Protocol):
 
     def put(self, value: Value, array: np.ndarray) -> None:
         """Set a value as if its step had been computed. array: (rows, width)."""
+
+    def room(self, value: Value) -> np.ndarray:
+        """Memory for a value, (rows, width), which is filled instead of computing its step."""
 
 
 class Engine(Protocol):

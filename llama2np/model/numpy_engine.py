@@ -64,6 +64,7 @@ class NumpyRun:
         self._tokens, self._logits, self._laps = tokens, logits, laps
         self.types = tokens  # these two are set by the engine
         self.learned_positions: np.ndarray | None = None
+        self.exchanges: list[Callable[[], None]] = []
         rows, wanted = len(tokens) // laps, len(logits) // laps
         self.picked = np.arange(rows - wanted, rows) if picked is None else picked
         self._start(0)
@@ -99,6 +100,11 @@ class NumpyRun:
     def put(self, value: Value, array: np.ndarray) -> None:
         """Set a value: (rows, width)."""
         self.values[value] = np.array(array, np.float32)
+
+    def room(self, value: Value) -> np.ndarray:
+        """Memory for a value, (rows, width), to be filled."""
+        self.values[value] = np.empty((len(self.tokens), value.width), np.float32)
+        return self.values[value]
 
     def inputs(self, step: Step) -> list[np.ndarray]:
         """The arrays that a step reads, in their order."""

@@ -10,7 +10,9 @@ rank 0 gathers the logits.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import count as counter
 from typing import Protocol
 
@@ -104,6 +106,7 @@ class SplitRun:
     ):
         self._engine, self.tokens, self.states, self.counts = engine, tokens, states, counts
         self.logits, self.picked = logits, picked
+        self.exchanges: list[Callable[[], None]] = []
 
     def go(self, start: int = 0, stop: int | None = None) -> None:
         """Compute the pass. Raises ValueError for a part of it."""
@@ -116,6 +119,10 @@ class SplitRun:
         raise ValueError(_AS_A_WHOLE)
 
     def put(self, value: Value, array: np.ndarray) -> None:
+        """Not available: raises ValueError."""
+        raise ValueError(_AS_A_WHOLE)
+
+    def room(self, value: Value) -> np.ndarray:
         """Not available: raises ValueError."""
         raise ValueError(_AS_A_WHOLE)
 
@@ -151,26 +158,27 @@ class Pieces:
         """Compute a pass. logits: (wanted, vocab_size), filled on rank 0."""
         part = np.empty((len(logits), self._width), np.float32)
         run, start = self._inner.run(tokens, states, counts, part, picked), 0
-        for stop in self._stops:
+        exchanges = run.exchanges  # for a run that is used again, they are already there
+        for i, stop in enumerate(self._stops):
             run.go(start, stop.index + 1)
-            self._exchange(run, stop.step)
+            if i == len(exchanges):
+                exchanges.append(self._exchange(run, stop.step))
+            exchanges[i]()
             start = stop.index + 1
         run.go(start, None)
         if len(part):
             self._peers.gather(part, None if self._peers.rank else logits, self._parts)
 
-    def _exchange(self, run: Run, step: Step) -> None:
-        """Exchange what this step needs or made."""
+    def _exchange(self, run: Run, step: Step) -> Callable[[], None]:
+        """A function that exchanges what this step needs or made."""
         if step.op != "gather":
-            for value in step.outputs:
-                self._peers.sum(run.array(value))
-            return
+            (made,) = step.outputs
+            return partial(self._peers.sum, run.array(made))
         (x,), (out,) = step.inputs.values(), step.outputs
-        widths, array = self._gathered[int(step.numbers["of"])], run.array(x)
-        part = array.reshape(-1, widths[self._peers.rank])  # experts have some rows for a token
-        whole = np.empty((len(part), sum(widths)), np.float32)
-        self._peers.gather_all(part, whole, widths)
-        run.put(out, whole.reshape(len(array), out.width))
+        widths = self._gathered[int(step.numbers["of"])]
+        # Experts have some rows for a token.
+        part = run.array(x).reshape(-1, widths[self._peers.rank])
+        return partial(self._peers.gather_all, part, run.room(out).reshape(len(part), -1), widths)
 
 
 class _Mirror:

@@ -13,28 +13,57 @@ from typing import Any
 
 import numpy as np
 
+from llama2np.mpi.near import LONGEST_NAP, SHORTEST_NAP, SLOT, Near, near
+from llama2np.mpi.watch import Watch
+
 # If the arrays of all ranks have this many float32 values, each rank adds up a part of them: fewer
 # bytes, but two exchanges.
 _LARGE = 2**15
 _FIXED = 256  # int64 numbers of a message that tells a pass; more of them follow in a second one
 _END, _OBJECT = -1, -2  # in place of the number of numbers
 _SPIN = 0.002  # seconds; after that a rank without work sleeps between two looks
-_SHORTEST_NAP, _LONGEST_NAP = 5e-5, 5e-3
 _PATIENCE = 5.0  # seconds that rank 0 waits at the end for the others
 
 
 class MpiPeers:
     """The exchange of arrays and commands between the ranks. See `Peers`."""
 
-    def __init__(self, comm: Any):
-        """comm: a communicator of mpi4py. It is duplicated: other messages do not interfere."""
+    def __init__(self, comm: Any, name: str):
+        """comm: a communicator of mpi4py. It is duplicated: other messages do not interfere.
+        name: of this rank, for people.
+        """
         self._comm = comm.Dup()
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.prepare: Callable[[], None] = lambda: None  # called by the thread whose turn it is
         self.broken = False  # whether a pass ended in the middle, so that the ranks do not agree
         self._terms = np.empty((self.size, 0), np.float32)
         self._head = np.empty(_FIXED, np.int64)
+        self._near: Near | None = None
+        self._waits = 0  # is odd while this rank waits for others in an exchange
+        self._watch = Watch(comm.Dup(), comm.allgather(name), lambda: self._waits)
         self._lock = threading.Lock()
+
+    def meet_in_memory(self, mpi: Any, crowded: bool) -> None:
+        """Exchange small arrays through shared memory if all ranks are on one machine.
+
+        All ranks must call this at the same time. mpi: mpi4py's module; crowded: as for Near.
+        """
+        if self._near is None and self.size > 1:
+            self._near = near(mpi, self._comm, crowded, self._waiting)
+
+    def watch(self) -> None:
+        """Say from now on which rank does not answer: see watch.py."""
+        self._watch.start()
+
+    def _waiting(self) -> None:
+        self._waits += 1
+
+    @contextmanager
+    def _wait_for_others(self) -> Iterator[None]:
+        """A block in which MPI waits until the other ranks do the same."""
+        self._waits += 1
+        yield
+        self._waits += 1
 
     # --- arrays ---
 
@@ -44,11 +73,15 @@ class MpiPeers:
         So the bits are the same on all of them, whatever MPI's own algorithms are.
         """
         flat = array.reshape(-1)
+        if self._near and flat.nbytes <= SLOT:
+            _add(self._near.exchange(flat)[:, : flat.size], flat)
+            return
         if self.size > 2 and flat.size * self.size >= _LARGE:
             self._sum_in_parts(flat)
             return
         terms = self._room(flat.size)
-        self._comm.Allgather(flat, terms)
+        with self._wait_for_others():
+            self._comm.Allgather(flat, terms)
         _add(terms, flat)
 
     def _sum_in_parts(self, flat: np.ndarray) -> None:
@@ -57,10 +90,12 @@ class MpiPeers:
         mine = np.zeros((self.size, width), np.float32)
         mine.reshape(-1)[: flat.size] = flat
         terms = self._room(width)
-        self._comm.Alltoall(mine, terms)
+        with self._wait_for_others():
+            self._comm.Alltoall(mine, terms)
         part = np.empty(width, np.float32)
         _add(terms, part)
-        self._comm.Allgather(part, mine)
+        with self._wait_for_others():
+            self._comm.Allgather(part, mine)
         flat[:] = mine.reshape(-1)[: flat.size]
 
     def _room(self, width: int) -> np.ndarray:
@@ -72,22 +107,30 @@ class MpiPeers:
     def gather(self, part: np.ndarray, whole: np.ndarray | None, parts: list[int]) -> None:
         """Put the columns of all ranks next to each other, on rank 0."""
         rows = len(part)
+        if self._near and 4 * rows * max(parts) <= SLOT:
+            slots = self._near.give(part.reshape(-1), 0)
+            if slots is not None and whole is not None:
+                _from_slots(slots, whole, parts)
+            return
         if whole is None:
             self._comm.Gatherv(part, None, 0)
             return
         into = whole if rows == 1 else np.empty(whole.size, np.float32)
-        self._comm.Gatherv(part, [into, [rows * width for width in parts]], 0)
+        with self._wait_for_others():
+            self._comm.Gatherv(part, [into, [rows * width for width in parts]], 0)
         if rows > 1:
             _side_by_side(into, whole, parts)
 
     def gather_all(self, part: np.ndarray, whole: np.ndarray, parts: list[int]) -> None:
         """Put the columns of all ranks next to each other, on all ranks."""
-        rows, into = len(part), whole
-        if rows > 1:
-            into = self._room(-(-whole.size // self.size)).reshape(-1)[: whole.size]
-        self._comm.Allgatherv(part, [into, [rows * width for width in parts]])
-        if rows > 1:
-            _side_by_side(into, whole, parts)
+        rows = len(part)
+        if self._near and 4 * rows * max(parts) <= SLOT:
+            _from_slots(self._near.exchange(part.reshape(-1)), whole, parts)
+            return
+        into = self._room(-(-whole.size // self.size)).reshape(-1)[: whole.size]
+        with self._wait_for_others():
+            self._comm.Allgatherv(part, [into, [rows * width for width in parts]])
+        _side_by_side(into, whole, parts)
 
     # --- commands ---
 
@@ -96,9 +139,10 @@ class MpiPeers:
         first = self._head
         first[0], some = len(numbers), numbers[: _FIXED - 1]
         first[1 : len(some) + 1] = some
-        self._comm.Ibcast(first, 0).Wait()
+        self._send_head()
         if len(numbers) > len(some):
-            self._comm.Bcast(np.ascontiguousarray(numbers[len(some) :]), 0)
+            with self._wait_for_others():
+                self._comm.Bcast(np.ascontiguousarray(numbers[len(some) :]), 0)
 
     def hear(self) -> np.ndarray | None:
         """Wait for numbers; None at the end."""
@@ -107,13 +151,14 @@ class MpiPeers:
             return None
         rest = np.empty(max(count - _FIXED + 1, 0), np.int64)
         if len(rest):
-            self._comm.Bcast(rest, 0)
+            with self._wait_for_others():
+                self._comm.Bcast(rest, 0)
         return np.concatenate([self._head[1 : count + 1], rest])
 
     def tell_object(self, value: object) -> None:
         """Send an object that can be pickled to all other ranks."""
         self._head[0] = _OBJECT
-        self._comm.Ibcast(self._head, 0).Wait()
+        self._send_head()
         self._comm.bcast(value, 0)
 
     def hear_object(self) -> Any:
@@ -122,19 +167,30 @@ class MpiPeers:
 
     def collect(self, value: object) -> list[Any]:
         """On rank 0, an object of each rank; else []."""
-        return self._comm.gather(value, 0) or []
+        with self._wait_for_others():
+            return self._comm.gather(value, 0) or []
+
+    def _send_head(self) -> None:
+        if self._near:
+            self._near.tell(self._head)
+        else:
+            with self._wait_for_others():
+                self._comm.Ibcast(self._head, 0).Wait()
 
     def _wait(self) -> int:
         """Wait for the next message of rank 0, without keeping a processor busy for long.
 
         MPI's own waiting would: a model that nobody asks anything costs nothing this way.
         """
-        request, nap = self._comm.Ibcast(self._head, 0), _SHORTEST_NAP
+        if self._near:
+            self._head[:] = self._near.hear()[:_FIXED]
+            return int(self._head[0])
+        request, nap = self._comm.Ibcast(self._head, 0), SHORTEST_NAP
         start = time.perf_counter()
         while not request.Test():
             if time.perf_counter() - start > _SPIN:
                 time.sleep(nap)
-                nap = min(1.2 * nap, _LONGEST_NAP)
+                nap = min(1.2 * nap, LONGEST_NAP)
         return int(self._head[0])
 
     # --- rank 0's order, and the end ---
@@ -157,19 +213,28 @@ class MpiPeers:
         """On rank 0: let the others end. Ends all processes by force if they do not."""
         if not self.broken:
             self._head[0] = _END
-            requests = [self._comm.Ibcast(self._head, 0)]
+            requests = [] if self._near else [self._comm.Ibcast(self._head, 0)]
+            if self._near:
+                self._near.tell(self._head)
+            requests.append(self._comm.Ibarrier())
             until = time.monotonic() + _PATIENCE
             while time.monotonic() < until:
-                if requests[-1].Test():
-                    if len(requests) == 2:
-                        return
-                    requests.append(self._comm.Ibarrier())
-                time.sleep(_SHORTEST_NAP)
+                if all([request.Test() for request in requests]):
+                    self._close()
+                    return
+                time.sleep(SHORTEST_NAP)
         self.abort()
 
     def ended(self) -> None:
         """On the others: confirm the end."""
         self._comm.Ibarrier().Wait()  # MPI does not match Barrier with Ibarrier
+        self._close()
+
+    def _close(self) -> None:
+        self._watch.stop()
+        if self._near:
+            self._near.free()
+            self._near = None
 
     def abort(self) -> None:
         """End all processes at once, with status 1."""
@@ -184,6 +249,17 @@ def _side_by_side(flat: np.ndarray, whole: np.ndarray, parts: list[int]) -> None
     for width in parts:
         part = flat[rows * start : rows * (start + width)]
         whole[:, start : start + width] = part.reshape(rows, width)
+        start += width
+
+
+def _from_slots(slots: np.ndarray, whole: np.ndarray, parts: list[int]) -> None:
+    """From arrays (rows, parts[i]), each at the beginning of a slot, to the columns of one."""
+    rows, start = len(whole), 0
+    for slot, width in zip(slots, parts, strict=True):
+        if rows == 1:  # the usual case, in a third of the time
+            whole[0, start : start + width] = slot[:width]
+        else:
+            whole[:, start : start + width] = slot[: rows * width].reshape(rows, width)
         start += width
 
 

@@ -30,6 +30,7 @@ from llama2np.model.transformer import Transformer, make_engine
 from llama2np.model.weights import Weights
 from llama2np.mpi import launch
 from llama2np.mpi.peers import MpiPeers
+from llama2np.mpi.processors import crowded, keep_to, part_of, processors
 from llama2np.output import printable
 
 StrPath = str | os.PathLike[str]
@@ -87,9 +88,13 @@ class Ranks:
         """Raises ValueError if mpi4py is missing, or does not find the other processes."""
         self._mpi = mpi4py()
         comm = self._mpi.COMM_WORLD if comm is None else comm
-        self._peers, self._comm = MpiPeers(comm), comm
+        rank = f"rank {comm.Get_rank()} on {_host()}"
+        self._peers, self._comm = MpiPeers(comm, f"{rank} (process {os.getpid()})"), comm
         self.rank, self.size = self._peers.rank, self._peers.size
+        self._free_processors: Callable[[], None] = lambda: None
         _end_all_on_errors(self._peers)
+        if self.size > 1 and self._mpi.Query_thread() == self._mpi.THREAD_MULTIPLE:
+            self._peers.watch()
 
     def __enter__(self) -> Ranks:
         if self.rank:
@@ -97,6 +102,7 @@ class Ranks:
                 self._follow()
             except BaseException as error:  # also SystemExit: rank 0 would wait for this one
                 self._die(error)
+            self._free_processors()
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
@@ -104,6 +110,7 @@ class Ranks:
             self._die(error)
         if not self.rank:
             self._peers.end()
+            self._free_processors()
 
     def load(
         self,
@@ -170,18 +177,22 @@ class Ranks:
     def _threads(self, asked: _Asked) -> Callable[[], None]:
         """A function that sets the number of threads: by default an equal share of processors.
 
-        All ranks must call this at the same time.
+        The calling thread, and those that it starts, use these processors only. All ranks must call
+        this at the same time.
         """
-        node = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED)
-        everyone = node.allgather(_processors())
+        node = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED, self.rank)
+        everyone = node.allgather(processors())
         if asked.engine != "compiled":
             return lambda: None
         from llama2np import kernels
 
-        own = set(_processors())
-        sharing = sum(not own.isdisjoint(others) for others in everyone)
-        count = min(kernels.max_threads(), max(len(own) // sharing, 1))
-        return partial(kernels.set_threads, asked.threads or count)
+        self._peers.meet_in_memory(self._mpi, crowded(everyone))
+        own, part = everyone[node.Get_rank()], part_of(everyone, node.Get_rank())
+        sharing = sum(not set(own).isdisjoint(others) for others in everyone)
+        count = asked.threads or min(kernels.max_threads(), max(len(own) // sharing, 1))
+        if count <= len(part) < len(own):
+            self._free_processors = keep_to(part)
+        return partial(kernels.set_threads, count)
 
     def _die(self, error: BaseException) -> None:
         """End all processes, since this one cannot go on."""
@@ -198,6 +209,9 @@ def mpi4py() -> Any:
     # A rank that waits lets other programs run. Open MPI's default is that it does not: if others
     # need the processors, a rank then waits for milliseconds at each exchange, not microseconds.
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+    os.environ.setdefault(
+        "OMPI_MCA_osc", "^ucx"
+    )  # it prints an error where there is no such network
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # it is missing, or finds no MPI
@@ -250,13 +264,6 @@ def _checksum(weights: Weights) -> int:
             data = tensor.tobytes()
         found = zlib.crc32(data, found)
     return found
-
-
-def _processors() -> list[int]:
-    """The numbers of the processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))  # macOS and Windows
 
 
 def _host() -> str:

@@ -19,7 +19,9 @@ class Shown:
     """
 
     texts: list[bytes]  # for a token inside a text
-    first_texts: list[bytes]  # for a token at the beginning, such as without the space before it
+    # For a token at the beginning; the same list if `strips` says enough.
+    first_texts: list[bytes]
+    strips: bool = False  # whether a token at the beginning is shown without its first space
     # Whether a text also begins where no BOS was; after a BOS it always does.
     begins: bool = True
     # What ends the beginning: "token", the first token; "text", the first one with a text in
@@ -68,7 +70,9 @@ class Decoder:
             return ""
         text = shown = table.texts[token]
         if self._first:
-            shown = table.first_texts[token]  # without the space that encode put there
+            shown = table.first_texts[token]
+            if table.strips:  # the space that encode put there
+                shown = shown.removeprefix(b" ")
             seen = shown if table.until == "shown" else text
             ended = table.until == "token" or (table.again and token == self._tokenizer.eos_id)
             self._first = not (seen or ended)

@@ -44,8 +44,7 @@ class Llama2cBPE:
         texts = [_spelled(piece) for piece in self.pieces]
         for special in (BOS, EOS):
             texts[special : special + 1] = [b""] if special < len(texts) else []
-        first = [text.removeprefix(b" ") for text in texts]
-        self.shown = Shown(texts, first, begins=False, again=True)
+        self.shown = Shown(texts, texts, strips=True, begins=False, again=True)
 
     def encode(self, text: str, special: bool | None = None) -> list[int]:
         """run.c's tokens, without BOS. special: "<s>" and "</s>" in a text are those tokens."""

@@ -15,21 +15,15 @@ the main thread (in `share`) and the workers (in `serve`) call `_work` until no 
 `_work` calls the op for the units of one chunk.
 """
 
-import os
-import platform
-import time
-
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import int64, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
+from llama2np.kernels.runtime.atomic import add, give_way, load, now, pause, store, swap
 from llama2np.kernels.runtime.jit import exact, inner
 from llama2np.kernels.runtime.link import LINKED
 from llama2np.kernels.runtime.memory import int64s
-from llama2np.kernels.runtime.vectors import I32, I64, call
 
 # Indices into the board. Words that different threads write are in different cache lines.
 _WORD, _DONE = 0, 16
@@ -58,95 +52,16 @@ _PATIENT = 2**12  # checks of the board, 100 to 200 microseconds; then a wait yi
 _ENOUGH_CHUNKS = 2**8  # chunks after which the main thread checks whether the workers helped
 _HELP = 8  # workers that have computed less than an eighth of these chunks have no processor
 
-_X86, _UNIX = platform.machine() in ("x86_64", "AMD64"), hasattr(os, "sched_yield")
-
 STEP_KINDS = (int64,) * 5  # the arguments of an op: row, run, first, last, scratch
 
 if numba.config.DISABLE_JIT:
     OPS = []  # without JIT, the address of an op is its index in this list
-
-    def _load(board, place):
-        return int(int64s(board, BOARD)[place])
-
-    def _store(board, place, value):
-        int64s(board, BOARD)[place] = value
-
-    def _add(board, place, value):
-        int64s(board, BOARD)[place] += value
-
-    def _swap(board, place, expected, value):
-        found = _load(board, place)
-        if found == expected:
-            _store(board, place, value)
-        return found
-
-    def _pause():
-        pass
-
-    _yield, _now = _pause, time.monotonic_ns
 
     def call_op(op, row, run, first, last, scratch):
         """Call the op at an address."""
         OPS[op](row, run, first, last, scratch)
 
 else:
-
-    def _atomic(operate, returns, count):
-        """An intrinsic (board, place, ...) with `count` values. operate(builder, pointer, ...)."""
-
-        def generate(context, builder, _signature, arguments):
-            word = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
-            found = operate(builder, builder.gep(word, [arguments[1]]), *arguments[2:])
-            return found if returns is types.int64 else context.get_dummy_value()
-
-        def kinds():
-            return returns(int64, types.intp, *[int64] * count), generate
-
-        functions = (
-            lambda _context, board, place: kinds(),
-            lambda _context, board, place, value: kinds(),
-            lambda _context, board, place, expected, value: kinds(),
-        )
-        return intrinsic(functions[count])
-
-    _load = _atomic(lambda b, at: b.load_atomic(at, "acquire", 8), types.int64, 0)
-    _store = _atomic(lambda b, at, v: b.store_atomic(v, at, "release", 8), types.void, 1)
-    _add = _atomic(lambda b, at, v: b.atomic_rmw("add", at, v, "acq_rel"), types.void, 1)
-    _swap = _atomic(
-        lambda b, at, old, new: b.extract_value(b.cmpxchg(at, old, new, "acq_rel", "acquire"), 0),
-        types.int64,
-        2,
-    )
-
-    def _instruction(name, result):
-        """An intrinsic that calls a function of LLVM or of the C library, without arguments."""
-
-        def generate(context, builder, _signature, _arguments):
-            call(builder, name, result)
-            return context.get_dummy_value()
-
-        return intrinsic(lambda _context: (types.void(), generate))
-
-    # PAUSE marks a spin-wait loop, so that it does not slow down the sibling hyper-thread.
-    # sched_yield gives the processor to another thread; Windows has none, and PAUSE is used there.
-    _pause = _instruction("llvm.x86.sse2.pause", ir.VoidType()) if _X86 else inner(lambda: None)
-    _yield = _instruction("sched_yield", I32) if _UNIX else _pause
-
-    @intrinsic
-    def _clock(_context):
-        """The time of the C library's monotonic clock, in nanoseconds."""
-
-        def generate(_target, builder, _signature, _arguments):
-            moment = cgutils.alloca_once(builder, ir.ArrayType(I64, 2))  # seconds, nanoseconds
-            which = ir.Constant(I32, time.CLOCK_MONOTONIC)
-            call(builder, "clock_gettime", I32, which, moment)
-            seconds, rest = (builder.extract_value(builder.load(moment), k) for k in (0, 1))
-            return builder.add(builder.mul(seconds, ir.Constant(I64, 10**9)), rest)
-
-        return int64(), generate
-
-    # Windows has no such function. There the clock is constant, and no wait counts as long.
-    _now = _clock if _UNIX else inner(lambda: np.int64(0))
 
     @intrinsic
     def call_op(_context, op, row, run, first, last, scratch):
@@ -173,19 +88,19 @@ def _rest(looks):
     Every 64th time, and after 2**16 checks every time, it yields its processor.
     """
     if looks & 63 and looks < 2**16:
-        _pause()
+        pause()
     else:
-        _yield()
+        give_way()
 
 
 @inner
 def _work(board, scratch):
     """Take a chunk of the current step and compute it; return whether there was one."""
-    word = _load(board, _WORD)
+    word = load(board, _WORD)
     chunk = word & _CHUNK_MASK
     if chunk >= (word >> _CHUNK_BITS) & _CHUNK_MASK:
         return False
-    if _swap(board, _WORD, word, word + 1) == word:
+    if swap(board, _WORD, word, word + 1) == word:
         s = int64s(board, BOARD)  # the step cannot change before this chunk is done
         # The chunks before this one: `longs` long and `shorts` short ones.
         longs = min(chunk, s[_LONG_CHUNKS])
@@ -195,7 +110,7 @@ def _work(board, scratch):
         last = min(first + size, s[_UNITS])
         if first < last:  # false for the last chunks of a step with few units, which are empty
             call_op(s[_OP], s[_ROW], s[_RUN], first, last, scratch)
-        _add(board, _DONE, 1)
+        add(board, _DONE, 1)
     return True
 
 
@@ -224,23 +139,23 @@ def share(board, op, row, run, units, work, scratch):
     chunks = members + max(-((members * long - units) // short), 0)  # at most 5 * members
     s[_OP], s[_ROW], s[_RUN], s[_UNITS] = op, row, run, units
     s[_LONG_CHUNKS], s[_LONG_UNITS], s[_SHORT_UNITS] = members, long, short
-    _store(board, _DONE, 0)
+    store(board, _DONE, 0)
     s[_CHUNKS] += chunks
-    step = ((_load(board, _WORD) >> 2 * _CHUNK_BITS) + 1) & _STEP_MASK
-    _store(board, _WORD, (step << 2 * _CHUNK_BITS) | (chunks << _CHUNK_BITS))
+    step = ((load(board, _WORD) >> 2 * _CHUNK_BITS) + 1) & _STEP_MASK
+    store(board, _WORD, (step << 2 * _CHUNK_BITS) | (chunks << _CHUNK_BITS))
     while _work(board, scratch):
         pass
     looks, since = 0, np.int64(0)
-    while _load(board, _DONE) < chunks:  # only for chunks that workers have taken
+    while load(board, _DONE) < chunks:  # only for chunks that workers have taken
         looks += 1
         if looks == _BRIEF:
-            since = _now()
+            since = now()
         if looks < _PATIENT:  # to yield would give the processor away for milliseconds
-            _pause()
+            pause()
         else:
-            _yield()
+            give_way()
     if looks > _BRIEF:
-        waited = _now() - since
+        waited = now() - since
         # `work` as nanoseconds: even a slow processor computes a multiply-add in one.
         if waited > _LONG_WAIT + work:
             s[WAITED] += waited
@@ -256,11 +171,11 @@ def serve(board, member, scratch, idle_looks, busy_looks):
     """
     looks = 0
     while True:
-        takes_part = member < _load(board, MEMBERS)
-        if looks >= (busy_looks if takes_part and _load(board, RUNNING) else idle_looks):
+        takes_part = member < load(board, MEMBERS)
+        if looks >= (busy_looks if takes_part and load(board, RUNNING) else idle_looks):
             break
         if takes_part and _work(board, scratch):
-            _add(board, HELPED, 1)
+            add(board, HELPED, 1)
             looks = 0
         else:
             looks += 1
@@ -275,8 +190,8 @@ def begin_call(board, members):
     """As the main thread, publish that a call begins, with this number of threads."""
     s = int64s(board, BOARD)
     s[WAITED], s[CALL_MEMBERS] = 0, members
-    _store(board, MEMBERS, members - s[WITHHELD])
-    _store(board, RUNNING, 1)
+    store(board, MEMBERS, members - s[WITHHELD])
+    store(board, RUNNING, 1)
 
 
 @inner
@@ -288,10 +203,10 @@ def end_call(board):
     processors among more threads, and the main thread gets less. This is checked after
     _ENOUGH_CHUNKS chunks, which may be those of several calls.
     """
-    _store(board, RUNNING, 0)
+    store(board, RUNNING, 0)
     s = int64s(board, BOARD)
     if s[_CHUNKS] >= _ENOUGH_CHUNKS:
-        if not s[WAITED] and _HELP * _load(board, HELPED) < s[_CHUNKS]:
+        if not s[WAITED] and _HELP * load(board, HELPED) < s[_CHUNKS]:
             s[WAITED] = UNHELPED
         s[_CHUNKS] = 0
-        _store(board, HELPED, 0)
+        store(board, HELPED, 0)
