@@ -24,6 +24,7 @@ from llama2np.text.tokenizer import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 _MARK = "▁"
+_NEVER_STRIP = ("<unk>", "<s>", "<|endoftext|>")  # of Phi-3
 
 
 def tokenizer(
@@ -38,6 +39,7 @@ def tokenizer(
     add_bos: bool | None = None,
     add_eos: bool = False,
     add_space_prefix: bool = True,
+    strip_after_special: bool = False,
     ends: Iterable[int] = (),
     chat_template: str | None = None,
     where: str = "the tokenizer",
@@ -48,7 +50,8 @@ def tokenizer(
     .tokens, .scores, .merges, .pre and .token_type. special: {"bos_token": 1, ...} of
     .bos_token_id, .eos_token_id, .unknown_token_id, .seperator_token_id, .padding_token_id,
     .cls_token_id and .mask_token_id. add_bos, add_eos, add_space_prefix: the fields of these names;
-    None: the default of the kind. ends: tokens that end a text, beside BOS and EOS.
+    None: the default of the kind. strip_after_special: whether white space after a special token
+    belongs to it, as in Phi-3. ends: tokens that end a text, beside BOS and EOS.
     """
     if kind not in _KINDS:
         raise TokenizerError(
@@ -58,6 +61,7 @@ def tokenizer(
     spelled, types = _checked(pieces, types, where)
     special = {name: i for name, i in (special or {}).items() if 0 <= i < len(spelled)}
     parts = _Parts(spelled, types, special, scores, merges, pre, add_space_prefix, where)
+    parts.strips = strip_after_special
     found = _KINDS[kind](parts)
     if kind != "bert":
         bos, eos = special.get("bos_token"), special.get("eos_token")
@@ -87,6 +91,7 @@ class _Parts:
         self.spelled, self.types, self.special = spelled, types, special
         self.scores, self.merges, self.pre, self.where = scores, merges, pre, where
         self.space_prefix = space_prefix
+        self.strips = False  # white space after control tokens
 
     def ids(self, *types: int) -> dict[str, int]:
         """{piece: token} of the tokens of these types, the first of equal pieces."""
@@ -98,11 +103,14 @@ class _Parts:
 
     def added(self, mark: str = "") -> list[AddedToken]:
         """The tokens that a text may name; mark: what a space is in a piece."""
-        named = self.ids(CONTROL, UNKNOWN)
-        added = [AddedToken(i, piece) for piece, i in named.items() if piece]
+        added = [
+            AddedToken(i, piece, rstrip=self.strips and piece not in _NEVER_STRIP)
+            for piece, i in self.ids(CONTROL, UNKNOWN).items()
+            if piece
+        ]
         for piece, i in self.ids(USER_DEFINED).items():
             text = piece.replace(mark, " ") if mark else piece
-            added.append(AddedToken(i, text, special=False))
+            added.append(AddedToken(i, text, special=False, rstrip=self.strips))
         return added
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.gguf.file import GgufFile
+from llama2np.text.gguf_parts import CONTROL
 from llama2np.text.tokenizer import Tokenizer, TokenizerError
 
 _KEY = "tokenizer.ggml"
@@ -16,13 +17,16 @@ SPECIAL = {  # {our name: theirs}
     "cls_token": "cls",
     "mask_token": "mask",
 }
+# Of kind "llama", where the file does not say them: most files of 2023.
+_USUAL = {"bos_token": 1, "eos_token": 2, "unk_token": 0}
 _ENDS = "eot", "eom"  # the end of a turn, and of a message
-# Files often do not say which token ends a turn. llama.cpp knows some by their text, too.
+# Files often do not say which token ends a turn, or that it is a control token. llama.cpp knows
+# these by their text, too.
 _ENDS_BY_NAME = (
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>"),
-    *("<|end_of_text|>", "<EOT>", "<eos>"),
+    *("<|end_of_text|>", "<EOT>", "<eos>", "_<EOT>", "[EOT]"),
+    *("<｜end▁of▁sentence｜>", "<end_of_utterance>"),
 )
-_CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 
 
 def tokenizer_of(file: GgufFile) -> Tokenizer | None:
@@ -45,29 +49,42 @@ def _tokenizer(file: GgufFile) -> Tokenizer:
     scores = data.numbers(f"{_KEY}.scores", None)
     types = data.numbers(f"{_KEY}.token_type", None)
     merges = data.strings(f"{_KEY}.merges", None)
+    kind = data.text(f"{_KEY}.model")
     special = {
         ours: data.whole(f"{_KEY}.{theirs}_token_id")
         for ours, theirs in SPECIAL.items()
         if f"{_KEY}.{theirs}_token_id" in data
     }
+    if kind == "llama":
+        special = _USUAL | {name: i for name, i in special.items() if i < len(pieces)}
     ends = [
         data.whole(f"{_KEY}.{name}_token_id") for name in _ENDS if f"{_KEY}.{name}_token_id" in data
     ]
     kinds = [] if types is None else types.tolist()
     found = {piece: i for i, piece in enumerate(pieces) if piece in _ENDS_BY_NAME}
-    ends += [i for i in found.values() if kinds[i : i + 1] in ([_CONTROL], [_USER_DEFINED])]
+    ends += found.values()
+    kinds = [CONTROL if i in found.values() else each for i, each in enumerate(kinds)]
+    name = data.text("general.name", "").lower()
     return Tokenizer.from_parts(
-        data.text(f"{_KEY}.model"),
+        kind,
         pieces,
         scores=None if scores is None else scores.tolist(),
         merges=None if merges is None else list(merges),
-        pre=data.text(f"{_KEY}.pre", "default"),
+        pre=data.text(f"{_KEY}.pre", _usual_pre(data.architecture, pieces)),
         types=None if types is None else kinds,
         special=special,
         add_bos=data.flag(f"{_KEY}.add_bos_token", None),
         add_eos=data.flag(f"{_KEY}.add_eos_token", False),
         add_space_prefix=data.flag(f"{_KEY}.add_space_prefix", True),
+        strip_after_special="phi-3" in name or "phi3" in name,  # no key says it
         ends=[end for end in ends if end < len(pieces)],
         chat_template=data.text("tokenizer.chat_template", None),
         where=file.path,
     )
+
+
+def _usual_pre(architecture: str, pieces: list[str]) -> str:
+    """What `pre` would be in a file from before April 2024, which has none."""
+    if architecture in ("qwen2", "qwen3"):
+        return "qwen2"
+    return "llama-bpe" if "<|begin_of_text|>" in pieces else "default"
