@@ -104,7 +104,10 @@ def test_defaults_of_fields_that_are_missing(folder):
             {"rope_parameters": {"rope_type": "new"}},
             "'new': this RoPE scaling is not",
         ),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotary_dim=2, a .bin has no field"),
+        (
+            {"rope_parameters": {"partial_rotary_factor": 0.5}},
+            "factor=0.5, expected 1: transformers ig",
+        ),
         ({"rope_parameters": [1]}, r"rope_parameters=\[1\], expected an object"),
         ({"rope_parameters": {"rope_theta": "x"}}, "rope_theta='x', expected a number"),
         ({"attention_bias": True}, "have no layers.0.self_attn.q_proj.bias"),
@@ -113,7 +116,10 @@ def test_defaults_of_fields_that_are_missing(folder):
         ({"head_dim": 8}, r"wq of layer 0 has shape \(16, 16\), expected \(32, 16\)"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"sliding_window": 4096}, "sliding_window=4096"),
-        ({"partial_rotary_factor": 0.5}, "rotary_dim=2, a .bin has no field"),
+        (
+            {"partial_rotary_factor": 0.5},
+            "factor=0.5, expected 1: transformers ignores it in a llama",
+        ),
         ({"hidden_size": "16"}, "hidden_size='16', expected a whole number above 0"),
         ({"hidden_size": True}, "hidden_size=True"),
         ({"hidden_size": 16.0}, "hidden_size=16.0"),
