@@ -115,6 +115,7 @@ def test_defaults_of_fields_that_are_missing(folder):
         ({"hidden_act": "gelu"}, "hidden_act='gelu', expected 'silu'"),
         ({"head_dim": 8}, r"wq of layer 0 has shape \(16, 16\), expected \(32, 16\)"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"quantization": {"bits": 4}}, "quantization={.bits.: 4}, expected None: not supported"),
         ({"sliding_window": 4096}, "sliding_window=4096"),
         (
             {"partial_rotary_factor": 0.5},

@@ -105,6 +105,8 @@ def test_an_empty_folder(tmp_path, capsys):
     assert "params.json: No such file" in refused(capsys, tmp_path, "--meta-llama", tmp_path)
     (tmp_path / "params.json").write_text('{"dim": 16}')
     assert "no consolidated.00.pth" in refused(capsys, tmp_path, "--meta-llama", tmp_path)
+    (tmp_path / "consolidated.safetensors").touch()
+    assert "get the model in Hugging Face" in refused(capsys, tmp_path, "--meta-llama", tmp_path)
 
 
 # llama2.c's trainer

@@ -20,6 +20,7 @@ from llama2np.output import brief
 # Fields that change the computation, and their values for the computation that we do.
 _NEUTRAL: Fields = {
     "quantization_config": (None,),
+    "quantization": (None,),  # MLX's
     "is_decoder": (False, None, True),
     "add_cross_attention": (False, None),
     "use_bidirectional_attention": (False, None),
