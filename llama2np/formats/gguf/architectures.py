@@ -52,6 +52,10 @@ def config_of(data: Metadata, tensors: Mapping[str, GgufTensor]) -> Config:
             f"is of architecture {brief(name)}, which is not supported yet, expected one of "
             f"{', '.join(_SETTINGS)}"
         )
+    if name != "bert" and not data.flag(".attention.causal", True):
+        raise ValueError(
+            f"has {data.full('.attention.causal')} = False, which is not supported yet"
+        )
     return Config(**_common(data, tensors), **_SETTINGS[name](data, tensors))
 
 
