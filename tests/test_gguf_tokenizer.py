@@ -185,6 +185,7 @@ def test_files_from_before_pre(read, architecture, first, words):
 
 def test_no_tokenizer(read):
     assert read() is None
+    assert read(key("tokenizer.ggml.model", 8, string("no_vocab"))) is None
 
 
 @pytest.mark.parametrize(

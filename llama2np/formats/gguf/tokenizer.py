@@ -31,7 +31,7 @@ _ENDS_BY_NAME = (
 
 def tokenizer_of(file: GgufFile) -> Tokenizer | None:
     """The tokenizer in a file; None if it has none. Raises TokenizerError."""
-    if f"{_KEY}.model" not in file.metadata:
+    if file.metadata.get(f"{_KEY}.model", "no_vocab") == "no_vocab":
         return None
     try:
         return _tokenizer(file)
