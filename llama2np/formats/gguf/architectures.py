@@ -23,6 +23,8 @@ from llama2np.model.weights import Weights
 from llama2np.output import brief
 
 _MOST_EXPERTS = 1024
+# How an encoder makes one vector of a text, by the numbers of llama.cpp.
+POOLINGS = ("none", "mean", "cls", "last", "rank")
 Settings = dict[str, Any]  # fields of Config
 
 
@@ -39,6 +41,15 @@ def network(file: GgufFile) -> tuple[Config, Weights]:
     except ValueError as error:
         raise CheckpointError(f"{file.path}: {error}") from None
     return config, weights
+
+
+def pooling_of(data: Metadata) -> str:
+    """One of POOLINGS; "mean" where the file does not say it. Raises CheckpointError."""
+    number = data.whole(".pooling_type", POOLINGS.index("mean"))
+    if number >= len(POOLINGS):
+        key = data.full(".pooling_type")
+        raise CheckpointError(f"{data.path}: {key} = {number}, expected 0 to {len(POOLINGS) - 1}")
+    return POOLINGS[number]
 
 
 def config_of(data: Metadata, tensors: Mapping[str, GgufTensor]) -> Config:
