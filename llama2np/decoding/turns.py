@@ -95,6 +95,8 @@ class TemplateTurns:
             tokens = said + self._encode(rest)
         else:
             tokens = self._encode(text)
+        if not tokens:
+            raise ValueError("the chat template makes no text of this conversation")
         self._text = text
         return tokens
 
