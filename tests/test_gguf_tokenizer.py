@@ -179,7 +179,10 @@ BYTE_LEVEL = key("tokenizer.ggml.model", 8, string("gpt2"))
 )
 def test_files_from_before_pre(read, architecture, first, words):
     tokens = strings("tokenizer.ggml.tokens", first, *"x1234")
-    tokenizer = read(key("general.architecture", 8, string(architecture)), BYTE_LEVEL, tokens)
+    merges = strings("tokenizer.ggml.merges")
+    tokenizer = read(
+        key("general.architecture", 8, string(architecture)), BYTE_LEVEL, tokens, merges
+    )
     assert [word for word, _ in tokenizer.algorithm.pre_tokenize(("x1234", True))] == words
 
 

@@ -284,6 +284,7 @@ def test_settings_of_gguf(folders):
         ("gpt2", {"merges": ["a zz"]}, r"merges\[0\] is 'a zz', but 'zz' is not in the vocabulary"),
         ("gpt2", {"merges": [5]}, r"merges\[0\] is 5, expected two pieces"),
         ("gpt2", {"types": [1]}, "has 3 pieces but 1 types"),
+        ("gpt2", {}, "has no merges, which the algorithm gpt2 needs"),
         ("llama", {}, "has no scores, which the algorithm llama needs"),
         ("llama", {"scores": [1]}, "has 3 pieces but 1 scores"),
         ("bert", {}, r"needs the tokens \[CLS\], \[SEP\] and \[UNK\]"),

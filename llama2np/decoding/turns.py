@@ -129,7 +129,7 @@ def turns_for(tokenizer: Tokenizer, template: str | None) -> Turns:
     if not tokenizer.scores:  # it is not a tokenizer.bin or tokenizer.model
         raise ValueError(
             "this model has no chat template, so it was probably not trained to chat: give one "
-            "with template=..., or let it continue a text with generate()"
+            "(template=..., --template FILE), or let it continue a text (generate(), llama2np run)"
         )
     return Llama2Turns(tokenizer)
 

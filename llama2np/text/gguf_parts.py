@@ -164,8 +164,10 @@ def _gpt2(parts: _Parts) -> Pipeline:
             f"{parts.where}: the pre-tokenizer {brief(parts.pre)} is not supported; these are: "
             f"{', '.join(filter(None, SPLITTINGS))}"
         )
+    if parts.merges is None:
+        raise TokenizerError(f"{parts.where}: has no merges, which the algorithm gpt2 needs")
     splitting, ids = SPLITTINGS[parts.pre], parts.ids(*range(7))
-    merges = models.merge_table(ids, list(parts.merges or ()), f"{parts.where}: merges")
+    merges = models.merge_table(ids, list(parts.merges), f"{parts.where}: merges")
     added = parts.added()
     names = {token.id for token in added}
     pieces = [
