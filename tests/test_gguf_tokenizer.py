@@ -126,10 +126,26 @@ def test_special_tokens(read):
 
 
 def test_special_tokens_that_no_key_names(read):
-    """llama.cpp's, for sentencepiece: most files of 2023 have no keys."""
+    """Most files of 2023 have no keys."""
     tokenizer = read(LLAMA, TOKENS, SCORES, TYPES)
     assert tokenizer.special == {"bos_token": 1, "eos_token": 2, "unk_token": 0}
     assert tokenizer.encode("ab") == [1, 7] and tokenizer.ends == {1, 2}
+    gemma = strings("tokenizer.ggml.tokens", "<pad>", "<eos>", "<bos>", *"abcde")
+    assert read(LLAMA, gemma, SCORES, TYPES).special == {"bos_token": 2, "eos_token": 1}
+
+
+def test_the_normalizer_of_bert(read):
+    texts = "[UNK]", "[CLS]", "[SEP]", "▁Éa", "▁éa", "▁ea"
+    types = key(
+        "tokenizer.ggml.token_type", 9, packed_value(np.array([2, 3, 3, 1, 1, 1], "<i4"))[4:]
+    )
+    tokens = strings("tokenizer.ggml.tokens", *texts)
+    keys = key("tokenizer.ggml.model", 8, string("bert")), tokens, types
+    cased = key("tokenizer.ggml.normalizer.lowercase", 7, b"\0")
+    kept = key("tokenizer.ggml.normalizer.strip_accents", 7, b"\0")
+    assert read(*keys).encode("Éa") == [1, 5, 2]
+    assert read(*keys, kept).encode("Éa") == [1, 4, 2]
+    assert read(*keys, cased).encode("Éa") == [1, 3, 2]
 
 
 def test_unknown_characters_do_not_merge(read):

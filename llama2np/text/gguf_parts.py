@@ -40,6 +40,8 @@ def tokenizer(
     add_eos: bool = False,
     add_space_prefix: bool = True,
     strip_after_special: bool = False,
+    lowercase: bool = True,
+    strip_accents: bool | None = None,
     ends: Iterable[int] = (),
     chat_template: str | None = None,
     where: str = "the tokenizer",
@@ -51,7 +53,8 @@ def tokenizer(
     .bos_token_id, .eos_token_id, .unknown_token_id, .seperator_token_id, .padding_token_id,
     .cls_token_id and .mask_token_id. add_bos, add_eos, add_space_prefix: the fields of these names;
     None: the default of the kind. strip_after_special: whether white space after a special token
-    belongs to it, as in Phi-3. ends: tokens that end a text, beside BOS and EOS.
+    belongs to it, as in Phi-3. lowercase, strip_accents: what BERT's normalizer does; None: as
+    lowercase. ends: tokens that end a text, beside BOS and EOS.
     """
     if kind not in _KINDS:
         raise TokenizerError(
@@ -62,6 +65,7 @@ def tokenizer(
     special = {name: i for name, i in (special or {}).items() if 0 <= i < len(spelled)}
     parts = _Parts(spelled, types, special, scores, merges, pre, add_space_prefix, where)
     parts.strips = strip_after_special
+    parts.normalize = bert_normalizer(lowercase=lowercase, accents=strip_accents)
     found = _KINDS[kind](parts)
     if kind != "bert":
         bos, eos = special.get("bos_token"), special.get("eos_token")
@@ -92,6 +96,7 @@ class _Parts:
         self.scores, self.merges, self.pre, self.where = scores, merges, pre, where
         self.space_prefix = space_prefix
         self.strips = False  # white space after control tokens
+        self.normalize = bert_normalizer()  # of BERT
 
     def ids(self, *types: int) -> dict[str, int]:
         """{piece: token} of the tokens of these types, the first of equal pieces."""
@@ -194,7 +199,7 @@ def _bert(parts: _Parts) -> Pipeline:
             piece if kind != NORMAL else piece[1:] if piece.startswith(_MARK) else f"##{piece}"
             for piece, kind in zip(spelled, parts.types, strict=True)
         ]
-    parts = _Parts(spelled, parts.types, parts.special, None, None, "", True, parts.where)
+    parts.spelled = spelled
     ids = parts.ids(*range(7))
     special = {"cls_token": ids.get("[CLS]"), "sep_token": ids.get("[SEP]")} | parts.special
     unknown = parts.special.get("unk_token", ids.get("[UNK]"))
@@ -207,7 +212,7 @@ def _bert(parts: _Parts) -> Pipeline:
         [piece.encode() for piece in spelled],
         shown.word_piece(spelled),
         parts.added(),
-        bert_normalizer(),
+        parts.normalize,
         bert_words,
         Template.bert(cls, sep),
     )

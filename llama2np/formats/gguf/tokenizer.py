@@ -17,8 +17,8 @@ SPECIAL = {  # {our name: theirs}
     "cls_token": "cls",
     "mask_token": "mask",
 }
-# Of kind "llama", where the file does not say them: most files of 2023.
-_USUAL = {"bos_token": 1, "eos_token": 2, "unk_token": 0}
+# Of kind "llama", where the file has no keys for them: most files of 2023.
+_USUAL = {"bos_token": ("<s>", "<bos>"), "eos_token": ("</s>", "<eos>"), "unk_token": ("<unk>",)}
 _ENDS = "eot", "eom"  # the end of a turn, and of a message
 # Files often do not say which token ends a turn, or that it is a control token. llama.cpp knows
 # these by their text, too.
@@ -55,8 +55,11 @@ def _tokenizer(file: GgufFile) -> Tokenizer:
         for ours, theirs in SPECIAL.items()
         if f"{_KEY}.{theirs}_token_id" in data
     }
-    if kind == "llama":
-        special = _USUAL | {name: i for name, i in special.items() if i < len(pieces)}
+    for name, texts in _USUAL.items() if kind == "llama" else ():
+        if special.get(name, len(pieces)) >= len(pieces):
+            usual = next((text for text in texts if text in pieces), None)
+            if usual is not None:
+                special[name] = pieces.index(usual)
     ends = [
         data.whole(f"{_KEY}.{name}_token_id") for name in _ENDS if f"{_KEY}.{name}_token_id" in data
     ]
@@ -64,7 +67,7 @@ def _tokenizer(file: GgufFile) -> Tokenizer:
     found = {piece: i for i, piece in enumerate(pieces) if piece in _ENDS_BY_NAME}
     ends += found.values()
     kinds = [CONTROL if i in found.values() else each for i, each in enumerate(kinds)]
-    name = data.text("general.name", "").lower()
+    model = data.text("general.name", "").lower()
     return Tokenizer.from_parts(
         kind,
         pieces,
@@ -76,7 +79,9 @@ def _tokenizer(file: GgufFile) -> Tokenizer:
         add_bos=data.flag(f"{_KEY}.add_bos_token", None),
         add_eos=data.flag(f"{_KEY}.add_eos_token", False),
         add_space_prefix=data.flag(f"{_KEY}.add_space_prefix", True),
-        strip_after_special="phi-3" in name or "phi3" in name,  # no key says it
+        strip_after_special="phi-3" in model or "phi3" in model,  # no key says it
+        lowercase=data.flag(f"{_KEY}.normalizer.lowercase", True),
+        strip_accents=data.flag(f"{_KEY}.normalizer.strip_accents", None),
         ends=[end for end in ends if end < len(pieces)],
         chat_template=data.text("tokenizer.chat_template", None),
         where=file.path,
