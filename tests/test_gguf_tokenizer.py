@@ -213,6 +213,7 @@ def test_no_tokenizer(read):
         ([LLAMA], "has no tokenizer.ggml.tokens"),
         ([LLAMA, TOKENS], "has no scores"),
         ([key("tokenizer.ggml.model", 4, bytes(4)), TOKENS], "model = 0, expected a string"),
+        ([key("tokenizer.ggml.model", 9, SCORES[-44:])], "dtype=float32), expected a string"),
         ([key("tokenizer.ggml.model", 8, string("t5")), TOKENS], "the algorithm 't5' is not supp"),
         ([LLAMA, TOKENS, TYPES, key("tokenizer.ggml.scores", 4, bytes(4))], "expected an array of"),
         ([LLAMA, strings("tokenizer.ggml.tokens", "a", b"\xff"), SCORES], "is not UTF-8: invalid"),

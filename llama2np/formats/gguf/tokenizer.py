@@ -31,9 +31,11 @@ _ENDS_BY_NAME = (
 
 def tokenizer_of(file: GgufFile) -> Tokenizer | None:
     """The tokenizer in a file; None if it has none. Raises TokenizerError."""
-    if file.metadata.get(f"{_KEY}.model", "no_vocab") == "no_vocab":
+    if f"{_KEY}.model" not in file.metadata:
         return None
     try:
+        if file.metadata.text(f"{_KEY}.model") == "no_vocab":
+            return None
         return _tokenizer(file)
     except CheckpointError as error:
         raise TokenizerError(str(error)) from None
