@@ -158,16 +158,20 @@ def _settings(source: Source, name: str) -> Settings:
     if name == "gemma3" and period:
         found["attention.sliding_window_pattern"] = period
     if name == "bert":
-        found["attention.causal"] = False
-        if (pooling := sentences.read(Path(source.path)).pooling) not in POOLINGS:
-            raise CheckpointError(f"{source.path}: pooling {pooling}: GGUF has no number for it")
-        found["pooling_type"] = POOLINGS.index(pooling)
+        found |= {"attention.causal": False, "pooling_type": _pooling(source)}
     if name == "gptneox":
         found["use_parallel_residual"] = bool(c.parallel_residual)
     general: Settings = {"general.architecture": name, "general.name": Path(source.path).name}
     if name == "bert":  # llama.cpp expects it
         general["tokenizer.ggml.token_type_count"] = c.n_types
     return general | {f"{name}.{key}": value for key, value in found.items()}
+
+
+def _pooling(source: Source) -> int:
+    """llama.cpp's number for how an encoder makes one vector of a text."""
+    if (pooling := sentences.read(Path(source.path)).pooling) not in POOLINGS:
+        raise CheckpointError(f"{source.path}: pooling {pooling}: GGUF has no number for it")
+    return POOLINGS.index(pooling)
 
 
 def _scaling(c: Config, name: str) -> Settings:

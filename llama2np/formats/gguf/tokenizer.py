@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.gguf.file import GgufFile
+from llama2np.formats.gguf.metadata import Metadata
 from llama2np.text.gguf_parts import CONTROL
 from llama2np.text.tokenizer import Tokenizer, TokenizerError
 
@@ -52,16 +53,6 @@ def _tokenizer(file: GgufFile) -> Tokenizer:
     types = data.numbers(f"{_KEY}.token_type", None)
     merges = data.strings(f"{_KEY}.merges", None)
     kind = data.text(f"{_KEY}.model")
-    special = {
-        ours: data.whole(f"{_KEY}.{theirs}_token_id")
-        for ours, theirs in SPECIAL.items()
-        if f"{_KEY}.{theirs}_token_id" in data
-    }
-    for name, texts in _USUAL.items() if kind == "llama" else ():
-        if special.get(name, len(pieces)) >= len(pieces):
-            usual = next((text for text in texts if text in pieces), None)
-            if usual is not None:
-                special[name] = pieces.index(usual)
     ends = [
         data.whole(f"{_KEY}.{name}_token_id") for name in _ENDS if f"{_KEY}.{name}_token_id" in data
     ]
@@ -77,7 +68,7 @@ def _tokenizer(file: GgufFile) -> Tokenizer:
         merges=None if merges is None else list(merges),
         pre=data.text(f"{_KEY}.pre", _usual_pre(data.architecture, pieces)),
         types=None if types is None else kinds,
-        special=special,
+        special=_special(data, pieces, kind),
         add_bos=data.flag(f"{_KEY}.add_bos_token", None),
         add_eos=data.flag(f"{_KEY}.add_eos_token", False),
         add_space_prefix=data.flag(f"{_KEY}.add_space_prefix", True),
@@ -88,6 +79,21 @@ def _tokenizer(file: GgufFile) -> Tokenizer:
         chat_template=data.text("tokenizer.chat_template", None),
         where=file.path,
     )
+
+
+def _special(data: Metadata, pieces: list[str], kind: str) -> dict[str, int]:
+    """The special tokens that keys name, or, of kind "llama", their text."""
+    special = {
+        ours: data.whole(f"{_KEY}.{theirs}_token_id")
+        for ours, theirs in SPECIAL.items()
+        if f"{_KEY}.{theirs}_token_id" in data
+    }
+    for name, texts in _USUAL.items() if kind == "llama" else ():
+        if special.get(name, len(pieces)) >= len(pieces):
+            usual = next((text for text in texts if text in pieces), None)
+            if usual is not None:
+                special[name] = pieces.index(usual)
+    return special
 
 
 def _usual_pre(architecture: str, pieces: list[str]) -> str:
