@@ -1,8 +1,17 @@
-"""`python -m llama2np` is the command `llama2np`."""
+"""The command `llama2np`, which is also `python -m llama2np`."""
 
+import signal
 import sys
 
-from llama2np.cli import main
+
+def main() -> int:
+    """Run the command. Until it takes over, Ctrl-C ends the process without a traceback."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from llama2np import cli
+
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

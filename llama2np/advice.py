@@ -15,7 +15,7 @@ from llama2np.store.catalogue import CATALOGUE, FILES, canonical
 
 _ROOT = Path(__file__).parents[1]  # in a checkout: the folder with the scripts and the Makefile
 _LONGEST = 60  # characters of a mistyped name that are compared
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.+-]+)?")  # owner/model:file, as on huggingface.co
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w./+-]+)?")  # owner/model:file, as on huggingface.co
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -81,9 +81,10 @@ def missing_model(path: str | os.PathLike[str], bundled: bool) -> str:
     name = os.path.basename(text)
     if name in FILES or text in CATALOGUE:
         return f"; {fetching(name)}"
-    if _HUB_NAME.fullmatch(text) and not os.path.isdir(os.path.dirname(text)):
+    on_hub = canonical(text)
+    if _HUB_NAME.fullmatch(on_hub) and not os.path.isdir(os.path.dirname(text)):
         if nearest(name, FILES) is None:
-            pull = installed(f"pull {text}")
+            pull = installed(f"pull {on_hub}")
             return f"; if that is a model on huggingface.co: `{pull}` downloads it"
     if not bundled:
         given = f"; `{command('export')} out.bin --bin {text}` takes the bundled model"

@@ -339,7 +339,10 @@ LATER = {
         lambda m: evaluate(m, "A", progress=5),
         "progress must be a function of a number of bytes, not 5",
     ),
-    "export version": (lambda m: export("x", "y", "1"), "version must be a whole number, not '1'"),
+    "export version": (
+        lambda m: export("x", "y", "1"),
+        "version must be -1, 0, 1, 2 or 'gguf', not '1'",
+    ),
     "export bool": (lambda m: export("x", "y", True), "version must be a whole number, not True"),
     "export dtype": (
         lambda m: export("x", "y", -1, dtype=np.float32),

@@ -225,6 +225,10 @@ def test_mistakes(model):
         model.generate_batch("AB")
     with pytest.raises(TypeError, match=r"generate_batch\(\) has no option 'max_tokens'"):
         model.generate_batch(["AB"], max_tokens=3)
+    with pytest.raises(ValueError, match="network must be a Transformer, not of type Llama"):
+        Batch(model, model.tokenizer)
+    with pytest.raises(ValueError, match="tokenizer must be a Tokenizer, not 0"):
+        Batch(model.transformer, 0)
     with pytest.raises(ValueError, match="temperature must be"):
         model.generate_batch(["AB"], temperature=-1)
     with pytest.raises(ValueError, match="prompt 1: token 300 is not in the vocabulary"):

@@ -199,6 +199,11 @@ def test_what_the_template_refuses(load):
     next(chat.send("Hi"))
 
 
+def test_a_template_without_text(load):
+    with pytest.raises(ValueError, match="the chat template makes no text of this conversation"):
+        load("gpt2").chat(template="{# an empty file #}").send("Hi")
+
+
 def test_without_a_template(load):
     model = load("gpt2")
     with pytest.raises(ValueError, match="this model has no chat template, so it was probably not"):

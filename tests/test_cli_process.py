@@ -67,6 +67,12 @@ def test_a_prompt_that_is_not_utf_8(folder, start):
     assert err.count(b"\n") == 1
 
 
+def test_a_prompt_in_a_locale_that_is_not_utf_8(capsys):
+    """Python passes the bytes of "é" on as surrogates, if the locale is C and its remedy is off."""
+    assert run(["stories-box", "-i", "\udcc3\udca9", *GREEDY, *NUMPY], "run.py") == 0
+    assert capsys.readouterr().out.startswith("é")
+
+
 def test_standard_input_that_is_not_utf_8(folder, start):
     child = start(folder / "model.bin", "-i", "-", stdin=subprocess.PIPE)
     status, out, err = finished(child, b"A\xffB")

@@ -105,6 +105,8 @@ def test_an_empty_folder(tmp_path, capsys):
     assert "params.json: No such file" in refused(capsys, tmp_path, "--meta-llama", tmp_path)
     (tmp_path / "params.json").write_text('{"dim": 16}')
     assert "no consolidated.00.pth" in refused(capsys, tmp_path, "--meta-llama", tmp_path)
+    (tmp_path / "consolidated.safetensors").touch()
+    assert "get the model in Hugging Face" in refused(capsys, tmp_path, "--meta-llama", tmp_path)
 
 
 # llama2.c's trainer
@@ -113,12 +115,14 @@ def test_an_empty_folder(tmp_path, capsys):
 @pytest.mark.parametrize(
     "content, match",
     (
-        ({"model": {}}, "has no model and model_args"),
+        ({"model": {}}, "has no model_args, expected a checkpoint of llama2.c's train.py"),
+        ({"model_args": {}, "state": 1}, r"has no model, expected a checkpoint of llama2.c's \S+$"),
         ({"model": {}, "model_args": {"dim": 1, "n_heads": 1, "n_layers": 1}}, "no matrix"),
         ({"model": {}, "model_args": {"dim": "16", "n_heads": 4}}, "dim='16'"),
         ({"model": {}, "model_args": {"dim": 16}}, "n_heads=None, expected a number"),
         ({"model": {}, "model_args": {"n_heads": 2**31}}, "n_heads=2147483648, expected a number"),
         ({"model": 3, "model_args": {}}, "expected a dictionary of tensors, found int"),
+        ({"model": {}, "model_args": 5}, "model_args is 5, expected a dictionary"),
         (7, "has no model"),
     ),
     ids=str,

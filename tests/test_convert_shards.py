@@ -47,6 +47,13 @@ def test_a_missing_shard(folder, tmp_path, capsys):
     assert "part-1.safetensors: missing" in refused(capsys, tmp_path, "--hf", path)
 
 
+def test_shards_without_their_index(folder, tmp_path, capsys):
+    path = folder()
+    (path / "model.safetensors").rename(path / "model-00001-of-00002.safetensors")
+    found = refused(capsys, tmp_path, "--hf", path)
+    assert "has a shard of the weights, but no model.safetensors.index.json" in found
+
+
 def test_a_broken_shard(folder, tmp_path, capsys):
     path = sharded(folder())
     shard = path / "part-1.safetensors"

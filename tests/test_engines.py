@@ -59,6 +59,9 @@ def test_flags_that_do_not_fit(flags, words, capfd):
 
 
 def test_an_unknown_engine_is_refused():
+    with pytest.raises(ValueError, match="engine must be a function of a Program, or a"):
+        Llama.load("stories-box", engine=5)
+    assert Llama.load("stories-box", engine=None).transformer._engine_name == "compiled"
     with pytest.raises(ValueError, match="engine must be 'compiled' or 'numpy', not 'cuda'"):
         Llama.load("stories-box", engine="cuda")
 

@@ -50,7 +50,7 @@ def yarn(**fields):
         ("llama", yarn() | {"rope_theta": 1}, "yarn needs a rope_theta of more than 1, not 1.0"),
         ("llama", yarn(beta_fast=5e-324), "beta_fast must be 1e-06 or more, not 5e-324"),
         (
-            "llama",
+            "phi3",
             {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "partial_rotary_factor": 0.5},
             "needs a rotary_dim of 4 or more, not 2",
         ),
@@ -67,6 +67,12 @@ def yarn(**fields):
         ("qwen2", {"use_sliding_window": 1}, "use_sliding_window=1, expected true or false"),
         ("gpt_neox", {"use_parallel_residual": 0}, "expected true or false"),
         ("mixtral", {"num_local_experts": 10**9}, "1000000000 experts in each of 2 layers"),
+        ("qwen2", {"partial_rotary_factor": 0.5}, "0.5, expected 1: transformers ignores it in a"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "sliding_attention: rope_type='linear', expected 'default'",
+        ),
     ],
 )
 def test_refused(folder, family, fields, said):
@@ -74,6 +80,14 @@ def test_refused(folder, family, fields, said):
     with pytest.raises(CheckpointError) as error:
         loading.transformer(path)
     assert said in str(error.value) and str(error.value).startswith(f"{path}/config.json: ")
+
+
+def test_of_two_scalings_the_old_name_counts(folder):
+    """As in transformers 5; it is what a user has added to a file."""
+    new = {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5}}
+    old = {"rope_scaling": {"rope_type": None, "type": "linear", "factor": 2.0}}
+    config = loading.load(folder("llama", new | old)).config
+    assert config.rope_scaling.factor == 2 and config.rope_theta == 5e5
 
 
 def test_numbers_of_a_config_fit_into_int64():

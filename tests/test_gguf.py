@@ -134,6 +134,7 @@ REFUSED = {
     "another magic": (b"GGUX" + bytes(40), r"begins with b'GGUX', expected b'GGUF'"),
     "cut in the header": (b"GGUF\3\0\0\0" + bytes(9), "needs 8 bytes at byte 16, the file has 1"),
     "version 1": (packed(version=1), "is of GGUF version 1, expected 2 or 3: get a newer file"),
+    "version 4": (packed(version=4), "version 4, expected 2 or 3: llama2np is too old for it"),
     "big-endian": (b"GGUF\0\0\0\3" + bytes(16), "is big-endian"),
     "tensors": (packed(counts=(2**63, 0)), "claims 9,223,372,036,854,775,808 tensors"),
     "keys": (packed(counts=(0, 2**32)), "and 4,294,967,296 keys of metadata"),

@@ -1,6 +1,7 @@
 """GGUF files as folders of transformers, with equal logits."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from llama2np import export
 from llama2np.formats import gguf, loading
-from llama2np.formats.checkpoint import CheckpointError
+from llama2np.formats.checkpoint import CheckpointError, CheckpointWarning
 from llama2np.formats.gguf.from_source import write_gguf
 from llama2np.formats.gguf.source import read_source
 from llama2np.formats.huggingface.writing import as_folder
@@ -79,6 +80,21 @@ def test_an_encoder(reference, tmp_path):
         for c, w in (gguf.load(tmp_path / "x.gguf"), (config, weights))
     ]
     np.testing.assert_array_equal(*outputs)
+
+
+def test_the_pooling_of_an_encoder(reference, tmp_path):
+    """Sentence encoders have a pooler that they do not use."""
+    folder = tmp_path / "sentences"
+    shutil.copytree(reference / "architectures" / "bert_pretraining_hubnames", folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    _, source = open_any(folder)
+    body = {n: t for n, t in source.tensors.items() if not n.startswith(("mlm", "class", "nsp"))}
+    object.__setattr__(source, "tensors", body)
+    with pytest.warns(CheckpointWarning, match="written without its pooler"):
+        write_gguf(source, tmp_path / "x.gguf", "F32")
+    assert loading.load(tmp_path / "x.gguf").sentences.pooling == "cls"
+    assert gguf.read(tmp_path / "x.gguf").metadata["tokenizer.ggml.token_type_count"] == 2
 
 
 @pytest.mark.parametrize(

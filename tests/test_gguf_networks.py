@@ -115,6 +115,7 @@ REFUSED = {
         {},
         "llama.rope.scaling.type is 'su', expected none, linear or yarn",
     ),
+    "not causal": ({"llama.attention.causal": False}, {}, "has llama.attention.causal = False"),
     "experts": ({"llama.expert_count": 2**31}, {}, "llama.expert_count is 2,147,483,648, more"),
     "no embedding": ({}, {"token_embd.weight": None}, "has no token_embd.weight: is it a"),
     "missing": ({}, {"blk.1.attn_k.weight": None}, "there is no wk of layer 1"),
@@ -167,6 +168,8 @@ def test_numbers_of_other_keys(llama):
     assert config.windows == (12, 12) and config.rope_halves == 0 and config.norm_eps == 1e-5
     config, _ = gguf.load(llama.write({"llama.rope.scale_linear": 4.0}))
     assert (config.rope_scaling.kind, config.rope_scaling.factor) == ("linear", 4)
+    config, _ = gguf.load(llama.write({"llama.rope.scaling.factor": 3.0}))  # of no type
+    assert (config.rope_scaling.kind, config.rope_scaling.factor) == ("linear", 3)
     config, _ = gguf.load(llama.write({"llama.attention.head_count_kv": np.array([2, 2], "<i4")}))
     assert config.n_kv_heads == 2
     config, _ = gguf.load(llama.write({"llama.attention.scale": 0.5}))

@@ -55,7 +55,8 @@ CASES = {
     "of another model": ({2: part(1, total=7)}, 1, r"a-00002.*does not belong to a-00001.*= 7"),
     "exchanged": ({2: part(2)}, 1, r"expected split.no = 1, .*found split.no = 2"),
     "no part": ({2: packed([], [info("x", (8,))], bytes(32))}, 1, r"found split.no = -1"),
-    "not GGUF": ({2: b"hello"}, 1, r"a-00002-of-00003.gguf: begins with"),
+    "not GGUF": ({2: b"\x01\x02"}, 1, r"a-00002-of-00003.gguf: begins with"),
+    "of another kind": ({2: b"<html>"}, 1, r"a-00002-of-00003.gguf: not a GGUF file, but a web"),
     "twice": ({3: part(2, names=["x", "y"])}, 1, r"a-00003.*'x' is in another part, too"),
     "too few": ({3: part(2, names=["y"])}, 1, r"its parts have 2 tensors, expected 3"),
 }

@@ -16,6 +16,8 @@ from llama2np.formats.gguf.tokenizer import tokenizer_of
 from llama2np.formats.gguf.tokenizer_writing import tokenizer_metadata
 from llama2np.formats.gguf.write import packed as packed_value
 from llama2np.formats.gguf.write import write
+from llama2np.text.byte_letters import to_bytes
+from llama2np.text.splittings import SPLITTINGS
 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -120,7 +122,30 @@ def test_special_tokens(read):
     flag = key("tokenizer.ggml.add_space_prefix", 7, b"\0")
     assert read(LLAMA, TOKENS, SCORES, TYPES, *ids, flag).encode("ab") == [1, 6]
     # Numbers beyond the vocabulary do not count.
-    assert read(LLAMA, TOKENS, SCORES, TYPES, number("bos", 99), number("eot", 99)).ends == set()
+    assert read(LLAMA, TOKENS, SCORES, TYPES, number("bos", 99), number("eot", 99)).ends == {1, 2}
+
+
+def test_special_tokens_that_no_key_names(read):
+    """Most files of 2023 have no keys."""
+    tokenizer = read(LLAMA, TOKENS, SCORES, TYPES)
+    assert tokenizer.special == {"bos_token": 1, "eos_token": 2, "unk_token": 0}
+    assert tokenizer.encode("ab") == [1, 7] and tokenizer.ends == {1, 2}
+    gemma = strings("tokenizer.ggml.tokens", "<pad>", "<eos>", "<bos>", *"abcde")
+    assert read(LLAMA, gemma, SCORES, TYPES).special == {"bos_token": 2, "eos_token": 1}
+
+
+def test_the_normalizer_of_bert(read):
+    texts = "[UNK]", "[CLS]", "[SEP]", "▁Éa", "▁éa", "▁ea"
+    types = key(
+        "tokenizer.ggml.token_type", 9, packed_value(np.array([2, 3, 3, 1, 1, 1], "<i4"))[4:]
+    )
+    tokens = strings("tokenizer.ggml.tokens", *texts)
+    keys = key("tokenizer.ggml.model", 8, string("bert")), tokens, types
+    cased = key("tokenizer.ggml.normalizer.lowercase", 7, b"\0")
+    kept = key("tokenizer.ggml.normalizer.strip_accents", 7, b"\0")
+    assert read(*keys).encode("Éa") == [1, 5, 2]
+    assert read(*keys, kept).encode("Éa") == [1, 4, 2]
+    assert read(*keys, cased).encode("Éa") == [1, 3, 2]
 
 
 def test_unknown_characters_do_not_merge(read):
@@ -129,15 +154,57 @@ def test_unknown_characters_do_not_merge(read):
     assert tokenizer.encode("<unk>ab", special=True)[1] == 0
 
 
-def test_a_turn_may_end_at_a_token_that_no_key_names(read):
+@pytest.mark.parametrize("kind", [1, 3, 4], ids=["normal", "control", "user-defined"])
+def test_a_turn_may_end_at_a_token_that_no_key_names(read, kind):
+    """Neither do some files say that it is a control token."""
     texts = strings("tokenizer.ggml.tokens", "<unk>", "<s>", "</s>", "<|im_end|>", *"abcd")
-    types = packed_value(np.array([2, 3, 3, 3] + [1] * 4, "<i4"))
+    types = packed_value(np.array([2, 3, 3, kind] + [1] * 4, "<i4"))
     tokenizer = read(LLAMA, texts, SCORES, key("tokenizer.ggml.token_type", 9, types[4:]))
-    assert tokenizer.ends == {3}
+    assert tokenizer.ends == {1, 2, 3}
+    assert 3 in tokenizer.encode("<|im_end|>", special=True)
+    assert 3 not in tokenizer.encode("<|im_end|>", special=False)
+
+
+PHI = "<unk>", "<s>", "</s>", "<|user|>", "▁", "<0x0A>", "a", "▁a"
+
+
+@pytest.mark.parametrize(
+    "name, found", [("Phi-3-mini", [3, 7, 1, 4, 5]), ("x", [3, 4, 5, 6, 1, 4, 5])]
+)
+def test_white_space_after_special_tokens_of_phi_3(read, name, found):
+    """The files do not say it; llama.cpp goes by the name, too."""
+    types = packed_value(np.array([2, 3, 3, 3, 1, 6, 1, 1], "<i4"))[4:]
+    tokenizer = read(
+        key("general.name", 8, string(name)),
+        *(LLAMA, strings("tokenizer.ggml.tokens", *PHI), SCORES),
+        key("tokenizer.ggml.token_type", 9, types),
+    )
+    assert tokenizer.encode("<|user|>\na<s>\n", bos=False, special=True) == found
+
+
+BYTE_LEVEL = key("tokenizer.ggml.model", 8, string("gpt2"))
+
+
+@pytest.mark.parametrize(
+    "architecture, first, words",
+    [
+        ("qwen2", "a", ["x", "1", "2", "3", "4"]),
+        ("llama", "<|begin_of_text|>", ["x", "123", "4"]),
+        ("gpt2", "a", ["x", "1234"]),
+    ],
+)
+def test_files_from_before_pre(read, architecture, first, words):
+    tokens = strings("tokenizer.ggml.tokens", first, *"x1234")
+    merges = strings("tokenizer.ggml.merges")
+    tokenizer = read(
+        key("general.architecture", 8, string(architecture)), BYTE_LEVEL, tokens, merges
+    )
+    assert [word for word, _ in tokenizer.algorithm.pre_tokenize(("x1234", True))] == words
 
 
 def test_no_tokenizer(read):
     assert read() is None
+    assert read(key("tokenizer.ggml.model", 8, string("no_vocab"))) is None
 
 
 @pytest.mark.parametrize(
@@ -146,6 +213,7 @@ def test_no_tokenizer(read):
         ([LLAMA], "has no tokenizer.ggml.tokens"),
         ([LLAMA, TOKENS], "has no scores"),
         ([key("tokenizer.ggml.model", 4, bytes(4)), TOKENS], "model = 0, expected a string"),
+        ([key("tokenizer.ggml.model", 9, SCORES[-44:])], "dtype=float32), expected a string"),
         ([key("tokenizer.ggml.model", 8, string("t5")), TOKENS], "the algorithm 't5' is not supp"),
         ([LLAMA, TOKENS, TYPES, key("tokenizer.ggml.scores", 4, bytes(4))], "expected an array of"),
         ([LLAMA, strings("tokenizer.ggml.tokens", "a", b"\xff"), SCORES], "is not UTF-8: invalid"),
@@ -184,3 +252,34 @@ def test_a_real_file_is_described_alike(reference, smollm2):
     config, weights = gguf.load(smollm2)
     assert (config.n_layers, config.dim, config.rope_theta) == (30, 576, 100000.0)
     assert weights["embedding"].kind == "Q8_0" and weights["layers.29.w_down"].kind == "Q4_1"
+
+
+TEXT = "I'LL pay 12345€, über日本\r\n  x!? (3/4)\n/ aB "
+
+
+@pytest.mark.parametrize(
+    "pre, words",
+    [
+        ("gpt-2", "I|'|LL| pay| 12345|€,| über日本|\r\n | x|!?| (|3|/|4|)|\n|/| aB| "),
+        ("llama-bpe", "I|'LL| pay| |123|45|€,| über日本|\r\n| | x|!?| (|3|/|4|)\n|/| aB| "),
+        ("dbrx", "I|'LL| pay| |123|45|€,| über日本|\r\n| | x|!?| (|3|/|4|)\n|/| aB| "),
+        ("qwen2", "I|'LL| pay| |1|2|3|4|5|€,| über日本|\r\n| | x|!?| (|3|/|4|)\n|/| aB| "),
+        ("megrez", "I|'LL| pay| |1|2|3|4|5|€,| über日本|\r\n| | x|!?| (|3|/|4|)\n|/| aB| "),
+        ("minerva-7b", "I|'|LL| pay| |1|2|3|4|5|€,| über日本|\r\n | x|!?| (|3|/|4|)|\n|/| aB| "),
+        ("gpt-4o", "I'LL| pay| |123|45|€,| über日本|\r\n| | x|!?| (|3|/|4|)\n/| a|B| "),
+        ("tekken", "I|'LL| pay| |1|2|3|4|5|€,| über日本|\r\n| | x|!?| (|3|/|4|)\n/| a|B| "),
+        ("seed-coder", "I|'LL| pay| |1|2|3|4|5|€,| über日本|\r\n| | x|!?| (|3|/|4|)|\n|/| aB| "),
+        ("viking", "I'LL| pay| |1|2|3|4|5|€|,| über日本|\r\n | x|!? (|3|/|4|)\n|/| aB| "),
+        (
+            "deepseek-coder",
+            "I|'|LL| pay| |1|2|3|4|5|€|,| über|日本|\r|\n| | x|!?| (|3|/|4|)|\n|/| aB| ",
+        ),
+        # The letters of ASCII are among DeepSeek's marks, too.
+        ("deepseek-llm", "I|'|LL| pay| |12345|€|,| ü|ber|日本|\r|\n| | x|!?| (|3|/|4|)|\n|/| aB| "),
+        ("deepseek-v3", "I|'LL| pay| |123|45|€,| über|日本|\r\n| | x|!?| (|3|/|4|)\n|/| aB| "),
+    ],
+)
+def test_how_texts_are_split(pre, words):
+    """llama.cpp makes the same tokens of this text, with GPT-2's vocabulary."""
+    found = SPLITTINGS[pre].pre_tokenizer()((TEXT, True))
+    assert [to_bytes(word).decode() for word, _ in found if word] == words.split("|")

@@ -226,6 +226,11 @@ SPLIT = ["a-Q8_0-00001-of-00002.gguf", "a-Q8_0-00002-of-00002.gguf"]  # one mode
         (["config.json", "model.safetensors", "a.gguf"], "a.gguf", ["a.gguf"]),
         (["config.json", "pytorch_model.bin"], None, ["pytorch_model.bin", "config.json"]),
         (["config.json", "a.gguf"], None, ["a.gguf"]),
+        (
+            ["config.json", "consolidated.safetensors", "model-00001-of-00001.safetensors"],
+            None,  # the same weights twice
+            ["model-00001-of-00001.safetensors", "config.json"],
+        ),
     ],
 )
 def test_chosen(files, file, expected):

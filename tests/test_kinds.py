@@ -217,6 +217,11 @@ def test_a_tokenizer_that_runs_is_named_beside_one_that_does_not(put, tmp_path):
     assert said.endswith(f"; {tmp_path / 'tokenizer.bin'} is beside it")
 
 
+def test_an_unset_variable_is_not_the_current_folder(capsys):
+    assert main(["run", ""]) == 1
+    assert capsys.readouterr().err.startswith("llama2np run: the name of the model is empty")
+
+
 def test_paths_can_be_pasted(put):
     path = put(MODELS["trainer"][0], "my model")
     assert f"--checkpoint '{path}'`" in refused(Llama.load, path)

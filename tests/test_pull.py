@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import threading
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from llama2np import Llama, advice
 from llama2np.cli import main
 from llama2np.cli.sampling import chat_options
 from llama2np.formats import loading
-from llama2np.store import catalogue, home, names, pip_package, pulling
+from llama2np.store import catalogue, home, hub, names, pip_package, pulling
 from llama2np.store.catalogue import Item, Known
 
 MEMBER = "llm_tiny/tiny.gguf"
@@ -283,6 +284,29 @@ def test_the_name_of_a_file_of_the_catalogue(store):
     names.write_record(names.Pulled("stories15M", "stories15M.bin", "MIT", ""))
     for name in ("stories15M", "stories15M.bin"):
         assert names.located(name) == folder / "stories15M.bin"
+
+
+@pytest.mark.parametrize(
+    "address, name",
+    [
+        ("https://huggingface.co/Org/Name-0.5B", "Org/Name-0.5B"),
+        ("https://huggingface.co/org/name/tree/main", "org/name"),
+        ("https://huggingface.co/org/name/", "org/name"),
+        ("huggingface.co/org/name/blob/main/x/a.gguf", "org/name:x/a.gguf"),
+        ("https://huggingface.co/org/name/resolve/main/a.gguf?download=true", "org/name:a.gguf"),
+        ("hf.co/org/name:Q4_K_M", "org/name:Q4_K_M"),
+        ("https://huggingface.co/org/name/tree/v2", None),  # a revision
+        ("https://example.org/org/name", None),
+    ],
+)
+def test_a_pasted_address(store, monkeypatch, address, name, capsys):
+    pulled = []
+    monkeypatch.setattr(hub, "fetch", lambda name, *rest: pulled.append(name) or 1 / 0)
+    with suppress(ZeroDivisionError):
+        assert main(["pull", address]) == 1
+    assert pulled == ([name] if name else [])
+    main(["run", address])
+    assert (f"pull {name}` downloads it" in capsys.readouterr().err) == bool(name)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from llama2np import cli
+from llama2np.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ("run.py", "runq.py", "export.py")
@@ -60,3 +64,13 @@ def test_a_link_with_everything_installed(tmp_path, script):
     command = [sys.executable, "llama", "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.startswith(f"usage: {script}")
+
+
+def test_ctrl_c_before_the_command_has_started(monkeypatch):
+    """While Python imports, it would print a traceback of twenty lines."""
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(cli, "main", lambda: signal.getsignal(signal.SIGINT))
+    try:
+        assert main() == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -156,6 +156,8 @@ def test_special_tokens(ours, folders, tmp_path):
         shutil.copyfile(path.with_name(source), tmp_path / source)
         alone = Tokenizer.load(tmp_path / source)
         assert (alone.special, alone.bos_id) == (bert.special, None)
+    (tmp_path / "vocab.txt").write_text("\ufeff" + path.read_text())  # a BOM, as from Windows
+    assert Tokenizer.load(tmp_path / "vocab.txt").pieces == bert.pieces
     assert llama.encode("a")[0] == llama.bos_id and llama.adds_bos
     assert (gemma.bos_id, gemma.eos_id) == (2, 1)
     assert qwen.bos_id is None and qwen.pieces[qwen.eos_id] == b"<|im_end|>"
@@ -179,7 +181,7 @@ def test_what_the_models_files_say(folders, tmp_path):
     shutil.copytree(folders / "llama3", tmp_path / "x", copy_function=shutil.copyfile)
     folder = tmp_path / "x"
     (folder / "generation_config.json").write_text('{"eos_token_id": [577, 580]}')
-    (folder / "config.json").write_text('{"eos_token_id": 581, "model_type": "llama"}')
+    (folder / "config.json").write_text('{"eos_token_id": [581, -1], "model_type": "llama"}')
     path = folder / "tokenizer_config.json"
     told = json.loads(path.read_text()) | {"eos_token": {"content": "<|eot_id|>", "lstrip": False}}
     path.write_text(json.dumps(told))
@@ -282,6 +284,7 @@ def test_settings_of_gguf(folders):
         ("gpt2", {"merges": ["a zz"]}, r"merges\[0\] is 'a zz', but 'zz' is not in the vocabulary"),
         ("gpt2", {"merges": [5]}, r"merges\[0\] is 5, expected two pieces"),
         ("gpt2", {"types": [1]}, "has 3 pieces but 1 types"),
+        ("gpt2", {}, "has no merges, which the algorithm gpt2 needs"),
         ("llama", {}, "has no scores, which the algorithm llama needs"),
         ("llama", {"scores": [1]}, "has 3 pieces but 1 scores"),
         ("bert", {}, r"needs the tokens \[CLS\], \[SEP\] and \[UNK\]"),

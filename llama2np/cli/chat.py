@@ -17,6 +17,7 @@ from llama2np.cli.flags import (
     number,
     path_value,
     piped,
+    text_value,
 )
 from llama2np.cli.model import MODEL_HELP, TOKENIZER_HELP, load_model
 from llama2np.cli.screen import Screen, in_a_terminal
@@ -193,11 +194,11 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     )
     add(
         *("-i", "--prompt"),
-        type=flag_value,
+        type=text_value,
         metavar="TEXT",
         help="the first message; - reads it from standard input",
     )
-    add(*("-y", "--system"), type=flag_value, metavar="TEXT", help="the system prompt")
+    add(*("-y", "--system"), type=text_value, metavar="TEXT", help="the system prompt")
     add("--load", type=path_value, metavar="FILE", help="continue the conversation of /save FILE")
     add(
         "--template",

@@ -17,7 +17,7 @@ from llama2np.analysis.zero_shot import PROMPT, zero_shot
 from llama2np.atomic import replacing
 from llama2np.classifier import Classifier
 from llama2np.cli import bulk, engine, learning
-from llama2np.cli.flags import Parser, flag_value, guarded, joined, path_value
+from llama2np.cli.flags import Parser, guarded, joined, path_value, text_value
 from llama2np.cli.model import add_model
 from llama2np.formats import loading
 from llama2np.jsonl import encoded
@@ -124,10 +124,10 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
         help="lines of `label ||| sentence`, or a .csv or .jsonl with text and label",
     )
     bulk.add_prompts(parser)
-    add("--labels", type=flag_value, metavar="A,B", help="names of the labels 0, 1 ...")
+    add("--labels", type=text_value, metavar="A,B", help="names of the labels 0, 1 ...")
     add(
         "--prompt",
-        type=flag_value,
+        type=text_value,
         default=f".{PROMPT}",
         metavar="TEXT",
         help="what comes before a label, with {text} for the text",

@@ -9,7 +9,16 @@ from pathlib import Path
 from llama2np import box
 from llama2np.analysis.metrics import Report
 from llama2np.cli import learning
-from llama2np.cli.flags import Parser, choice, flag_value, guarded, joined, number, path_value
+from llama2np.cli.flags import (
+    Parser,
+    choice,
+    flag_value,
+    guarded,
+    joined,
+    number,
+    path_value,
+    text_value,
+)
 from llama2np.cli.model import MODEL_HELP, TOKENIZER_HELP
 from llama2np.learning import corpus
 from llama2np.learning.examples import Examples, Labelled
@@ -158,7 +167,7 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     add("--dev", type=path_value, metavar="FILE", help="such a file that is not trained on")
     _choice(parser, "--task", _TASKS, "what to learn")
     _choice(parser, "--train", MODES, "what is trained: all, only the head, or low-rank parts")
-    add("--labels", type=flag_value, metavar="A,B", help="names of the labels 0, 1 ...")
+    add("--labels", type=text_value, metavar="A,B", help="names of the labels 0, 1 ...")
     add("--rank", type=number(int, 1, 4096), default=8, metavar="R", help="LoRA's (default 8)")
     add("--alpha", type=number(float, 0, None), default=16.0, metavar="X", help="(default 16)")
     told = ",".join(TARGETS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import signal
 import sys
 import threading
@@ -81,6 +82,18 @@ def _check_flag(word: str, known: Sequence[str], parser: argparse.ArgumentParser
 def flag_value(value: str) -> str:
     """The value of a flag that `joined` has rewritten."""
     return value[1:]
+
+
+def text_value(value: str) -> str:
+    """The value of a flag that `joined` has rewritten, as a text.
+
+    In a locale that is not UTF-8, Python has made surrogates of its bytes; they are UTF-8 anyway.
+    """
+    text = flag_value(value)
+    if any("\ud800" <= c < "\ue000" for c in text):
+        with suppress(UnicodeError):
+            return os.fsencode(text).decode()
+    return text
 
 
 def path_value(value: str) -> Path:

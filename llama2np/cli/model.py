@@ -12,7 +12,7 @@ from types import ModuleType
 from llama2np import box
 from llama2np.analysis import interactive
 from llama2np.cli import engine
-from llama2np.cli.flags import flag_value, piped
+from llama2np.cli.flags import flag_value, piped, text_value
 from llama2np.llama import Llama
 
 MODEL_HELP = (
@@ -34,7 +34,7 @@ def add_model(parser: argparse.ArgumentParser, prompt: bool = False) -> None:
     if prompt:
         add(
             *("-i", "--prompt"),
-            type=flag_value,
+            type=text_value,
             required=True,
             metavar="TEXT",
             help="the text to read; - reads standard input",

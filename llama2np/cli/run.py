@@ -11,7 +11,16 @@ from collections.abc import Sequence
 from llama2np import __version__, advice, box
 from llama2np.cli import engine, sampling
 from llama2np.cli.chat import check_can_chat, converse
-from llama2np.cli.flags import Parser, check_utf8, choice, flag_value, joined, number, piped
+from llama2np.cli.flags import (
+    Parser,
+    check_utf8,
+    choice,
+    flag_value,
+    joined,
+    number,
+    piped,
+    text_value,
+)
 from llama2np.cli.model import MODEL_HELP, TOKENIZER_HELP
 from llama2np.cli.screen import Screen, in_a_terminal
 from llama2np.decoding.generation import Generation
@@ -163,7 +172,7 @@ def _parse(argv: Sequence[str], prog: str, default: str) -> argparse.Namespace:
     )
     add(
         *("-i", "--prompt"),
-        type=flag_value,
+        type=text_value,
         metavar="TEXT",
         help="the text to continue, or in chat the first message; - reads standard input",
     )
@@ -181,7 +190,7 @@ def _parse(argv: Sequence[str], prog: str, default: str) -> argparse.Namespace:
     )
     add(
         *("-y", "--system"),
-        type=flag_value,
+        type=text_value,
         metavar="TEXT",
         help="in chat: the system prompt; without this flag the program asks for it",
     )

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any, cast
 
-from llama2np.cli.flags import flag_value, number
+from llama2np.cli.flags import flag_value, number, text_value
 from llama2np.decoding.sampler import Sampler, SamplingOptions
 from llama2np.store.catalogue import recommended
 
@@ -110,7 +110,7 @@ def add_ends(add: Callable[..., Any], max_new_tokens: str) -> None:
     add("--max-new-tokens", type=number(int, 0, None), metavar="N", help=max_new_tokens)
     add(
         "--stop",
-        type=flag_value,
+        type=text_value,
         action="append",
         metavar="TEXT",
         help="stop before this text; may be repeated",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from llama2np.arguments import whole
+from llama2np.arguments import having, whole
 from llama2np.decoding.completion import Completion
 from llama2np.decoding.options import Request
 from llama2np.decoding.prefixes import Prefixes, pages
@@ -44,6 +44,8 @@ class Batch:
         max_positions: int | None = None,
         prompt_tokens: int = 64,
     ):
+        having("network", network, "a Transformer", "forward_rows", "config")
+        having("tokenizer", tokenizer, "a Tokenizer", "extended")
         self.network, c = network, network.config
         check_predicts_tokens(c)
         self.max_sequences = whole("max_sequences", max_sequences, 1)

@@ -95,6 +95,8 @@ class TemplateTurns:
             tokens = said + self._encode(rest)
         else:
             tokens = self._encode(text)
+        if not tokens:
+            raise ValueError("the chat template makes no text of this conversation")
         self._text = text
         return tokens
 
@@ -127,7 +129,7 @@ def turns_for(tokenizer: Tokenizer, template: str | None) -> Turns:
     if not tokenizer.scores:  # it is not a tokenizer.bin or tokenizer.model
         raise ValueError(
             "this model has no chat template, so it was probably not trained to chat: give one "
-            "with template=..., or let it continue a text with generate()"
+            "(template=..., --template FILE), or let it continue a text (generate(), llama2np run)"
         )
     return Llama2Turns(tokenizer)
 

@@ -40,7 +40,7 @@ def export(
     path_like("checkpoint", checkpoint)
     path_like("path", path)
     progress = function("progress", progress, "a number of values")
-    if version != "gguf":
+    if not isinstance(version, str):
         version = whole("version", version)
     if version not in (-1, 0, 1, 2, "gguf"):
         raise ValueError(f"version must be -1, 0, 1, 2 or 'gguf', not {version!r}")

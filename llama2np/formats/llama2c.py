@@ -12,7 +12,6 @@ from llama2np.formats import kinds
 from llama2np.formats.checkpoint import LAYER_TENSORS, CheckpointError, Tensor, open_tensors
 from llama2np.formats.meta import config_of, our_names
 from llama2np.formats.names import unwrapped
-from llama2np.formats.pickle_data import Placeholder
 from llama2np.formats.source import Source, Stored, checked
 from llama2np.formats.torch_zip import TorchFile
 from llama2np.output import brief
@@ -24,13 +23,13 @@ def read_pt(path: str | os.PathLike[str]) -> Source:
     file = TorchFile(path)
     content = file.content if isinstance(file.content, dict) else {}
     arguments = content.get("model_args")
-    if isinstance(arguments, Placeholder):
-        raise CheckpointError(f"{path}: model_args is {arguments!r}, expected a dictionary")
-    if not isinstance(arguments, dict) or "model" not in content:
+    if missing := [name for name in ("model", "model_args") if name not in content]:
         raise CheckpointError(
-            f"{path}: has no model and model_args, expected a checkpoint of llama2.c's train.py"
+            f"{path}: has no {' and '.join(missing)}, expected a checkpoint of llama2.c's train.py"
             f"{kinds.way_out(path, 'checkpoint')}"
         )
+    if not isinstance(arguments, dict):
+        raise CheckpointError(f"{path}: model_args is {brief(arguments)}, expected a dictionary")
     tensors = our_names(unwrapped(file.tensors(content["model"]), str(path)))
     heads = _number(path, arguments, "n_heads")
     config = config_of(

@@ -80,7 +80,8 @@ def load(path: StrPath) -> Loaded:
     path = located(path)
     if gguf.is_gguf(path):
         file = gguf.read(path)
-        return Loaded(*gguf.network(file), path, gguf_file=file)
+        pooled = Sentences(gguf.pooling_of(file.metadata))
+        return Loaded(*gguf.network(file), path, sentences=pooled, gguf_file=file)
     if not Path(path).is_dir() and not _from_a_trainer(path):
         return Loaded(*checkpoint.load(path), path)
     kind, source = open_any(path)

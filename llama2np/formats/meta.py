@@ -111,7 +111,13 @@ def config_of(path: str, tensors: Mapping[str, Stored], **numbers: float) -> Con
 def _shards(folder: Path) -> list[Path]:
     paths = sorted(folder.glob("consolidated.*.pth"))
     if not paths:
-        raise CheckpointError(f"{folder}: has no consolidated.00.pth")
+        hint = ""
+        if (folder / "consolidated.safetensors").exists():
+            hint = (
+                ", but Mistral's consolidated.safetensors, which cannot be read: get the model in "
+                "Hugging Face's form, with config.json and model.safetensors"
+            )
+        raise CheckpointError(f"{folder}: has no consolidated.00.pth{hint}")
     for i, path in enumerate(paths):
         expected = f"consolidated.{i:02d}.pth"
         if path.name != expected:

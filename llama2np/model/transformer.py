@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from llama2np.arguments import whole, wrong
+from llama2np.arguments import function, whole, wrong
 from llama2np.model import hooks as hooking
 from llama2np.model import rope
 from llama2np.model.config import Config
@@ -53,10 +53,11 @@ class Transformer:
         self._weights = weights
         describe = description(config) if describe is None else describe
         self._program = Program(config, weights.own(), describe)
+        engine = "compiled" if engine is None else engine
         if isinstance(engine, str):
             self._engine = make_engine(engine, self._program, activations)
         else:
-            self._engine = engine(self._program)
+            self._engine = function("engine", engine, "a Program, or a name")(self._program)
         self._engine_name, self._activations = engine, activations
         self._hooks: tuple[Hook, ...] = ()
         self._visits = hooking.Visits()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -87,11 +88,22 @@ CATALOGUE = {
 FILES = {item.name: item for known in CATALOGUE.values() for item in known.items if item.url}
 
 
+# The address of a model or of its file, as a browser shows it, and as Ollama writes it.
+_ADDRESS = re.compile(
+    r"(?:https?://)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+)"
+    r"(?:/(?:blob|resolve)/main/([^?#]+)|/tree/main/?|/)?(?:[?#].*)?"
+)
+
+
 def canonical(name: str) -> str:
-    """The name in CATALOGUE of a model, also for the name of its file; other names unchanged."""
+    """The name of a model in CATALOGUE or on the hub, also for the name of a file in CATALOGUE and
+    for an address on huggingface.co; other names unchanged.
+    """
     for known, model in CATALOGUE.items():
         if name == model.items[0].name:
             return known
+    if match := _ADDRESS.fullmatch(name):
+        return ":".join(filter(None, match.groups()))
     return name
 
 

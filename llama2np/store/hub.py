@@ -22,8 +22,12 @@ _INSTALL = "needs huggingface_hub: pip install 'llama2np[hub]', or pip install h
 # What a folder needs besides its weights.
 _SETTINGS = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md")
 _SKIPPED = ("onnx/*", "openvino/*", "original/*", ".*", "*/.*")
-# The first kind of weights that a repository has.
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+# The first kind of weights that a repository has. It may have them in other forms, too: Mistral's
+# consolidated.safetensors, model.fp16.safetensors.
+_WEIGHTS = (
+    ("model.safetensors", "model-*.safetensors"),
+    ("pytorch_model.bin", "pytorch_model-*.bin"),
+)
 _QUANTIZATION = "Q4_K_M"  # of the files of a repository, if none is named
 
 
@@ -63,14 +67,14 @@ def chosen(repository: str, names: Iterable[str], file: str | None) -> list[str]
     ]
     if file is None and "config.json" in names:
         kept = [name for name in names if not _matches(name, _SKIPPED)]
-        for kind in _WEIGHTS:
-            weights = [name for name in kept if "/" not in name and _matches(name, [kind])]
+        for patterns in _WEIGHTS:
+            weights = [name for name in kept if "/" not in name and _matches(name, patterns)]
             if weights:
                 return weights + [name for name in kept if _matches(name, _SETTINGS)]
     if not models:
         raise PullError(
-            f"{repository}: has no GGUF file, nor a config.json with *.safetensors or "
-            "pytorch_model*.bin beside it"
+            f"{repository}: has no GGUF file, nor a config.json with model.safetensors or "
+            "pytorch_model.bin beside it"
         )
     found = models if file is None else [n for n in models if file in (n, PurePosixPath(n).name)]
     if len(found) != 1:

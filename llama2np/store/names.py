@@ -59,8 +59,11 @@ def located(path: StrPath) -> StrPath:
 
     Only a str can be a name. The name of a bundled model takes precedence over a file of that name,
     which can be written as ./stories-box, or as a Path. A path that exists takes precedence over
-    the name of a pulled model, since that depends on the machine.
+    the name of a pulled model, since that depends on the machine. Raises ValueError for "", which
+    is an unset variable in a shell, and not the current folder.
     """
+    if path == "":
+        raise ValueError("the name of the model is empty, expected a file, a folder or a name")
     if box.in_box(path):
         return box.located(path)
     if not isinstance(path, str) or os.path.exists(path):

@@ -24,6 +24,7 @@ from llama2np.text.tokenizer import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 _MARK = "▁"
+_NEVER_STRIP = ("<unk>", "<s>", "<|endoftext|>")  # of Phi-3
 
 
 def tokenizer(
@@ -38,6 +39,9 @@ def tokenizer(
     add_bos: bool | None = None,
     add_eos: bool = False,
     add_space_prefix: bool = True,
+    strip_after_special: bool = False,
+    lowercase: bool = True,
+    strip_accents: bool | None = None,
     ends: Iterable[int] = (),
     chat_template: str | None = None,
     where: str = "the tokenizer",
@@ -48,7 +52,9 @@ def tokenizer(
     .tokens, .scores, .merges, .pre and .token_type. special: {"bos_token": 1, ...} of
     .bos_token_id, .eos_token_id, .unknown_token_id, .seperator_token_id, .padding_token_id,
     .cls_token_id and .mask_token_id. add_bos, add_eos, add_space_prefix: the fields of these names;
-    None: the default of the kind. ends: tokens that end a text, beside BOS and EOS.
+    None: the default of the kind. strip_after_special: whether white space after a special token
+    belongs to it, as in Phi-3. lowercase, strip_accents: what BERT's normalizer does; None: as
+    lowercase. ends: tokens that end a text, beside BOS and EOS.
     """
     if kind not in _KINDS:
         raise TokenizerError(
@@ -58,6 +64,8 @@ def tokenizer(
     spelled, types = _checked(pieces, types, where)
     special = {name: i for name, i in (special or {}).items() if 0 <= i < len(spelled)}
     parts = _Parts(spelled, types, special, scores, merges, pre, add_space_prefix, where)
+    parts.strips = strip_after_special
+    parts.normalize = bert_normalizer(lowercase=lowercase, accents=strip_accents)
     found = _KINDS[kind](parts)
     if kind != "bert":
         bos, eos = special.get("bos_token"), special.get("eos_token")
@@ -87,6 +95,8 @@ class _Parts:
         self.spelled, self.types, self.special = spelled, types, special
         self.scores, self.merges, self.pre, self.where = scores, merges, pre, where
         self.space_prefix = space_prefix
+        self.strips = False  # white space after control tokens
+        self.normalize = bert_normalizer()  # of BERT
 
     def ids(self, *types: int) -> dict[str, int]:
         """{piece: token} of the tokens of these types, the first of equal pieces."""
@@ -98,11 +108,14 @@ class _Parts:
 
     def added(self, mark: str = "") -> list[AddedToken]:
         """The tokens that a text may name; mark: what a space is in a piece."""
-        named = self.ids(CONTROL, UNKNOWN)
-        added = [AddedToken(i, piece) for piece, i in named.items() if piece]
+        added = [
+            AddedToken(i, piece, rstrip=self.strips and piece not in _NEVER_STRIP)
+            for piece, i in self.ids(CONTROL, UNKNOWN).items()
+            if piece
+        ]
         for piece, i in self.ids(USER_DEFINED).items():
             text = piece.replace(mark, " ") if mark else piece
-            added.append(AddedToken(i, text, special=False))
+            added.append(AddedToken(i, text, special=False, rstrip=self.strips))
         return added
 
 
@@ -156,8 +169,10 @@ def _gpt2(parts: _Parts) -> Pipeline:
             f"{parts.where}: the pre-tokenizer {brief(parts.pre)} is not supported; these are: "
             f"{', '.join(filter(None, SPLITTINGS))}"
         )
+    if parts.merges is None:
+        raise TokenizerError(f"{parts.where}: has no merges, which the algorithm gpt2 needs")
     splitting, ids = SPLITTINGS[parts.pre], parts.ids(*range(7))
-    merges = models.merge_table(ids, list(parts.merges or ()), f"{parts.where}: merges")
+    merges = models.merge_table(ids, list(parts.merges), f"{parts.where}: merges")
     added = parts.added()
     names = {token.id for token in added}
     pieces = [
@@ -184,7 +199,7 @@ def _bert(parts: _Parts) -> Pipeline:
             piece if kind != NORMAL else piece[1:] if piece.startswith(_MARK) else f"##{piece}"
             for piece, kind in zip(spelled, parts.types, strict=True)
         ]
-    parts = _Parts(spelled, parts.types, parts.special, None, None, "", True, parts.where)
+    parts.spelled = spelled
     ids = parts.ids(*range(7))
     special = {"cls_token": ids.get("[CLS]"), "sep_token": ids.get("[SEP]")} | parts.special
     unknown = parts.special.get("unk_token", ids.get("[UNK]"))
@@ -197,7 +212,7 @@ def _bert(parts: _Parts) -> Pipeline:
         [piece.encode() for piece in spelled],
         shown.word_piece(spelled),
         parts.added(),
-        bert_normalizer(),
+        parts.normalize,
         bert_words,
         Template.bert(cls, sep),
     )

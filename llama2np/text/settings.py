@@ -70,7 +70,7 @@ def read_template(path: Path) -> str:
         data = read_at_most(file, _LARGEST_TEMPLATE)
     if data is None:
         raise TokenizerError(f"{path}: is larger than {_LARGEST_TEMPLATE:,} bytes, the maximum")
-    return data.decode(errors="replace")
+    return data.decode("utf-8-sig", errors="replace")
 
 
 def _file(path: Path) -> Fields | None:
@@ -108,7 +108,8 @@ def _ends(file: Fields) -> list[int]:
     ends: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
     if len(ends) > _MOST_ENDS:
         raise TokenizerError(f"{file.where}: eos_token_id has {len(ends):,} tokens")
-    return [checked_whole(token, f"{file.where}: eos_token_id") for token in ends]
+    # Some files say -1 for "none".
+    return [checked_whole(i, f"{file.where}: eos_token_id") for i in ends if i != -1]
 
 
 def _templates(file: Fields) -> dict[str, str]:

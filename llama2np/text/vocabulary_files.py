@@ -96,7 +96,7 @@ def _lines(path: Path) -> list[str]:
     if data is None or data.count(b"\n") > 2 * models.MAX_PIECES:
         raise TokenizerError(f"{path}: is larger than {fields.LARGEST:,} bytes, the maximum here")
     try:
-        text = data.decode()
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path}: not UTF-8 at byte {error.start}") from None
     lines = text.replace("\r\n", "\n").split("\n")

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import os
 
-from llama2np.formats.gguf.architectures import network
+from llama2np.formats.gguf.architectures import network, pooling_of
 from llama2np.formats.gguf.file import GgufFile, GgufTensor, is_gguf, read
 from llama2np.model.config import Config
 from llama2np.model.weights import Weights
 
-__all__ = ["GgufFile", "GgufTensor", "is_gguf", "load", "network", "read"]
+__all__ = ["GgufFile", "GgufTensor", "is_gguf", "load", "network", "pooling_of", "read"]
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Config, Weights]:

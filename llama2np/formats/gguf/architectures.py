@@ -23,6 +23,8 @@ from llama2np.model.weights import Weights
 from llama2np.output import brief
 
 _MOST_EXPERTS = 1024
+# How an encoder makes one vector of a text, by the numbers of llama.cpp.
+POOLINGS = ("none", "mean", "cls", "last", "rank")
 Settings = dict[str, Any]  # fields of Config
 
 
@@ -41,6 +43,15 @@ def network(file: GgufFile) -> tuple[Config, Weights]:
     return config, weights
 
 
+def pooling_of(data: Metadata) -> str:
+    """One of POOLINGS; "mean" where the file does not say it. Raises CheckpointError."""
+    number = data.whole(".pooling_type", POOLINGS.index("mean"))
+    if number >= len(POOLINGS):
+        key = data.full(".pooling_type")
+        raise CheckpointError(f"{data.path}: {key} = {number}, expected 0 to {len(POOLINGS) - 1}")
+    return POOLINGS[number]
+
+
 def config_of(data: Metadata, tensors: Mapping[str, GgufTensor]) -> Config:
     """The Config that the metadata describe. Raises CheckpointError and ValueError.
 
@@ -51,6 +62,10 @@ def config_of(data: Metadata, tensors: Mapping[str, GgufTensor]) -> Config:
         raise ValueError(
             f"is of architecture {brief(name)}, which is not supported yet, expected one of "
             f"{', '.join(_SETTINGS)}"
+        )
+    if name != "bert" and not data.flag(".attention.causal", True):
+        raise ValueError(
+            f"has {data.full('.attention.causal')} = False, which is not supported yet"
         )
     return Config(**_common(data, tensors), **_SETTINGS[name](data, tensors))
 

@@ -108,7 +108,6 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-@kinds.reader("gguf", CheckpointError)
 def read(path: str | os.PathLike[str]) -> GgufFile:
     """Open a GGUF file of version 2 or 3, mapped, with all parts if it is the first of several.
 
@@ -117,6 +116,7 @@ def read(path: str | os.PathLike[str]) -> GgufFile:
     return split.joined(_read_file(path), _read_file)
 
 
+@kinds.reader("gguf", CheckpointError)
 def _read_file(path: str | os.PathLike[str]) -> GgufFile:
     """One file, which may be a part."""
     with open_regular(path) as file:

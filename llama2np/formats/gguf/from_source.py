@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from llama2np.formats.checkpoint import CheckpointError, CheckpointWarning
-from llama2np.formats.gguf.architectures import config_of
+from llama2np.formats.gguf.architectures import POOLINGS, config_of
 from llama2np.formats.gguf.file import GgufTensor, is_gguf, read
 from llama2np.formats.gguf.metadata import Metadata
 from llama2np.formats.gguf.rope import yarn_magnitude
@@ -32,6 +32,7 @@ from llama2np.formats.gguf.write import (
     type_for,
     write,
 )
+from llama2np.formats.huggingface import sentences
 from llama2np.formats.source import Source, Stored, interleaved
 from llama2np.model import rope
 from llama2np.model.config import Config
@@ -157,11 +158,20 @@ def _settings(source: Source, name: str) -> Settings:
     if name == "gemma3" and period:
         found["attention.sliding_window_pattern"] = period
     if name == "bert":
-        found["attention.causal"] = False
+        found |= {"attention.causal": False, "pooling_type": _pooling(source)}
     if name == "gptneox":
         found["use_parallel_residual"] = bool(c.parallel_residual)
-    general = {"general.architecture": name, "general.name": Path(source.path).name}
+    general: Settings = {"general.architecture": name, "general.name": Path(source.path).name}
+    if name == "bert":  # llama.cpp expects it
+        general["tokenizer.ggml.token_type_count"] = c.n_types
     return general | {f"{name}.{key}": value for key, value in found.items()}
+
+
+def _pooling(source: Source) -> int:
+    """llama.cpp's number for how an encoder makes one vector of a text."""
+    if (pooling := sentences.read(Path(source.path)).pooling) not in POOLINGS:
+        raise CheckpointError(f"{source.path}: pooling {pooling}: GGUF has no number for it")
+    return POOLINGS.index(pooling)
 
 
 def _scaling(c: Config, name: str) -> Settings:
@@ -263,6 +273,11 @@ def _tensors(source: Source, name: str) -> Iterator[tuple[str, Stored]]:
                 break
             names = [f"layers.{i}.experts.{e}.{ours}" for e in range(c.n_experts)]
             yield f"blk.{i}.{theirs}.weight", _joined([left.pop(one) for one in names])
+    if name == "bert" and (pooler := left.keys() & {"pooler", "pooler.bias"}):
+        for ours in pooler:
+            del left[ours]
+        text = f"{source.path}: written without its pooler, which GGUF cannot hold: embed does not"
+        warnings.warn(CheckpointWarning(f"{text} use it, classify does"), stacklevel=5)
     if left:
         raise CheckpointError(
             f"{source.path}: has {min(left)}, which a GGUF file of architecture {name} cannot hold"

@@ -103,7 +103,8 @@ def parse(data: memoryview) -> Header:
     if version not in _VERSIONS:
         if version & 0xFFFF == 0:
             raise ValueError("is big-endian: the package gguf has a script gguf_convert_endian")
-        raise ValueError(f"is of GGUF version {version}, expected 2 or 3: get a newer file")
+        way = "get a newer file" if version < min(_VERSIONS) else "llama2np is too old for it"
+        raise ValueError(f"is of GGUF version {version}, expected 2 or 3: {way}")
     n_tensors, n_keys = text.whole("<u8"), text.whole("<u8")
     if n_tensors > _MOST_TENSORS or n_keys > _MOST_KEYS:
         raise ValueError(

@@ -34,7 +34,7 @@ def rope_scaling(data: Metadata, tensors: Mapping[str, GgufTensor]) -> RopeScali
     if "rope_freqs.weight" in tensors:
         table = _table(tensors, "rope_freqs.weight")
         return RopeScaling("longrope", original_len=length, short_factors=table, long_factors=table)
-    kind = data.text(f"{key}.type", "none")
+    kind = data.text(f"{key}.type", "linear")  # of a file that has a factor only
     scale = data.number(f"{key}.factor", 0.0)
     if not scale and (old := data.number(".rope.scale_linear", 0.0)):
         kind, scale = "linear", old  # the key of 2023

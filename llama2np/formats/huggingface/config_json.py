@@ -20,6 +20,7 @@ from llama2np.output import brief
 # Fields that change the computation, and their values for the computation that we do.
 _NEUTRAL: Fields = {
     "quantization_config": (None,),
+    "quantization": (None,),  # MLX's
     "is_decoder": (False, None, True),
     "add_cross_attention": (False, None),
     "use_bidirectional_attention": (False, None),
@@ -71,7 +72,8 @@ def _decoder(params: JsonFile, **defaults: Any) -> Fields:
     """The fields that Llama and its relatives have in common.
 
     defaults: what differs from Llama in a family: `activation` and `eps_name`, and the values of
-    absent fields: kv_heads, head_dim, seq_len, eps, theta, partial_rotary.
+    absent fields: kv_heads, head_dim, seq_len, eps, theta, partial_rotary (in the families that
+    rotate a part of a head only).
     """
     heads = params.whole("num_attention_heads")
     dim = params.whole("hidden_size")
@@ -167,7 +169,7 @@ def _dual_chunk(params: JsonFile, chunks: object) -> DualChunk:
 
 
 def _phi3(params: JsonFile) -> Fields:
-    fields = _decoder(params, seq_len=4096, eps=1e-5)
+    fields = _decoder(params, seq_len=4096, eps=1e-5, partial_rotary=1)
     return fields | _windows(params, fields, _sliding(params, 0))
 
 
@@ -230,7 +232,10 @@ def _gemma3(params: JsonFile) -> Fields:
     local = params.number("rope_local_base_freq", 1e4)
     new = params.get("rope_parameters")
     if isinstance(new, dict) and isinstance(new.get("sliding_attention"), dict):
-        local = params.inner("rope_parameters").inner("sliding_attention").number("rope_theta", 1e4)
+        inner = params.inner("rope_parameters").inner("sliding_attention")
+        if inner.get("rope_type") not in (None, "default"):
+            raise _refused(inner, "rope_type", "default")
+        local = inner.number("rope_theta", 1e4)
     return fields | {"local_rope_theta": local}
 
 

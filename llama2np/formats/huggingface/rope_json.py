@@ -26,7 +26,7 @@ def rope(params: JsonFile, fields: Fields, defaults: Fields) -> Fields:
         "partial_rotary_factor", params.number("rotary_pct", defaults.get("partial_rotary", 1))
     )
     scaling = None
-    for name in ("rope_scaling", "rope_parameters"):
+    for name in ("rope_parameters", "rope_scaling"):  # transformers 5 prefers the last
         if (rope := params.get(name)) is None:
             continue
         if not isinstance(rope, dict):
@@ -40,6 +40,11 @@ def rope(params: JsonFile, fields: Fields, defaults: Fields) -> Fields:
     rotary = int(fields["head_dim"] * partial)
     if not rotary:
         raise ValueError(f"partial_rotary_factor={partial} leaves no value to rotate")
+    if rotary != fields["head_dim"] and "partial_rotary" not in defaults:
+        raise ValueError(
+            f"partial_rotary_factor={partial}, expected 1: transformers ignores it in a "
+            f"{params.get('model_type')}, other programs use it"
+        )
     changed: Fields = {"rope_theta": theta, "rotary_dim": rotary, "rope_scaling": scaling}
     if scaling and scaling.kind == "dynamic":  # it is for texts of up to this length
         changed["seq_len"] = int(fields["seq_len"] * scaling.factor)
@@ -47,7 +52,7 @@ def rope(params: JsonFile, fields: Fields, defaults: Fields) -> Fields:
 
 
 def _scaling(params: JsonFile, rope: JsonFile, fields: Fields) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type"))
+    kind = rope.get("rope_type") or rope.get("type")
     if kind in ("default", None):
         return None
     if kind == "su" or (kind == "yarn" and params.get("model_type") == "phi3"):

@@ -28,6 +28,11 @@ def tensors_of(folder: Path) -> dict[str, Stored]:
             return read_one(folder / name)
         if (folder / f"{name}.index.json").exists():
             return _read_shards(folder / f"{name}.index.json", read_one)
+        if any(folder.glob(f"{Path(name).stem}-*-of-*{Path(name).suffix}")):
+            raise CheckpointError(
+                f"{folder}: has a shard of the weights, but no {name}.index.json, which says what "
+                "is in each: fetch that file, too"
+            )
     raise CheckpointError(f"{folder}: has no {' nor '.join(_WEIGHTS)}, whole or with index.json")
 
 

@@ -58,7 +58,9 @@ def explained(path: StrPath, place: str) -> str | None:
 def way_out(path: StrPath, place: str) -> str:
     """What to do with a file in that place, beginning with ": "; "" if there is no advice."""
     head, kind = _recognised(path)
-    way = _way(kind, PLACES[place], head) if head and kind else ""
+    if head is None or kind is None or kind.source == f"--{place}":  # it is what was tried
+        return ""
+    way = _way(kind, PLACES[place], head)
     return f": {way}" if way else ""
 
 
