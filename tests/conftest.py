@@ -42,8 +42,16 @@ EXHAUSTIVE = bool(os.environ.get("LLAMA2NP_EXHAUSTIVE"))
 
 
 def examples(count: int) -> int:
-    """How many random cases a test tries: a third of them, and all in `make test-all`."""
-    return count if EXHAUSTIVE else -(-count // 3)
+    """How many random cases a test tries: a fifth of them, and all in `make test-all`."""
+    return count if EXHAUSTIVE else -(-count // 5)
+
+
+def parameters(values, often):
+    """For pytest.mark.parametrize: those of the values that are not in `often` are exhaustive."""
+    return [
+        pytest.param(value, marks=[pytest.mark.exhaustive] * (value not in often))
+        for value in values
+    ]
 
 
 # The same examples in every run, and no clock: on a busy machine a test may take its time.

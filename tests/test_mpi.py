@@ -80,7 +80,7 @@ def test_a_script(mpirun, tmp_path):
 
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT)
-    child = mpirun(4, script, tmp_path / "logits.npy", tmp_path / "q8.npy")
+    child = mpirun(3, script, tmp_path / "logits.npy", tmp_path / "q8.npy")
     out, err = child.communicate(timeout=300)
     assert child.returncode == 0, err
     model = Llama.load("stories-box", engine="numpy")
@@ -95,7 +95,7 @@ def test_a_script(mpirun, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "q8.npy"), expected)
     story = model.generate("Tom", max_new_tokens=8, temperature=0.8, seed=5).text
     assert story in out
-    assert sorted(re.findall(r"rank (\d) is done", out)) == ["0", "1", "2", "3"]
+    assert sorted(re.findall(r"rank (\d) is done", out)) == ["0", "1", "2"]
     assert "rank 0 no file no-such-file" in out
 
 
