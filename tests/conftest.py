@@ -108,6 +108,15 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(skip)
 
 
+def pairs(some, others):
+    """As `parameters`, for all pairs of two values: often, each value is in one or a few pairs."""
+    shorter = min(len(some), len(others))
+    values = [(a, b) for a in some for b in others]
+    places = [(i - k) % shorter for i in range(len(some)) for k in range(len(others))]
+    often = [value for value, place in zip(values, places, strict=True) if place == 0]
+    return parameters(values, often)
+
+
 def missing(reason: str):
     """Skip the test, or the module, for want of something; where all is required, fail."""
     if os.environ.get("LLAMA2NP_REQUIRE_ALL"):

@@ -178,7 +178,7 @@ def triple(x):
 
 made = numba.njit(triple)
 made._cache = Cache(triple, Path(sys.argv[1]))
-print(made(2), made.stats.cache_misses)
+print(made(2), sum(made.stats.cache_misses.values()))
 """
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import parameters
+from conftest import pairs
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ("run.py", "runq.py", "export.py")
@@ -35,10 +35,9 @@ def bare(script, *words, cwd):
 
 
 NAMES = ("llama", "tell me", "x.py", "run.py", "numpy")
-LINKS = [(script, name) for script in SCRIPTS for name in NAMES]
 
 
-@pytest.mark.parametrize("link", parameters(LINKS, [*zip(3 * SCRIPTS, NAMES)]), ids="-".join)
+@pytest.mark.parametrize("link", pairs(SCRIPTS, NAMES), ids="-".join)
 def test_a_link_of_any_name(checkout, tmp_path, link):
     script, name = link
     link, relative = tmp_path / name, tmp_path / f"{name}-2"
