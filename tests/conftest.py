@@ -46,6 +46,23 @@ def examples(count: int) -> int:
     return count if EXHAUSTIVE else -(-count // 5)
 
 
+def parts(files: dict[str, list], count: int) -> list[list[str]]:
+    """The files in `count` parts of as many tests each, in this order: EARLY, TOGETHER, others.
+
+    These are the parts with which pytest-xdist's workers begin.
+    """
+    early = tuple(f"test_{name}" for name in EARLY.split())
+    first = [name for name in files if name.startswith(early)]
+    together = [name for name in files if name[len("test_") : -len(".py")] in TOGETHER.split()]
+    found = [first[k::count] for k in range(count)]
+    found[0] += together
+    for name in files:
+        if name not in (*first, *together):
+            length = [sum(len(files[each]) for each in part) for part in found]
+            found[length.index(min(length))].append(name)
+    return found
+
+
 def parameters(values, often):
     """For pytest.mark.parametrize: those of the values that are not in `often` are exhaustive."""
     return [
@@ -82,7 +99,14 @@ def pytest_collection_finish(session):
 # Files whose tests need no kernels, or hardly any: they run while the kernels are compiled.
 EARLY = (
     "arguments atomic blocks chat_template checkpoint cli_errors convert download evaluation"
-    " folders_hostile gguf header hostile hub kinds limits pickle stories streams tokenizer"
+    " gguf header hostile hub kinds limits pickle stories streams tokenizer"
+)
+
+# Files that need kernels which `llama2np warmup` does not compile. One worker runs them, so that no
+# two workers compile the same.
+TOGETHER = (
+    "activations batch encoder families folders_hostile kernels_blocks same_bits serve_classify"
+    " shares weights"
 )
 
 
@@ -95,12 +119,8 @@ def pytest_collection_modifyitems(config, items):
     files = {}
     for item in items:
         files.setdefault(item.path.name, []).append(item)
-    early = tuple(f"test_{name}" for name in EARLY.split())
-    order = sorted(files, key=lambda name: not name.startswith(early))
-    # pytest-xdist gives each worker a part of the list: each part begins with early ones.
     count = getattr(config, "workerinput", {}).get("workercount", 1)
-    parts = (order[k::count] for k in range(count))
-    items[:] = [item for part in parts for name in part for item in files[name]]
+    items[:] = [item for part in parts(files, count) for name in part for item in files[name]]
     if NO_JIT:
         skip = pytest.mark.skip(reason="too much arithmetic for plain Python")
         for item in items:

@@ -3,7 +3,7 @@
 from random import Random
 
 import pytest
-from conftest import examples
+from conftest import EXHAUSTIVE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +31,7 @@ def test_damaged_files_are_refused_or_harmless(tmp_path_factory, kind):
         write_case(case, warm)
         exercise(kind, warm)
 
-    @settings(max_examples=examples(80), database=None)
+    @settings(max_examples=80 if EXHAUSTIVE else 8, database=None)
     @given(st.integers(0, 2**32))
     def check(seed):
         folder = tmp_path_factory.mktemp("case")

@@ -3,7 +3,7 @@
 import naive
 import numpy as np
 import pytest
-from conftest import examples, parameters
+from conftest import examples, pairs, parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops import Buffer, call, out
@@ -29,10 +29,10 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-@pytest.mark.parametrize("size", (32, 64))
-@pytest.mark.parametrize("isa", int8_isa.usable())
-def test_products4(isa, size):
+@pytest.mark.parametrize("case", pairs(int8_isa.usable(), (32, 64)), ids="{0[0]}-{0[1]}".format)
+def test_products4(case):
     """Every instruction set, at odd offsets, with the largest products there are: equal bits."""
+    isa, size = case
     products4 = int8_dot.products4(isa, size)
 
     @exact
