@@ -3,7 +3,7 @@
 LLAMA2NP_REFERENCE names the folder of the reference data (default: shared/reference beside the
 repository). LLAMA2NP_REQUIRE_ALL=1 makes a test fail, instead of being skipped, where what it needs
 is missing. LLAMA2NP_TEST_PULL=1 lets a test download a model of 93 MB.
-LLAMA2NP_EXHAUSTIVE=1 tries all random cases, and each instruction set with each format.
+LLAMA2NP_EXHAUSTIVE=1 (`make test-all`) tries all random cases and all pairs of parameters.
 """
 
 import gc
@@ -42,7 +42,7 @@ EXHAUSTIVE = bool(os.environ.get("LLAMA2NP_EXHAUSTIVE"))
 
 
 def examples(count: int) -> int:
-    """How many random cases a test tries: a fifth of them, and all in `make test-all`."""
+    """How many random cases a test tries: a fifth of them, or all."""
     return count if EXHAUSTIVE else -(-count // 5)
 
 
