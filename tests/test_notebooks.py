@@ -36,11 +36,16 @@ def test_these_are_the_notebooks():
     assert sorted(path.stem for path in DOCS.glob("*.py")) == sorted(NOTEBOOKS)
 
 
-HEAVY = ("teach_it", "what_a_head_looks_at", "what_quantization_costs")  # minutes in plain Python
+OTHERS = NOTEBOOKS[2:]  # minutes in plain Python, as "teach_it"
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.compiled] * (n in HEAVY)) for n in NOTEBOOKS]
+    "name",
+    [
+        "one_token",
+        pytest.param("teach_it", marks=pytest.mark.compiled),
+        *(pytest.param(n, marks=[pytest.mark.compiled, pytest.mark.exhaustive]) for n in OTHERS),
+    ],
 )
 def test_a_notebook_runs(drawing, name, tmp_path):
     code = (DOCS / f"{name}.py").read_text(encoding="utf-8")
