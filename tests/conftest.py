@@ -53,11 +53,13 @@ def parts(files: dict[str, list], count: int) -> list[list[str]]:
     """
     early = tuple(f"test_{name}" for name in EARLY.split())
     first = [name for name in files if name.startswith(early)]
-    together = [name for name in files if name[len("test_") : -len(".py")] in TOGETHER.split()]
     found = [first[k::count] for k in range(count)]
-    found[0] += together
+    for k, names in enumerate(TOGETHER):
+        found[k % count] += [
+            f"test_{name}.py" for name in names.split() if f"test_{name}.py" in files
+        ]
     for name in files:
-        if name not in (*first, *together):
+        if not any(name in part for part in found):
             length = [sum(len(files[each]) for each in part) for part in found]
             found[length.index(min(length))].append(name)
     return found
@@ -102,11 +104,12 @@ EARLY = (
     " gguf header hostile hub kinds limits pickle stories streams tokenizer"
 )
 
-# Files that need kernels which `llama2np warmup` does not compile. One worker runs them, so that no
-# two workers compile the same.
+# Files that one worker should run: these need the same kernels, which `llama2np warmup` does not
+# compile, and those the process from which commands are forked (forks.py).
 TOGETHER = (
-    "activations batch encoder families folders_hostile kernels_blocks same_bits serve_classify"
-    " shares weights"
+    "activations architecture batch bulk encoder families folders_hostile kernels_blocks same_bits"
+    " serve_classify shares weights",
+    "bulk_dask cli_process faults forks generate_command generation notebooks owner state threads",
 )
 
 

@@ -19,9 +19,10 @@ from llama2np.model.transformer import State, Transformer
 # One of each way in which a kernel may differ: int8; offsets and single bits; 256 values in groups
 # of 16, or in groups of 32, and a table.
 SOME = ("Q8_0", "Q5_1", "Q6_K", "IQ4_XS")
-# And of each way in which a block is unpacked: pairs of scales and offsets, digits to base three.
-# The tables of all kinds are compared below, without a compiler.
-FORMS = (*SOME, "Q4_K", "TQ1_0")
+# Other ways of unpacking a block are tested where they are compiled fast, by `embed`: a table, and
+# digits to base three. The tables of all kinds are compared below, without a compiler.
+FEW = ("Q8_0", "Q5_1", "Q6_K", "Q4_K")
+ROWS = ("Q8_0", "Q6_K", "IQ4_XS", "TQ1_0")
 OTHERS = [isa for isa in int8_isa.usable() if isa != int8_isa.ISA]
 vectors = pytest.mark.skipif(PLAIN, reason="plain loops do not use vector instructions")
 
@@ -104,7 +105,7 @@ def test_two_terms_are_nearly_exact():
     assert (np.abs(found - naive.matmul(w.dequantize(), x)) < 1e-4 * size).all()
 
 
-@pytest.mark.parametrize("kind", parameters(KINDS, FORMS))
+@pytest.mark.parametrize("kind", parameters(KINDS, FEW))
 def test_a_small_batch(kind):
     """Against NumPy, over odd sizes: blocks that are left over, one row, one block."""
     small = KINDS[kind].values == 32
@@ -139,7 +140,7 @@ def test_the_bits_do_not_depend_on_the_batch(kind, members):
 
 
 PAIRS = [(isa, kind) for isa in OTHERS for kind in SOME]
-OFTEN = [*zip(OTHERS, SOME[1:], strict=False)]  # each of the instruction sets
+OFTEN = [*zip(OTHERS, SOME[1:2], strict=False)]
 
 
 @vectors
@@ -180,7 +181,7 @@ def test_tiles_of_every_instruction_set_give_the_same_bits(isa):
     np.testing.assert_array_equal(found, product(x, w)[0])
 
 
-@pytest.mark.parametrize("kind", parameters((*SOME, "Q2_K"), ("Q8_0", "Q6_K")))
+@pytest.mark.parametrize("kind", parameters(KINDS, ROWS))
 def test_embed(kind):
     """The values are those of Blocks.rows, to the last bit."""
     w, tokens = matrix(kind, 9, 512), np.array([8, 0, 3, 3])
