@@ -113,14 +113,15 @@ def check_matmul(matmul, count, d, group, groups, seed=0):
 
 
 @exact
-def multiply_rows(q, scales, start, end, x, x_scales, x_sums, out):
-    int8_rows(q, scales, start, end, x, x_scales, x_sums, out)
+def multiply_rows(q, scales, n, group, d, x, x_scales, x_sums, count, out, start, end):
+    int8_rows(q, scales, n, group, d, x, x_scales, x_sums, count, out, start, end)
 
 
 def by_rows(q, scales, x, x_scales, x_sums, out):
-    middle = len(q) // 2
-    for start, end in ((0, middle), (middle, len(q))):
-        multiply_rows(q, scales, start, end, x, x_scales, x_sums, out)
+    (d, n), group, count = q.shape, q.shape[1] // scales.shape[1], len(x)
+    q, scales, x, x_scales, x_sums, out = map(np.ravel, (q, scales, x, x_scales, x_sums, out))
+    for start, end in ((0, d // 2), (d // 2, d)):
+        multiply_rows(q, scales, n, group, d, x, x_scales, x_sums, count, out, start, end)
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -59,12 +59,9 @@ def _rows_of(size):
     products = products4(ISA, size) if size else None
 
     @exact(forceinline=True)
-    def rows(q, scales, start, end, x, x_scales, x_sums, out):
-        n, groups, (count, d) = q.shape[1], scales.shape[1], out.shape
-        group, half = n // groups, (end - start + 1) // 2
+    def rows(q, scales, n, group, d, x, x_scales, x_sums, count, out, start, end):
+        groups, half = n // group, (end - start + 1) // 2
         fours = groups // 4 * 4 if size else 0
-        q, scales, x, out = q.reshape(-1), scales.reshape(-1), x.reshape(-1), out.reshape(-1)
-        x_scales, x_sums = x_scales.reshape(-1), x_sums.reshape(-1)
         # Two rows share the loads of x. They come from both halves of the range: see float32.few.
         for i in range(start, start + half):
             j = min(i + half, end - 1)  # the last row may be computed twice
@@ -91,24 +88,23 @@ _rows_of_64, _rows_of_32, _rows_of_any = _rows_of(64), _rows_of(32), _rows_of(No
 
 
 @separate
-def int8_rows(q, scales, start, end, x, x_scales, x_sums, out):
-    """out[t, i] = row i of q * scales times x[t] * x_scales[t], for start <= i < end.
+def int8_rows(q, scales, n, group, d, x, x_scales, x_sums, count, out, start, end):
+    """out[t, i] = row i of q * scales times x[t] * x_scales[t], for start <= i < end, t < count.
 
-    q: (d, n) int8, scales: (d, n / group) float32, x: (T, n) int8, x_scales: (T, n / group)
-    float32, x_sums: (T, n / group) int32, the sums of x over each group, out: (T, d) float32.
-    There is a compiled form for each of the usual group sizes.
+    q: (d, n) int8, scales: (d, n / group) float32, x: (count, n) int8, x_scales: (count, n / group)
+    float32, x_sums: (count, n / group) int32, the sums of x over each group, out: (count, d)
+    float32; all of them flat. There is a compiled form for each of the usual group sizes.
     """
-    group = q.shape[1] // scales.shape[1]
     if group == 64:
-        _rows_of_64(q, scales, start, end, x, x_scales, x_sums, out)
+        _rows_of_64(q, scales, n, group, d, x, x_scales, x_sums, count, out, start, end)
     elif group == 32:
-        _rows_of_32(q, scales, start, end, x, x_scales, x_sums, out)
+        _rows_of_32(q, scales, n, group, d, x, x_scales, x_sums, count, out, start, end)
     else:
-        _rows_of_any(q, scales, start, end, x, x_scales, x_sums, out)
+        _rows_of_any(q, scales, n, group, d, x, x_scales, x_sums, count, out, start, end)
 
 
-_FLOATS, _INT8S, _INT32S = float32[:, ::1], int8[:, ::1], int32[:, ::1]
-_KINDS = (_INT8S, _FLOATS, int64, int64, _INT8S, _FLOATS, _INT32S, _FLOATS)
+_FLOATS, _INT8S, _INT32S = float32[::1], int8[::1], int32[::1]
+_KINDS = (_INT8S, _FLOATS, *(int64,) * 3, _INT8S, _FLOATS, _INT32S, int64, _FLOATS, int64, int64)
 call_int8_rows = linked(int8_rows, *_KINDS)
 
 

@@ -21,7 +21,7 @@ from llama2np.kernels.ops.weighted_sum import weighted_sum
 from llama2np.kernels.runtime.jit import inner, separate
 from llama2np.kernels.runtime.link import linked
 from llama2np.kernels.runtime.memory import floats, int64s, vector
-from llama2np.kernels.runtime.op import op, rows_of, span_at
+from llama2np.kernels.runtime.op import op, place, rows_of, span_at
 
 BLOCK = 64  # positions; a chunk is a multiple of it; model/state.py has the same number
 _LINE = 16  # float32 in a cache line
@@ -97,32 +97,69 @@ def _to_weights(row, n, divisor, softcap):
     _divide_by_sum(row, np.float32(0), np.int64(0), n)
 
 
+@inner
+def _flat(run, offset, width, first, count):
+    """Rows first ... first + count - 1 of a buffer of this width, one after the other."""
+    return vector(place(run, offset) + 4 * width * first, count * width)
+
+
+@inner
+def _dual_scores(q, before, far, at, head_dim, keys, here, row, block, own, stride):
+    """The scores of a block of keys with dual chunk attention: three queries, each for its keys.
+
+    q is for the keys from position `own` on, `before` for the `stride` keys before them, and `far`
+    for all others.
+    """
+    width = np.int64(BLOCK)
+    no = width < 0  # a False with a type
+    a = min(max(own - stride, block), block + width)
+    b = min(max(own, block), block + width)
+    weighted_sum(far, at, head_dim, keys, here, width, row, block, a - block, no)
+    weighted_sum(before, at, head_dim, keys, here + a - block, width, row, a, b - a, no)
+    weighted_sum(q, at, head_dim, keys, here + b - block, width, row, b, block + width - b, no)
+
+
+@inner(forceinline=True)
+def _add_values(row, low, n, block, stop, values, origin, out, at, head_dim):
+    """Add the weighted values of the positions block ... stop - 1 to out, for one row.
+
+    The row attends to the positions low ... n - 1, and its sums begin at `low`. values: those of a
+    chunk that begins at position `origin`.
+    """
+    start = max(block, low)
+    count = min(n, stop) - start  # 0 or less if the row does not attend to the block
+    if count > 0 or start == low:
+        here = (start - origin) * head_dim
+        weighted_sum(row, start, count, values, here, head_dim, out, at, head_dim, start > low)
+
+
 def _attention(chunked):
     """The kernel that computes it; `chunked`: for dual chunk attention, with three queries."""
 
     def attend(
         first, end, count, high, more, window, stride, q, before, far, out, chunks, at, kv_stride,
-        chunk, n_heads, n_kv_heads, divisor, softcap, scores,
+        chunk, n_heads, n_kv_heads, head_dim, divisor, softcap, scores,
     ):  # fmt: skip
         """Softmax-weighted means of the values, for heads first ... end - 1 and `count` rows.
 
-        q, out: (count, n_heads * head_dim), count <= TOGETHER. Row i attends to the positions below
-        high + i * more, and to `window` of them at most. stride: of dual chunk attention; then
-        `before` and `far` are the queries for keys of the chunk before and of all others. chunks:
-        the addresses of the cache's chunks; in each, the keys of the layer begin at offset `at` in
-        float32 values, the values at `at` + kv_stride. scores: (n_heads * TOGETHER, capacity),
-        scratch.
+        q, out: (count * n_heads * head_dim,), count <= TOGETHER. Row i attends to the positions
+        below high + i * more, and to `window` of them at most. stride: of dual chunk attention;
+        then `before` and `far` are the queries for keys of the chunk before and of all others.
+        chunks: the addresses of the cache's chunks; in each, the keys of the layer begin at offset
+        `at` in float32 values, the values at `at` + kv_stride. scores: (n_heads * TOGETHER,
+        capacity), scratch.
         """
-        head_dim = q.shape[1] // n_heads
+        dim = n_heads * head_dim
         shared = n_heads // n_kv_heads  # query heads per kv head
         # Typed, since numba compiles a function again for a literal.
         none, one, width, rows = np.int64(0), np.int64(1), np.int64(BLOCK), np.int64(TOGETHER)
         no, line = none > 0, np.int64(_LINE)  # a False with a type
-        dim, q, out, size = q.shape[1], q.reshape(-1), out.reshape(-1), chunk * head_dim
-        last = high + (count - 1) * more
+        size, last = chunk * head_dim, high + (count - 1) * more
         begin = max(high - window, none) // BLOCK * BLOCK  # of the first block that is attended to
         plain = last <= window and softcap <= 0 and more == 1
+
         for head in range(first, end):
+            # The scores: the products of the queries and the keys.
             for c in range(begin // chunk, chunks.shape[0]):
                 keys = vector(chunks[c] + 4 * (at + head // shared * size), size)
                 for block in range(max(c * chunk, begin), min(last, (c + 1) * chunk), BLOCK):
@@ -132,37 +169,28 @@ def _attention(chunked):
                     for i in range(count):
                         mine, row = i * dim + head * head_dim, scores[head * rows + i]
                         if chunked:
-                            # The boundaries between the three parts of the keys.
                             own = (high + i * more - 1) // stride * stride
-                            a = min(max(own - stride, block), block + width)
-                            b = min(max(own, block), block + width)
-                            weighted_sum(
-                                far.reshape(-1), mine, head_dim, keys, here, width, row, block,
-                                a - block, no,
-                            )  # fmt: skip
-                            weighted_sum(
-                                before.reshape(-1), mine, head_dim, keys, here + a - block, width,
-                                row, a, b - a, no,
-                            )  # fmt: skip
-                            weighted_sum(
-                                q, mine, head_dim, keys, here + b - block, width, row, b,
-                                block + width - b, no,
+                            _dual_scores(
+                                q, before, far, mine, head_dim, keys, here, row, block, own, stride
                             )  # fmt: skip
                         else:
                             weighted_sum(
                                 q, mine, head_dim, keys, here, width, row, block, lanes, no
                             )
+            # Their softmax: the weights of the values.
             for i in range(count):
+                n = high + i * more
+                row = scores[head * rows + i]
                 if plain:
-                    exps(scores[head * rows + i], high + i, divisor)
+                    exps(row, n, divisor)
                 else:
-                    n = high + i * more
-                    start = max(n - window, none)
-                    _to_weights(scores[head * rows + i][start:], n - start, divisor, softcap)
+                    low = max(n - window, none)
+                    _to_weights(row[low:], n - low, divisor, softcap)
             if plain and count > 1:
                 _divide_by_sums(scores, head * rows, one, count, high, one)
         if plain and count == 1:
             _divide_by_sums(scores, first * rows, rows, end - first, high, none)
+
         part = chunk if count == 1 else width  # positions that all rows add before the next ones
         for head in range(first, end):
             for c in range(begin // chunk, chunks.shape[0]):
@@ -172,24 +200,19 @@ def _attention(chunked):
                     for i in range(count):
                         mine, row = i * dim + head * head_dim, scores[head * rows + i]
                         n = high + i * more
-                        least = max(n - window, none)
-                        start = max(block, least)
-                        # 0 or less if this row does not attend to the block
-                        some, here = min(n, stop) - start, (start - c * chunk) * head_dim
-                        if some > 0 or start == least:
-                            weighted_sum(
-                                row, start, some, values, here, head_dim, out, mine, head_dim,
-                                start > least,
-                            )  # fmt: skip
+                        low = max(n - window, none)
+                        _add_values(
+                            row, low, n, block, stop, values, c * chunk, out, mine, head_dim
+                        )
 
     attend.__qualname__ = attend.__name__ = "_attend_chunked" if chunked else "_attend"
     return separate(attend)
 
 
-_ROWS, _NUMBERS = float32[:, ::1], (int64,) * 7
+_FLAT = float32[::1]
 _KINDS = (
-    *(*_NUMBERS, _ROWS, _ROWS, _ROWS, _ROWS, int64[::1]),
-    *(*(int64,) * 5, float32, float32, _ROWS),
+    *(*(int64,) * 7, _FLAT, _FLAT, _FLAT, _FLAT, int64[::1]),
+    *(*(int64,) * 6, float32, float32, float32[:, ::1]),
 )
 _FIELDS = f"q out n_heads causal window stride divisor:f4 softcap:f4 {_CACHE}"
 
@@ -217,17 +240,17 @@ def attend(chunked):
                 for t in range(start, stop, TOGETHER):
                     count = min(TOGETHER, stop - t)
                     high = pos + t + 1 if causal else pos + stop
-                    q = rows_of(run, s["q"], width, t, t + count)
+                    q = _flat(run, s["q"], width, t, count)
                     before = far = q
                     if chunked:
-                        before = rows_of(run, s["q_before"], width, t, t + count)
-                        far = rows_of(run, s["q_far"], width, t, t + count)
-                    out = rows_of(run, s["out"], width, t, t + count)
+                        before = _flat(run, s["q_before"], width, t, count)
+                        far = _flat(run, s["q_far"], width, t, count)
+                    out = _flat(run, s["out"], width, t, count)
                     chunks = int64s(addresses, (high + (count - 1) * causal - 1) // chunk + 1)
                     call(
                         head, head + together, count, high, causal, window, s["stride"], q, before,
-                        far, out, chunks, at, kv_stride, chunk, n_heads, n_kv_heads, s["divisor"],
-                        s["softcap"], scores,
+                        far, out, chunks, at, kv_stride, chunk, n_heads, n_kv_heads, head_dim,
+                        s["divisor"], s["softcap"], scores,
                     )  # fmt: skip
 
     attend.__name__ = "attend_chunked" if chunked else "attend"

@@ -165,15 +165,15 @@ def _float(kind):
 
 @inner
 def _int8(s, run, m, e, first, last, scratch):
-    n, d, groups = s["n"], s["d"], s["n"] // s["group"]
+    n, d, group, groups = s["n"], s["d"], s["group"], s["n"] // s["group"]
     start, count = _span(run, s["starts"], e)
-    w = int8s(int64s(s["w"][m], e + 1)[e], d, n)
-    scales = floats(int64s(s["scales"][m], e + 1)[e], d, groups)
-    x = int8s(place(run, s["q"]) + n * start, count, n)
-    x_scales = floats(place(run, s["q_scales"]) + 4 * groups * start, count, groups)
-    x_sums = int32s(place(run, s["q_sums"]) + 4 * groups * start, count, groups)
-    out = floats(place(run, s["out"][m]) + 4 * d * start, count, d)
-    call_int8_rows(w, scales, first, last, x, x_scales, x_sums, out)
+    w = int8s(int64s(s["w"][m], e + 1)[e], 1, d * n)[0]
+    scales = vector(int64s(s["scales"][m], e + 1)[e], d * groups)
+    x = int8s(place(run, s["q"]) + n * start, 1, count * n)[0]
+    x_scales = vector(place(run, s["q_scales"]) + 4 * groups * start, count * groups)
+    x_sums = int32s(place(run, s["q_sums"]) + 4 * groups * start, 1, count * groups)[0]
+    out = vector(place(run, s["out"][m]) + 4 * d * start, count * d)
+    call_int8_rows(w, scales, n, group, d, x, x_scales, x_sums, count, out, first, last)
 
 
 def _blocks(kind):

@@ -118,14 +118,15 @@ def quantize_tiles(s, run, first, last, scratch):
 
 @inner
 def _int8_few(s, run, m, first, last, out, scratch):
-    n, groups, d, rows = s["n"], s["n"] // s["group"], s["d"][m], row_count(s["picked"], run)
+    n, group, d, rows = s["n"], s["group"], s["d"][m], row_count(s["picked"], run)
+    groups = n // group
     x, x_scales = (
-        int8s(place(run, s["q"]), rows, n),
-        floats(place(run, s["q_scales"]), rows, groups),
+        int8s(place(run, s["q"]), 1, rows * n)[0],
+        vector(place(run, s["q_scales"]), rows * groups),
     )
-    x_sums = int32s(place(run, s["q_sums"]), rows, groups)
-    w, scales = int8s(s["w"][m], d, n), floats(s["scales"][m], d, groups)
-    call_int8_rows(w, scales, first, last, x, x_scales, x_sums, out.reshape(rows, d))
+    x_sums = int32s(place(run, s["q_sums"]), 1, rows * groups)[0]
+    w, scales = int8s(s["w"][m], 1, d * n)[0], vector(s["scales"][m], d * groups)
+    call_int8_rows(w, scales, n, group, d, x, x_scales, x_sums, rows, out, first, last)
 
 
 int8_few = _linear("linear_few_int8", "group q q_scales q_sums", _int8_few)
