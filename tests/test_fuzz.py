@@ -36,7 +36,10 @@ def test_damaged_files_are_refused_or_harmless(tmp_path_factory, kind):
     def check(seed):
         folder = tmp_path_factory.mktemp("case")
         size = write_case(damaged(kind, Random(seed)), folder)
-        assert problem(kind, folder, size) == ""
+        found = problem(kind, folder, size)
+        if found.startswith("slow"):  # a kernel was compiled that no other case needs
+            found = problem(kind, folder, size)
+        assert found == ""
 
     check()
 

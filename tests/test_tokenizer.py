@@ -4,6 +4,8 @@ import io
 import json
 import re
 import struct
+from itertools import pairwise
+from random import Random
 
 import pytest
 import sentencepiece
@@ -11,6 +13,7 @@ from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama2np.text.bpe import merge
 from llama2np.text.tokenizer import BOS, EOS, Decoder, Tokenizer, TokenizerError
 
 FILES = {"llama32k": "llama32k/tokenizer.bin", "tok512": "stories260K/tok512.bin"}
@@ -218,6 +221,20 @@ def test_broken_bytes_are_replaced(spelled, pieces, rest):
     decoder = Decoder(Tokenizer(BASE, [0.0] * 259))
     assert [decoder.feed(3 + byte) for byte in spelled] == pieces
     assert decoder.flush() == rest
+
+
+def test_the_pair_of_the_lowest_priority_is_merged_next():
+    """With any priorities; the slow way looks at all pairs for each merge."""
+    random = Random(0)
+    for _ in range(50):
+        pairs = [(a, b) for a in range(9) for b in range(9) if random.random() < 0.7]
+        joins = {pair: (random.random(), random.randrange(9)) for pair in pairs}
+        tokens = random.choices(range(9), k=30)
+        found = merge(tokens, lambda a, b, joins=joins: joins.get((a, b)))
+        while ways := [(*joins[two], i) for i, two in enumerate(pairwise(tokens)) if two in joins]:
+            _, joined, i = min(ways, key=lambda way: way[::2])
+            tokens[i : i + 2] = [joined]
+        assert found == tokens
 
 
 @pytest.mark.parametrize("unit", ["the cat sat. ", "a", " ", "🦙"])
