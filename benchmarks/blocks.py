@@ -8,13 +8,18 @@ PYTHON has llama-cpp-python; --llama-bench PROGRAM is the program of that name o
 fork. What is not given is left out. --file adds a model of your own, such as SmolLM2's.
 
 - kernels: one thread, processor time. The product of one row with matrices of 500 MB together and a
-  plain sum over the same bytes take turns; the share is the median of the rounds' ratios.
+  plain sum over the same bytes take turns; the share is the median of the rounds' ratios. The last
+  column is the product with a matrix that stays in the cache: what the arithmetic alone allows.
 - models: in each round the mapped file is read, and each program generates and reads a prompt once.
   The share compares generation, which reads all weights once for each token, with the plain sum
-  over the same file, and with a sum over other memory, which is in huge pages and often faster.
-  Generation fetches weights ahead of their use, so it may be faster than the plain sum.
-  llama.cpp evaluates tokens and samples none.
+  over the same mapped file. Generation fetches weights ahead of their use, so it may be faster than
+  the plain sum. llama.cpp evaluates tokens and samples none.
 - memory: the most that a process has besides the mapped file, while it reads and generates.
+
+Before `models`, each file is dropped from the page cache, so that it is read from the disk again,
+as after a start of the computer, and not as it was written: see mapped_file.py. All programs map
+the same pages. The last column says how much of the file is in pages of 2 MiB, for us and for
+llama-cpp-python.
 """
 
 from __future__ import annotations
@@ -32,13 +37,12 @@ from statistics import median
 
 import numpy as np
 
+from benchmarks.mapped_file import drop_from_cache, file_speed, share_in_huge_pages
 from benchmarks.random_gguf import RECIPES, write_gguf
 from llama2np import kernels
 from llama2np.bench.arithmetic import bytes_to_generate
-from llama2np.bench.machine import Memory
 from llama2np.formats import loading
 from llama2np.formats.gguf.quantize import quantize
-from llama2np.formats.mapped import map_weights
 from llama2np.kernels.matmul import block_rows
 from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.runtime.jit import exact
@@ -50,6 +54,7 @@ _BYTES = 5 * 10**8  # larger than the caches
 _WRITTEN = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K")
 
 Rounds = dict[str, list[float]]
+_CHILDREN: list[subprocess.Popen[str]] = []  # the processes of llama.cpp that are running
 
 
 def in_turns(tasks: dict[str, Callable[[], float]], count: int) -> Rounds:
@@ -73,12 +78,12 @@ def ratio(rounds: Rounds, a: str, b: str) -> float:
 
 @exact
 def _quantize(x, rest, group, q, scales, sums, offsets):
-    block_rows.quantize(x, rest, True, group, q, scales, sums, offsets)
+    block_rows.quantize(x, rest, group, q, scales, sums, offsets)
 
 
-def _product(kind: str, rows: int, matrices: list[np.ndarray]) -> Callable[[], float]:
+def _product(kind: str, matrices: list[np.ndarray]) -> Callable[[], float]:
     """A function that multiplies all matrices with a row, and returns the processor time."""
-    multiply, form, inputs = block_rows.few(kind, rows=rows), KINDS[kind], {}
+    multiply, form, inputs = _chunks(block_rows.few(kind)), KINDS[kind], {}
     for _, n in _SHAPES:
         x = np.random.default_rng(1).standard_normal(n).astype(np.float32)
         width = block_rows.padded_width(n)
@@ -87,23 +92,34 @@ def _product(kind: str, rows: int, matrices: list[np.ndarray]) -> Callable[[], f
         sums, offsets = np.zeros(groups, np.int32), np.zeros(groups, np.float32)
         _quantize(x, x.copy(), form.group, q, scales, sums, offsets)
         inputs[n // form.values * form.nbytes] = n, q, scales, sums, offsets
-    out, spare = np.zeros(max(d for d, _ in _SHAPES), np.float32), np.zeros(2 * rows, np.float32)
+    out = np.zeros(max(d for d, _ in _SHAPES), np.float32)
+    spare = np.zeros(2 * block_rows.ROWS, np.float32)
 
     def run() -> float:
         start = time.process_time()
         for w in matrices:
-            d, (n, *x) = len(w), inputs[w.shape[1]]
-            for first in range(0, d, 64):  # the threads of the engine share such chunks
-                multiply(w.reshape(-1), n, d, *x, 1, 1, out, first, min(first + 64, d), spare)
+            n, *x = inputs[w.shape[1]]
+            multiply(w.reshape(-1), n, len(w), *x, out, spare)
         return time.process_time() - start
 
     return run
 
 
+def _chunks(product: Callable) -> Callable:
+    """A kernel that computes all rows, in such chunks as the threads of the engine share."""
+
+    @exact
+    def multiply(w, n, d, q, scales, sums, offsets, out, spare):
+        for first in range(0, d, 64):
+            last = min(first + 64, d)
+            product(w, n, d, q, scales, sums, offsets, 1, 1, out, first, last, spare)
+
+    return multiply
+
+
 def products(kinds: list[str], rounds: int) -> None:
     """Print the share of the read speed that the products of one row reach."""
-    print("| format | GB/s read | one row at a time | two rows in turns | four rows in turns |")
-    print("|---|---|---|---|---|")
+    print("| format | GB/s read | share | GB/s in the cache |\n|---|---|---|---|")
     kernels.set_threads(1)
     for kind in kinds:
         random, matrices, size = np.random.default_rng(0), [], 0
@@ -121,11 +137,13 @@ def products(kinds: list[str], rounds: int) -> None:
                 kernels.row_sums(view, sums)
             return time.process_time() - start
 
-        tasks = {"read": read, **{str(r): _product(kind, r, matrices) for r in (1, 2, 4)}}
+        small = [matrices[0][:128]] * 100
+        tasks = {"read": read, "product": _product(kind, matrices), "small": _product(kind, small)}
         found = in_turns(tasks, rounds)
-        shares = " | ".join(f"{ratio(found, 'read', r):.0%}" for r in "124")
         speed = size / median(found["read"]) / 1e9
-        print(f"| {kind} | {speed:.1f} | {shares} |", flush=True)
+        cached = sum(each.nbytes for each in small) / median(found["small"]) / 1e9
+        share = ratio(found, "read", "product")
+        print(f"| {kind} | {speed:.1f} | {share:.0%} | {cached:.1f} |", flush=True)
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -161,6 +179,7 @@ def llamacpp(python: str, path: Path, options: argparse.Namespace) -> dict[str, 
     """The same two functions for llama.cpp, which stays loaded in a process of its own."""
     words = [python, str(_LLAMACPP), "answer", str(path), str(options.threads)]
     child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    _CHILDREN.append(child)
 
     def ask(task: str, count: int) -> float:
         assert child.stdin and child.stdout
@@ -190,52 +209,43 @@ def llama_bench(program: str, path: Path, options: argparse.Namespace) -> dict[s
     }
 
 
-def file_speed(path: Path) -> Callable[[], float]:
-    """A function that returns the bytes per second of a plain sum over a mapped file."""
-    with path.open("rb") as file:
-        mapped = map_weights(file)
-    rows = mapped[: mapped.size // 4096 * 4096].view(np.float32).reshape(1024, -1)
-    sums = np.zeros(len(rows), np.float32)
-
-    def speed() -> float:
-        start = time.perf_counter()
-        kernels.row_sums(rows, sums)
-        return rows.nbytes / (time.perf_counter() - start)
-
-    return speed
-
-
 def models(paths: dict[str, Path], options: argparse.Namespace) -> None:
     """Print the rates of the models, the shares of the read speed, and the ratios to llama.cpp."""
     kernels.set_threads(options.threads)
-    memory = Memory()
     peers = [name for name in ("llamacpp", "llama_bench") if getattr(options, name)]
     heads = {"llamacpp": "llama.cpp", "llama_bench": "llama-bench"}
     print(
-        "| model | task | tok/s | share of file | of huge pages |"
+        "| model | task | tok/s | GB/s read | share |"
         + "".join(f" {heads[p]} | ratio |" for p in peers)
+        + " huge pages |"
     )
-    print("|---|---|---|---|---|" + "---|---|" * len(peers))
+    print("|---|---|---|---|---|" + "---|---|" * len(peers) + "---|")
     for name, path in paths.items():
+        drop_from_cache(path)
+        tasks: dict[str, Callable[[], float]] = {"file": file_speed(path)}
+        tasks["file"]()  # reads it from the disk
         model = loading.transformer(path, activations=options.activations)
-        tasks: dict[str, Callable[[], float]] = {
-            "file": file_speed(path),
-            "memory": lambda: memory.read_speed(3),
-            "generate": generation(model, options.generate),
-            "prompt": prompt(model, options.prompt),
-        }
+        tasks["generate"] = generation(model, options.generate)
+        tasks["prompt"] = prompt(model, options.prompt)
         for peer in peers:
             tasks |= globals()[peer](getattr(options, peer), path, options)
         found = in_turns(tasks, options.rounds)
+        processes = "self", *(str(child.pid) for child in _CHILDREN)
+        huge = " and ".join(share_in_huge_pages(path, process) for process in processes)
         read = bytes_to_generate(model.program, 0, options.generate)
         for task in ("generate", "prompt"):
-            shares = [f"{ratio(found, task, way) * read:.0%}" for way in ("file", "memory")]
-            cells = [name, task, f"{median(found[task]):.1f}"]
-            cells += shares if task == "generate" else ["", ""]
+            cells = [name, task, f"{median(found[task]):.1f}", "", ""]
+            if task == "generate":
+                cells[3] = f"{median(found['file']) / 1e9:.1f}"
+                cells[4] = f"{ratio(found, task, 'file') * read:.0%}"
             for peer in peers:
                 other = f"{heads[peer]} {task}"
                 cells += [f"{median(found[other]):.1f}", f"{ratio(found, task, other):.2f}"]
-            print("| " + " | ".join(cells) + " |", flush=True)
+            print("| " + " | ".join([*cells, huge]) + " |", flush=True)
+        while _CHILDREN:
+            child = _CHILDREN.pop()
+            child.kill()
+            child.wait()
 
 
 # --- memory ---------------------------------------------------------------------------------------

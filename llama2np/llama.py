@@ -85,7 +85,7 @@ class Llama:
         engine: "compiled", or "numpy", which is slow and needs no numba. adapter: a folder with a
         LoRA adapter of PEFT's, whose products are added to the weights; the matrices that it
         changes become float32. activations: how the compiled engine rounds the inputs of matrices
-        in GGUF's blocks: "int8" (the default), or "int8x2", nearly exact, the default of "smollm2".
+        in GGUF's blocks: "int8" (the default), or "int8x2", nearly exact, the default of smollm2.
         Raises ValueError, CheckpointError, TokenizerError and OSError.
         """
         path_like("path", path)

@@ -1,7 +1,10 @@
 """How the inputs of matrices in GGUF's blocks are rounded: an argument of each model."""
 
 import copy
+import hashlib
 import pickle
+import random
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 from llama2np import Llama
 from llama2np.cli import main
 from llama2np.formats import loading
-from llama2np.store.catalogue import CATALOGUE
+from llama2np.store.catalogue import CATALOGUE, recommended
 
 pytestmark = pytest.mark.compiled
 TOKENS = [1, 5, 9, 3, 7, 11]
@@ -50,8 +53,29 @@ def test_another_word_is_refused(path):
         Llama.load(path, activations="int4")
 
 
+def test_the_file_has_the_defaults_of_its_name(tmp_path, monkeypatch):
+    """So it answers alike by name and by path, and another file of that name does not."""
+    known = CATALOGUE["smollm2"]
+    contents = random.Random(0).randbytes(2**17)
+    head = hashlib.sha256(contents[: 2**16]).hexdigest()
+    item = replace(known.items[0], size=len(contents), head=head)
+    monkeypatch.setitem(CATALOGUE, "smollm2", replace(known, items=(item,)))
+    same, longer, other = (tmp_path / name for name in ("any.gguf", "longer.gguf", item.name))
+    same.write_bytes(contents)
+    longer.write_bytes(contents + b"x")
+    other.write_bytes(contents[::-1])
+    for path, found in (
+        *[(same, "int8x2"), (str(same), "int8x2")],
+        *[(longer, "int8"), (other, "int8"), (tmp_path, "int8"), (tmp_path / "none", "int8")],
+    ):
+        assert loading.activations_for(path, None) == found
+        assert (recommended(path) is None) == (found == "int8")
+    monkeypatch.chdir(tmp_path)  # a file comes before a model of that name
+    assert loading.activations_for(item.name, None) == "int8"
+
+
 def test_the_default_is_that_of_the_catalogue():
-    """It is decided for the name of a model: chats in Python and in the terminal have it alike."""
+    """It belongs to the model: chats in Python and in the terminal have it alike."""
     assert CATALOGUE["smollm2"].activations == "int8x2"
     first = CATALOGUE["smollm2"].items[0].name
     for name, wanted, found in (

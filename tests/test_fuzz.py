@@ -1,5 +1,6 @@
 """Damaged files of every kind, a few of what `make fuzz` reads many of; the same ones each time."""
 
+import time
 from random import Random
 
 import pytest
@@ -61,3 +62,6 @@ def test_what_is_wrong_is_found(tmp_path, monkeypatch):
     assert "ZeroDivisionError" in does(lambda: 1 / 0)
     assert does(endless).startswith("slow")
     assert does(lambda: bytearray(2 * memory_bound(1000))).startswith("memory")
+    monkeypatch.setattr("tools.fuzz._WAIT", 2)
+    monkeypatch.setattr("tools.fuzz._TICK", 0.1)
+    assert does(lambda: time.sleep(60)).startswith("slow")

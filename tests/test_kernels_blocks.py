@@ -4,17 +4,19 @@ import naive
 import numpy as np
 import pytest
 from conftest import parameters
+from networks import tiny, weights_of
 from ops import Buffer, call, out
 from ops import random_blocks as matrix
 
 from llama2np.formats import gguf
-from llama2np.kernels.matmul import block_rows, block_tiles, int8_isa
+from llama2np.kernels.matmul import block_panels, block_rows, block_tiles, int8_isa, int8_tiles
 from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.block_unpack import order
 from llama2np.kernels.ops import linear, rows
 from llama2np.kernels.runtime.jit import PLAIN, exact
 from llama2np.model import gguf_blocks
 from llama2np.model.transformer import State, Transformer
+from llama2np.model.weights import Weights
 
 # One of each way in which a kernel may differ: int8; offsets and single bits; 256 values in groups
 # of 16, or in groups of 32, and a table.
@@ -34,19 +36,17 @@ def normal(*shape, seed=1):
 def quantized(x, group, terms=1, tiles=False, members=1):
     """The input of the products, as the ops make it: buffers by the names of the fields."""
     count, n = x.shape
-    width = n if tiles else block_rows.padded_width(n)
+    width = block_rows.padded_width(n)
     shapes = {"": (np.int8, width), "_scales": (np.float32, width // group)}
     shapes |= {"_sums": (np.int32, width // group), "_offsets": (np.float32, width // group)}
     made = {f"q{k}": Buffer(np.full((count * terms, w), 99, t)) for k, (t, w) in shapes.items()}
     each, op = 1, linear.quantize_for_blocks
     if tiles:
-        each, op = block_tiles.NARROW // terms, linear.quantize_block_tiles
-        padded = -(-count * terms // block_tiles.NARROW) * block_tiles.NARROW
+        each, op = int8_tiles.NARROW, linear.quantize_block_tiles
+        padded = -(-count * terms // int8_tiles.NARROW) * int8_tiles.NARROW
         made |= {f"tiles{k}": Buffer(np.full((padded, w), 99, t)) for k, (t, w) in shapes.items()}
-        fields = {}
-    else:
-        fields = {"parts": 1}
-    fields |= {"n": n, "group": group, "terms": terms, "x": Buffer(x)}
+    fields = {"wide": block_tiles.WIDE} if tiles else {}
+    fields |= {"parts": 1, "n": n, "group": group, "terms": terms, "x": Buffer(x)}
     call(op, count, each=each, work=2**20, members=members, **fields, **made)
     start = "tiles" if tiles else "q"
     return {name: buffer for name, buffer in made.items() if name.startswith(start)}
@@ -123,7 +123,7 @@ def test_a_small_batch(kind):
 def test_the_bits_do_not_depend_on_the_batch(kind, members):
     """One token, few, many, in tiles; up to four matrices; one row of the matrix or many."""
     n, terms = 512, 2 if kind == "Q8_0" else 1
-    some = [matrix(kind, d, n, d) for d in (70, 7, 33, 4)]
+    some = [matrix(kind, d, n, d) for d in (70, 13, 33, 12)]
     x = normal(90, n)
     expected = [
         np.concatenate([product(row[None], each, terms=terms)[0] for row in x[[0, 5, 89]]])
@@ -137,6 +137,32 @@ def test_the_bits_do_not_depend_on_the_batch(kind, members):
     if not PLAIN:
         for one, other in zip(product(x, *some, terms=terms, tiles=True), expected, strict=True):
             np.testing.assert_array_equal(one[[0, 5, 89]], other)
+
+
+def mixture(kind, dim, hidden):
+    """A network of one layer whose matrices, also those of its experts, are in blocks."""
+    config, tensors = tiny(
+        "mixtral", dim=dim, hidden_dim=hidden, n_layers=1, n_heads=4, n_kv_heads=4, seq_len=64
+    )
+    weights = dict(weights_of(tensors))
+    for seed, (name, tensor) in enumerate(weights.items()):
+        if ".w" in name:
+            weights[name] = matrix(kind, *tensor.shape, seed, 0.001)
+    return config, Weights(weights)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("activations", ("int8", "int8x2"))
+def test_experts_in_tiles_give_the_same_bits(activations):
+    """One token at a time, and up to 60, of which each expert has few or many."""
+    config, weights = mixture("Q5_1", 64, 96)
+    model = Transformer(config, weights, activations=activations)
+    tokens, state = np.arange(60) % config.vocab_size, State(config)
+    expected = np.stack([model.forward([token], state) for token in tokens])
+    assert np.isfinite(expected).all() and expected.std() > 0.1
+    for count in (7, 60):
+        found = model.forward(tokens[:count], State(config), True)
+        np.testing.assert_array_equal(found, expected[:count])
 
 
 PAIRS = [(isa, kind) for isa in OTHERS for kind in SOME]
@@ -165,19 +191,19 @@ def test_every_instruction_set_gives_the_same_bits(pair):
 @pytest.mark.parametrize("isa", parameters(OTHERS, OTHERS[:1]))
 def test_tiles_of_every_instruction_set_give_the_same_bits(isa):
     kind, n = "Q5_1", 96
-    w, x = matrix(kind, 9, n), normal(21, n)
+    w, x = matrix(kind, 29, n), normal(27, n)
     inputs = [each.rows.reshape(-1) for each in quantized(x, 32, tiles=True).values()]
     inputs[0] = inputs[0].view(np.int32)
-    spare = np.zeros(block_tiles.SUMS + block_tiles.panel_words(n, 32), np.float32)
-
+    spare = np.zeros(block_tiles.SUMS + block_panels.panel_words(n, 32), np.float32)
     multiply = block_tiles.many(kind, isa)
 
     @exact
     def many(w, n, d, x, scales, sums, offsets, tokens, out, first, last, spare):
-        multiply(w, n, d, x, scales, sums, offsets, tokens, 1, out, first, last, spare)
+        inputs = x, scales, sums, offsets
+        multiply(w, n, d, inputs, 0, tokens, 1, out, first, last, spare)
 
-    found = np.full((21, 9), np.nan, np.float32)
-    many(w.data.reshape(-1), n, 9, *inputs, 21, found.reshape(-1), 0, 3, spare)
+    found = np.full((27, 29), np.nan, np.float32)
+    many(w.data.reshape(-1), n, 29, *inputs, 27, found.reshape(-1), 0, 3, spare)
     np.testing.assert_array_equal(found, product(x, w)[0])
 
 

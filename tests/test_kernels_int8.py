@@ -199,7 +199,7 @@ def test_tiles_with_every_instruction_set(isa, group):
 
 @exact
 def lay_out(x, tokens, n, first, last, out):
-    int8_tiles.lay(x, tokens, n, first, last, out)
+    int8_tiles.lay(x, tokens, n, int8_tiles.WIDE, first, last, out)
 
 
 def in_tiles(x):
@@ -214,7 +214,7 @@ def in_tiles(x):
 @pytest.mark.parametrize("count", (1, 16, 17, 64, 65, 150))
 def test_tokens_are_laid_out_in_wide_tiles_and_then_narrow_ones(count):
     x = np.arange(count * 3, dtype=np.int32).reshape(count, 3) + 1
-    narrow, wide = int8_tiles.NARROW, int8_tiles._WIDE
+    narrow, wide = int8_tiles.NARROW, int8_tiles.WIDE
     laid, start = in_tiles(x), 0
     padded = np.concatenate([x, np.zeros((-count % narrow, 3), np.int32)])
     while start < len(padded):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from llama2np import Llama, evaluate
+from llama2np.store.catalogue import CATALOGUE, recommended
 
 ROOT = Path(__file__).parents[1]
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -28,3 +29,9 @@ def test_perplexity(path):
         found = evaluate(Llama.load(path, activations=activations), text).perplexity
         print(f"{activations}: {found:.5f}, exact {exact:.5f}, {found / exact - 1:+.5%}")
         assert abs(found / exact - 1) < share
+
+
+def test_the_path_has_the_defaults_of_the_name(path):
+    """The file that the package ships is recognized."""
+    assert Llama.load(path).transformer.activations == "int8x2"
+    assert recommended(path) is CATALOGUE["smollm2"]

@@ -29,10 +29,13 @@ from tools.hostile import KINDS, OURS, damaged, exercise, valid, write_case
 
 _BATCH = 400  # cases for a process
 _SECONDS = 1.0  # processor time of one case
-_WAIT = 60.0  # real time of one case: waiting, for example for a FIFO, takes no processor time
+# Real time, since waiting, for example for a FIFO, takes no processor time. It is counted in ticks:
+# while the process is stopped, or the computer sleeps, there are none.
+_WAIT = 60  # seconds for a case
 _MEMORY = (2**23, 100)  # bytes: a constant, and the limit for each byte of the files
 _ADDRESS_SPACE = 2**34  # the limit for a library that allocates too much
-_STUCK = 300.0  # seconds for a batch without progress, for example in C code
+_STUCK = 300  # seconds for a batch without an end, for example in C code
+_TICK = 1.0  # second
 
 
 class _Slow(BaseException):
@@ -47,13 +50,16 @@ def memory_bound(size: int) -> int:
 def problem(kind: str, folder: Path, size: int) -> str:
     """Exercise the case in a folder; return a description of the finding, "" if there is none."""
 
-    def slow(_signal, _frame):
-        raise _Slow
+    ticks = iter(range(_WAIT))
+
+    def slow(number, _frame):
+        if number == signal.SIGPROF or next(ticks, None) is None:
+            raise _Slow
 
     before = {number: signal.signal(number, slow) for number in (signal.SIGPROF, signal.SIGALRM)}
     tracemalloc.start()
     signal.setitimer(signal.ITIMER_PROF, 4 * _SECONDS)  # memory tracing makes it slower
-    signal.setitimer(signal.ITIMER_REAL, _WAIT)
+    signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
     try:
         exercise(kind, folder)
     except OURS as error:
@@ -110,11 +116,14 @@ def _run_batch(kind: str, seed: int, findings: Path) -> None:
         command = [sys.executable, "-X", "faulthandler", "-m", "tools.fuzz", "0", *arguments]
         command += ["--findings", str(findings)]
         child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
-        try:
-            _, said = child.communicate(timeout=_STUCK)
-        except subprocess.TimeoutExpired:
+        said = None
+        for _ in range(_STUCK):
+            with suppress(subprocess.TimeoutExpired):
+                said = child.communicate(timeout=_TICK)[1]
+                break
+        if said is None:
             child.kill()
-            said = f"stuck for {_STUCK:.0f} s\n{child.communicate()[1]}"
+            said = f"stuck for {_STUCK} s\n{child.communicate()[1]}"
         if child.returncode:
             case, place = Path(folder) / "case", findings / f"{kind}-{seed}-crash"
             if case.is_dir():

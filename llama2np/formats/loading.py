@@ -14,6 +14,7 @@ from llama2np.formats.huggingface import sentences
 from llama2np.formats.huggingface.sentences import Sentences
 from llama2np.formats.inspection import open_any
 from llama2np.formats.json_file import JsonFile
+from llama2np.formats.mapped import read_ahead
 from llama2np.formats.source import Source
 from llama2np.model.config import Config
 from llama2np.model.engine import ACTIVATIONS
@@ -127,12 +128,13 @@ def transformer(
             f"{path}: {loaded.config.architecture}, an encoder, which does not continue texts: "
             "Encoder.load opens it"
         )
+    read_ahead(loaded.weights.arrays)
     activations = activations_for(path, activations)
     return Transformer(loaded.config, loaded.weights, engine=engine, activations=activations)
 
 
 def activations_for(path: StrPath, wanted: str | None) -> str:
-    """How inputs are rounded: as `wanted`, or as the catalogue recommends for this name."""
+    """How inputs are rounded: as `wanted`, or as the catalogue recommends for this file."""
     known = recommended(path)
     return wanted or (known.activations if known else ACTIVATIONS[0])
 

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from llama2np.kernels.entries import COST, Addresses, Entry
-from llama2np.kernels.matmul import block_kinds, block_rows, block_tiles, float32, int8_tiles
+from llama2np.kernels.matmul import (
+    block_kinds,
+    block_panels,
+    block_rows,
+    block_tiles,
+    float32,
+    int8_tiles,
+)
 from llama2np.kernels.ops import experts, linear
 from llama2np.kernels.runtime.jit import PLAIN
 from llama2np.kernels.runtime.op import MOST
@@ -76,14 +83,14 @@ def products(
         names = ("tiles", "tiles_scales", "tiles_sums") if many else ("q", "q_scales", "q_sums")
         fields |= {name: prepared.fields[name] for name in names}
     elif isinstance(matrices[0], Blocks):
-        many = many and least >= block_tiles.ROWS and block_tiles.fits(x.width)
+        many = many and _in_tiles(least, x.width)
         op = linear.blocks_many(kind) if many else linear.blocks_few(kind)
-        block = block_tiles.ROWS if many else 1
-        prepared = _quantize_for_blocks(x, x.width, block_kinds.KINDS[kind], terms, many)
-        before = [prepared]
+        block = block_panels.ROWS if many else 1
+        wide = block_tiles.WIDE if many else 0
+        before = [_quantize_for_blocks(x, x.width, block_kinds.KINDS[kind], terms, wide)]
         form = "tiles" if many else "q"
         for name in ("group", "terms", *(form + part for part in _BLOCK_INPUT)):
-            fields[name] = prepared.fields[name]
+            fields[name] = before[0].fields[name]
     else:
         many = many and least >= float32.ROWS
         op = linear.float_many(kind) if many else linear.float_few(kind)
@@ -109,25 +116,29 @@ def _quantize(x: Value, group: int, many: bool) -> Entry:
 _BLOCK_INPUT = ("", "_scales", "_sums", "_offsets")  # the names of its arrays, after "q", "tiles"
 
 
-def _quantize_for_blocks(
-    x: Value, n: int, kind: block_kinds.Kind, terms: int, many: bool = False
-) -> Entry:
-    """The entry that quantizes x for matrices in GGUF's blocks, packed into tiles for many rows.
+def _quantize_for_blocks(x: Value, n: int, kind: block_kinds.Kind, terms: int, wide: int) -> Entry:
+    """The entry that quantizes x for matrices in GGUF's blocks.
 
-    n: the columns of the matrix. A row of x may have several rows of n values.
+    n: the columns of the matrix. A row of x may have several rows of n values. wide: if not 0, the
+    input is also packed into tiles for many rows, of which the wide ones have so many.
     """
-    width, parts = n if many else block_rows.padded_width(n), x.width // n
+    width, parts = block_rows.padded_width(n), x.width // n
     widths = [terms * parts * part for part in (width // 4, *3 * [width // kind.group])]
     names = ["q" + part for part in _BLOCK_INPUT]
     op, each = linear.quantize_for_blocks, 1
-    if many:
+    if wide:
         names, widths = names + ["tiles" + part for part in _BLOCK_INPUT], 2 * widths
-        op, each = linear.quantize_block_tiles, int8_tiles.NARROW // terms
+        op, each = linear.quantize_block_tiles, int8_tiles.NARROW
     made = tuple(Value("", width) for width in widths)
     fields = {"x": x, "group": kind.group, "terms": terms, **dict(zip(names, made, strict=True))}
-    fields |= {"n": n, "each": each, "work": terms * COST["quantize"] * x.width}
-    fields |= {} if many else {"parts": parts}
+    fields |= {"n": n, "each": each, "work": terms * COST["quantize"] * x.width, "parts": parts}
+    fields |= {"wide": wide} if wide else {}
     return Entry(op, fields, made)
+
+
+def _in_tiles(d: int, n: int) -> bool:
+    """Whether tiles can be used for a matrix (d, n) in GGUF's blocks."""
+    return d >= block_panels.ROWS and block_tiles.fits(n)
 
 
 def expert_products(
@@ -145,6 +156,7 @@ def expert_products(
     fields: dict[str, Any] = {"n": n, "used": used, "d": d, "count": len(matrices), **lists}
     fields |= {"w": [Addresses([m.arrays[0] for m in some]) for some in matrices], "out": outs}
     before: list[Entry] = []
+    op = experts.product(kind)
     if kind == "int8":
         group = matrices[0][0].group  # type: ignore[union-attr]
         before = [_quantize(x, group, False)]
@@ -152,8 +164,12 @@ def expert_products(
         fields |= {"group": group} | {name: before[0].fields[name] for name in names}
         fields["scales"] = [Addresses([m.arrays[1] for m in some]) for some in matrices]
     elif kind in block_kinds.KINDS:
-        before = [_quantize_for_blocks(x, n, block_kinds.KINDS[kind], terms)]
-        for name in ("group", "terms", *("q" + part for part in _BLOCK_INPUT)):
+        many, forms = count > FEW[kind] and not PLAIN and _in_tiles(d, n), ["q"]
+        if many:
+            op, forms = experts.product(kind, many), ["q", "tiles"]
+        wide = int8_tiles.NARROW if many else 0
+        before = [_quantize_for_blocks(x, n, block_kinds.KINDS[kind], terms, wide)]
+        for name in ("group", "terms", *(form + part for form in forms for part in _BLOCK_INPUT)):
             fields[name] = before[0].fields[name]
     else:
         fields["x"] = x
@@ -161,4 +177,4 @@ def expert_products(
     # One row uses exactly `used` experts; several rows may use all of them.
     fields["units"] = (used if count == 1 else n_experts) * len(matrices) * -(-d // block)
     fields["work"] = used * len(matrices) * d * n
-    return [*before, Entry(experts.product(kind), fields, tuple(outs))]
+    return [*before, Entry(op, fields, tuple(outs))]

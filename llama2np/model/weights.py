@@ -223,10 +223,15 @@ class Weights(Mapping[str, Tensor]):
         return {n: t for n, t in self._tensors.items() if isinstance(t, Matrix)}
 
     @property
+    def arrays(self) -> list[np.ndarray]:
+        """The arrays of all tensors; a shared one occurs once."""
+        arrays = [a for t in self.values() for a in (t.arrays if hasattr(t, "arrays") else (t,))]
+        return list({id(array): array for array in arrays}.values())
+
+    @property
     def nbytes(self) -> int:
         """The bytes of all tensors; a shared one counts once."""
-        arrays = [a for t in self.values() for a in (t.arrays if hasattr(t, "arrays") else (t,))]
-        return sum({id(array): array.nbytes for array in arrays}.values())
+        return sum(array.nbytes for array in self.arrays)
 
     def _by_layer(self) -> list[dict[str, Tensor]]:
         layers: list[dict[str, Tensor]] = []

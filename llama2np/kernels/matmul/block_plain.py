@@ -17,7 +17,7 @@ from llama2np.model import gguf_blocks
 
 
 @inner
-def quantize(x, rest, ordered, group, q, scales, sums, offsets):
+def quantize(x, rest, group, q, scales, sums, offsets):
     """As block_rows.quantize, but q is always in the order of x."""
     n, per = x.shape[0], 32 // group
     found, totals = np.zeros((1, n // 32), np.float32), np.zeros((1, n // 32), np.int32)
@@ -133,7 +133,7 @@ def few(kind):
 
 @cache
 def dequantize(kind):
-    """As block_tiles.dequantize."""
+    """As block_panels.dequantize."""
     form, (value, scale, offset) = KINDS[kind], _readers(kind)
     group, values, nbytes = form.group, form.values, form.nbytes
     has_offset = form.offset is not None

@@ -43,9 +43,9 @@ from llama2np.kernels.runtime.vectors import (
 )
 
 FEW = 4  # tokens: up to this number (a small batch) this is faster than the tiles
-ROWS = 4  # of a matrix that are multiplied in turns
+ROWS = 4  # of a matrix that are multiplied together
 INPUT_GROUP = 32  # values of the input that share a scale
-_FOUR = ir.VectorType(F32, 4)
+_SUMS = ir.VectorType(F32, 4 * ROWS)
 
 
 def instructions(isa):
@@ -62,16 +62,15 @@ padded = inner(padded_width)  # for kernels
 
 
 @inner
-def quantize(x, rest, ordered, group, q, scales, sums, offsets):
+def quantize(x, rest, group, q, scales, sums, offsets):
     """Quantize a row x (n,) to int8 with a float32 scale for each INPUT_GROUP values.
 
     The scale maps the largest magnitude to 127; ties are rounded to even. q: (n,), or padded, int8,
-    in the order of x, or if it is `ordered` in that of block_unpack.order. scales, sums, offsets:
-    (width of q / group,): the scale of each group of `group` values (16 or 32), the sum of their
-    integers (int32), and scale * float32(sum). The padding is 0. rest: (n,), becomes x - q * scale;
-    it may be x.
+    in the order of block_unpack.order. scales, sums, offsets: (width of q / group,): the scale of
+    each group of `group` values (16 or 32), the sum of their integers (int32), and scale *
+    float32(sum). The padding is 0. rest: (n,), becomes x - q * scale; it may be x.
     """
-    per, spread = INPUT_GROUP // group, ordered and group == INPUT_GROUP
+    per, spread = INPUT_GROUP // group, group == INPUT_GROUP
     for g in range(q.shape[0] // INPUT_GROUP):
         start = g * INPUT_GROUP
         first = g // 4 * 128 + g % 4 * 16 if spread else start
@@ -132,22 +131,21 @@ def _quantize_group(_context, x, start, rest, q, first, second):
 
 
 def _group_sums(builder, kind, isa, totals):
-    """The sums of four adjacent lanes of 1, 2 or 4 vectors of 16 int32: a vector, in their order.
+    """The sums of four adjacent lanes of four vectors of 16 int32.
 
-    Lanes are added in each quarter of the vectors, since such shuffles are cheap:
+    Lane 4 q + r of the result is that of quarter q of totals[r]. Lanes are added in each quarter of
+    the vectors, since such shuffles are cheap:
 
         a: a0 a1 a2 a3   b: b0 b1 b2 b3   ->   a0 a2 b0 b2 + a1 a3 b1 b3
     """
-    count = len(totals)
     largest = 4 * unpack.together(kind) * unpack.largest(kind) * 127  # of a lane
-    for _ in range(2):
-        narrow = count == 4 and largest < 2**15 and isa.lanes == 16
+    while len(totals) > 1:
+        narrow = largest < 2**15 and isa.lanes == 16
         add = _add_adjacent_narrow if narrow else _add_adjacent
-        firsts, seconds = totals[::2], totals[1::2] or totals
-        totals = [add(builder, *pair) for pair in zip(firsts, seconds, strict=True)]
+        pairs = zip(totals[::2], totals[1::2], strict=True)
+        totals = [add(builder, *pair) for pair in pairs]
         largest *= 2
-    (total,) = totals  # lane 4 q + k is the sum of quarter q of the k-th vector
-    return pick(builder, total, total, [4 * q + k for k in range(count) for q in range(4)])
+    return totals[0]
 
 
 def _add_adjacent(builder, a, b):
@@ -164,65 +162,65 @@ def _add_adjacent_narrow(builder, a, b):
     return call(builder, "llvm.x86.avx512.pmaddw.d.512", WORDS, both, same(int16s, 1))
 
 
-def _add_blocks(builder, kind, isa, places, x, totals):
-    """Add the products of some blocks of a row to the totals of each token.
+def _add_blocks(builder, kind, isa, rows, x, totals):
+    """Add the products of some blocks of four rows to the totals of each token.
 
-    x: for each token the pointers to its integers, scales, sums and offsets at the first of these
-    blocks. totals: pointers to vectors of four sums.
+    rows: the places of the blocks of each row. x: for each token the pointers to its integers,
+    scales, sums and offsets at the first of these blocks. totals: a pointer for each token; lane
+    4 q + r is sums[q] of row r.
     """
-    values = unpack.vectors(builder, kind, isa, places)
-    scales, offsets = block_scales.scales(builder, kind, isa, places)
-    for (q, x_scales, x_sums, x_offsets), total_at in zip(x, totals, strict=True):
-        dots, at = [], 0
-        for together in values:
-            total = same(WORDS, 0)
-            for value in together:
-                total = unpack.dot(
-                    builder, kind, isa, total, value, load(builder, q, const(at), BYTES)
-                )
-                at += 64
-            dots.append(total)
-        dots = _group_sums(builder, kind, isa, dots)
-        if bias := unpack.excess(kind, isa):
-            sums = load(builder, x_sums, const(0), dots.type)
-            dots = builder.sub(dots, builder.mul(sums, same(dots.type, bias)))
-        products = builder.fmul(builder.sitofp(dots, scales.type), scales)
-        total = builder.load(total_at)
-        for g in range(0, scales.type.count, 4):
-            total = _fma(builder, _four(builder, products, g), x_scales, g, total)
+    size = unpack.together(kind)
+    for g, (scales, offsets) in enumerate(block_scales.of_rows(builder, kind, isa, rows)):
+        values = [unpack.four_groups(builder, kind, isa, places, g) for places in rows]
+        for (q, x_scales, x_sums, x_offsets), total_at in zip(x, totals, strict=True):
+            integers = [load(builder, q, const(64 * (g * size + k)), BYTES) for k in range(size)]
+            dots = []
+            for of_row in values:
+                dot = same(WORDS, 0)
+                for pair in zip(of_row, integers, strict=True):
+                    dot = unpack.dot(builder, kind, isa, dot, *pair)
+                dots.append(dot)
+            dots = _group_sums(builder, kind, isa, dots)
+            if bias := unpack.excess(kind, isa):
+                excess = load(builder, x_sums, const(4 * g), ir.VectorType(I32, 4))
+                excess = builder.mul(excess, same(excess.type, bias))
+                dots = builder.sub(dots, _for_rows(builder, excess))
+            products = builder.fmul(builder.sitofp(dots, _SUMS), scales)
+            total = _fma(builder, products, x_scales, g, builder.load(total_at))
             if offsets is not None:
-                total = _fma(builder, _four(builder, offsets, g), x_offsets, g, total)
-        builder.store(total, total_at)
+                total = _fma(builder, offsets, x_offsets, g, total)
+            builder.store(total, total_at)
 
 
-def _four(builder, vector, first):
-    """Lanes first ... first + 3."""
-    return pick(builder, vector, vector, range(first, first + 4))
+def _for_rows(builder, four):
+    """A number for each of four groups, repeated for each row."""
+    return pick(builder, four, four, [q for q in range(4) for _ in range(ROWS)])
 
 
 def _fma(builder, a, x, g, total):
-    return call(builder, "llvm.fma.v4f32", _FOUR, a, load(builder, x, const(g), _FOUR), total)
+    factors = _for_rows(builder, load(builder, x, const(4 * g), ir.VectorType(F32, 4)))
+    return call(builder, "llvm.fma.v16f32", _SUMS, a, factors, total)
 
 
-def products(kind, rows, tokens, isa):
-    """An intrinsic that multiplies some rows of a matrix and some tokens.
+def products(kind, tokens, isa):
+    """An intrinsic that multiplies ROWS rows of a matrix and some tokens.
 
     Its arguments: (w, first, stride, limit, blocks, q, scales, sums, offsets, t, width, out). All
     arrays are flat. The rows have `blocks` blocks. They begin at w[first], w[first + stride] ...,
     but those after w[limit] are replaced by the row that begins there. q, scales, sums and offsets:
     see `quantize`; they are those of the tokens t, t + 1 ..., and `width` is a token's padded
-    number of values. It fills out[: rows * tokens], (rows, tokens).
+    number of values. It fills out[: tokens * ROWS], (tokens, ROWS).
     """
 
     def generate(context, builder, signature, arguments):
         w, *inputs, out = data_of(context, builder, signature, arguments, 0, 5, 6, 7, 8, 11)
         _, first_row, stride, limit, blocks, _, _, _, _, t, width, _ = arguments
         w, starts = builder.bitcast(w, I8.as_pointer()), []
-        for r in range(rows):
+        for r in range(ROWS):
             at = stepped(builder, first_row, stride, r)
             at = builder.select(builder.icmp_signed("<", at, limit), at, limit)
             starts.append(builder.gep(w, [at]))
-        totals = cells(builder, same(_FOUR, 0.0), rows, tokens)
+        totals = [at for _, at in cells(builder, same(_SUMS, 0.0), 1, tokens).items()]
         groups = builder.udiv(width, const(kind.group))
 
         def begins(value):
@@ -235,20 +233,20 @@ def products(kind, rows, tokens, isa):
                 yield [builder.gep(base, [i]) for base, i in zip(inputs, at, strict=True)]
 
         def step(places_of, first):
-            x = list(begins(builder.mul(first, const(kind.values))))
-            for r, row in enumerate(starts):
-                places = places_of(row)
+            rows = [places_of(row) for row in starts]
+            for places in rows:
                 for byte in range(0, kind.nbytes * len(places), 64):
                     prefetch(builder, places[0], const(AHEAD + byte))
-                _add_blocks(builder, kind, isa, places, x, [totals[r, k] for k in range(tokens)])
+            x = list(begins(builder.mul(first, const(kind.values))))
+            _add_blocks(builder, kind, isa, rows, x, totals)
 
         unpack.walk(builder, kind, blocks, step)
-        for (r, token), total in totals.items():
+        for token, total in enumerate(totals):
             total = builder.load(total)
-            for half in (2, 1):
+            for half in (8, 4):  # sums[0] + sums[2] and sums[1] + sums[3], then both
                 parts = [pick(builder, total, total, range(k, k + half)) for k in (0, half)]
                 total = builder.fadd(*parts)
-            store(builder, total, out, const(r * tokens + token))
+            store(builder, total, out, const(ROWS * token))
         return context.get_dummy_value()
 
     @intrinsic
@@ -262,39 +260,39 @@ def products(kind, rows, tokens, isa):
 
 
 @cache
-def few(kind, isa=ISA, rows=ROWS):
+def few(kind, isa=ISA):
     """The product for a small batch: a function that fills columns first ... last - 1 of out.
 
     (w, n, d, q, scales, sums, offsets, tokens, terms, out, first, last, spare): w (d, bytes of a
     row) uint8 in blocks of the number format `kind`; the input of `tokens` tokens, see `quantize`:
     q (tokens * terms, padded n), scales, sums, offsets; out (tokens, d) float32. All arrays are
-    flat. With 2 terms, the input of token t is the sum of rows 2 t and 2 t + 1. spare: (2 * rows,)
+    flat. With 2 terms, the input of token t is the sum of rows 2 t and 2 t + 1. spare: (2 * ROWS,)
     float32, scratch.
     """
     form, isa = KINDS[kind], instructions(isa)
-    one, two = (products(form, rows, count, isa) for count in (1, 2))
+    one, two = (products(form, count, isa) for count in (1, 2))
     values, nbytes = form.values, form.nbytes
 
     @exact
     def multiply(w, n, d, q, scales, sums, offsets, tokens, terms, out, first, last, spare):
         blocks, width, count = n // values, padded(n), tokens * terms
         # The rows come from equal parts of the range: memory is read in several sequential streams.
-        part, size = (last - first + rows - 1) // rows, blocks * nbytes
+        part, size = (last - first + ROWS - 1) // ROWS, blocks * nbytes
         stride, limit = part * size, (last - 1) * size
         for i in range(first, first + part):
             at, t = i * size, np.int64(0)
             while count - t >= 2:  # two share the unpacked blocks
                 two(w, at, stride, limit, blocks, q, scales, sums, offsets, t, width, spare)
-                for r in range(rows):
+                for r in range(ROWS):
                     row = min(i + r * part, last - 1)  # the last row may be computed repeatedly
                     if terms == 2:
-                        out[t // 2 * d + row] = spare[2 * r] + spare[2 * r + 1]
+                        out[t // 2 * d + row] = spare[r] + spare[ROWS + r]
                     else:
-                        out[t * d + row], out[t * d + d + row] = spare[2 * r], spare[2 * r + 1]
+                        out[t * d + row], out[t * d + d + row] = spare[r], spare[ROWS + r]
                 t += 2
             if t < count:
                 one(w, at, stride, limit, blocks, q, scales, sums, offsets, t, width, spare)
-                for r in range(rows):
+                for r in range(ROWS):
                     out[t * d + min(i + r * part, last - 1)] = spare[r]
 
     return multiply

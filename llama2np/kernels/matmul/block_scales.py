@@ -36,6 +36,115 @@ def scales(builder, kind, isa, places):
     return concat(builder, scales), concat(builder, offsets) if kind.offset is not None else None
 
 
+def of_rows(builder, kind, isa, rows):
+    """(scales, offsets) of each four groups of these blocks of four rows.
+
+    rows: the places of the blocks of each row. Lane 4 q + r is that of group q, row r.
+    """
+    if kind.values == 32:
+        yield from _of_short_blocks(builder, kind, isa, rows)
+        return
+    for places in zip(*rows, strict=True):
+        yield from _of_long_blocks(builder, kind, places)
+
+
+def _of_short_blocks(builder, kind, isa, rows):
+    """The same for blocks of 32 values."""
+    bytes_ = [kind.scale] if kind.offset is None else [kind.scale, kind.offset]
+    adjacent = distance_of_adjacent(kind, isa, rows[0])
+    for g in range(0, len(rows[0]), 4):
+        places = [row[g : g + 4] for row in rows]
+        if adjacent:
+            halves = list(_halves_of_adjacent_rows(builder, kind, places, bytes_))
+        else:
+            in_order = [row[q] for q in range(4) for row in places]
+            halves = [_halves(builder, in_order, byte) for byte in bytes_]
+        yield halves[0], halves[1] if halves[1:] else None
+
+
+def _halves_of_adjacent_rows(builder, kind, rows, bytes_):
+    """The float16 at each of these bytes of four adjacent blocks of four rows, as float32.
+
+    They are in the first 64 bytes of the blocks.
+    """
+    form, count = ir.VectorType(I16, 32), 4 * len(bytes_)
+    vectors = [load(builder, row[0], const(0), form) for row in rows]
+    numbers = [(kind.nbytes * q + byte) // 2 for byte in bytes_ for q in range(4)]
+    numbers = [number + side for number in numbers for side in (0, 32)]
+    pairs = zip(vectors[::2], vectors[1::2], strict=True)
+    two, four = [
+        builder.bitcast(pick(builder, *pair, numbers), ir.VectorType(I32, count)) for pair in pairs
+    ]
+    halves = pick(builder, two, four, [k + side for k in range(count) for side in (0, count)])
+    halves = builder.bitcast(halves, ir.VectorType(_HALF, 4 * count))
+    for k in range(len(bytes_)):
+        some = pick(builder, halves, halves, range(16 * k, 16 * k + 16))
+        yield builder.fpext(some, ir.VectorType(F32, 16))
+
+
+def _of_long_blocks(builder, kind, places):
+    """The same for a block of 256 values of each row."""
+    count, parts = kind.values // kind.group, kind.scales
+    if kind.offsets:  # both in one vector, as they have the same numbers of bits
+        parts = [joined(*pair) for pair in zip(kind.scales, kind.offsets, strict=True)]
+    numbers = _of_rows(builder, kind, parts, places) if parts else None
+    factors = _half_of_rows(builder, places, kind.scale)
+    if kind.offsets:
+        negative = _half_of_rows(builder, places, kind.offset, kind.sign)
+    for g in range(0, count, 4):
+        scales, offsets = factors, None
+        if parts:
+            bias, signed = kind.scale_bias, kind.scales_signed
+            scales = builder.fmul(_floats(builder, numbers, g, bias, signed), factors)
+        if kind.offsets:
+            offsets = builder.fmul(_floats(builder, numbers, count + g), negative)
+        yield scales, offsets
+
+
+def _of_rows(builder, kind, parts, places):
+    """The integers that these parts make, as bytes: byte 4 i + r is the i-th one of row r."""
+    byte_numbers = [byte for part in parts for byte in part.bytes]
+    start = min(*byte_numbers, kind.nbytes - 16)  # 16 bytes have all of them
+    sixteen = ir.VectorType(I8, 16)
+    source = concat(builder, [load(builder, place, const(start), sixteen) for place in places])
+    found, position = None, 0
+    for part in parts:
+        numbers = [16 * r + byte - start for byte in part.bytes for r in range(4)]
+        words = ir.VectorType(I32, len(part.bytes))  # of the four rows
+        value = builder.bitcast(pick(builder, source, source, numbers), words)
+        shifts = [shift - position for shift in part.shifts]
+        if max(shifts) > 0:
+            right = ir.Constant(words, [max(shift, 0) for shift in shifts])
+            value = builder.lshr(value, right)
+        if min(shifts) < 0:
+            left = ir.Constant(words, [max(-shift, 0) for shift in shifts])
+            value = builder.shl(value, left)
+        if part.count < 8:
+            mask = ((1 << part.count) - 1 << position) * 0x01010101
+            value = builder.and_(value, same(words, mask))
+        found = value if found is None else builder.or_(found, value)
+        position += part.count
+    return builder.bitcast(found, ir.VectorType(I8, 4 * found.type.count))
+
+
+def _floats(builder, numbers, first, bias=0, signed=False):
+    """The integers number first ... first + 3 of each row, less the bias, as float32."""
+    some = pick(builder, numbers, numbers, range(4 * first, 4 * first + 16))
+    some = (builder.sext if signed else builder.zext)(some, ir.VectorType(I32, 16))
+    if bias:
+        some = builder.sub(some, same(some.type, bias))
+    return builder.sitofp(some, ir.VectorType(F32, 16))
+
+
+def _half_of_rows(builder, places, byte, sign=1):
+    """The float16 at this byte of a block of each row, times the sign, in each quarter."""
+    word = join_words(builder, places, byte)
+    if sign < 0:
+        word = builder.xor(word, const(-0x7FFF7FFF7FFF8000))  # the four signs
+    halves = builder.fpext(builder.bitcast(word, ir.VectorType(_HALF, 4)), ir.VectorType(F32, 4))
+    return pick(builder, halves, halves, 4 * [0, 1, 2, 3])
+
+
 def _of_long_block(builder, kind, place):
     """The same for a block of 256 values."""
     if not kind.scales:

@@ -1,28 +1,41 @@
 """Matrices in GGUF's number formats times many tokens: a panel of rows is unpacked, then tiles.
 
-A panel is ROWS rows of the matrix as bytes, float32 scales, and offsets. It is unpacked once for
-all tokens into scratch, which the L1 or L2 cache holds. As in int8_tiles.py, the lanes of a tile
-are tokens, and `lay` packs the input for it. The operations have the order of block_rows.py, so
-the bits are equal.
+A panel (block_panels.py) is ROWS rows of the matrix, unpacked once for all tokens into scratch,
+which the L1 or L2 cache holds. As in int8_tiles.py, the lanes of a tile are tokens: four int8 of a
+row, broadcast to a vector, are multiplied by the same four of each token. A tile of 12 rows and 16
+tokens, in one step along k:
+
+                            tokens 0 ... 15
+                          x[0 ... 15][k:k+4]          one load
+    w[0][k:k+4]  *          sums 0 +=                 one word of the panel, broadcast
+    w[1][k:k+4]  *          sums 1 +=
+    ...                     ...
+    w[11][k:k+4] *          sums 11 +=
+
+After each group these int32 sums are scaled and added to as many float32 sums; all of them are in
+registers. An output has four float32 sums (see block_rows.py), of which only one is in a register
+at a time: groups 0, 4, 8 ... of a segment are added to sums[0], then groups 1, 5, 9 ... to sums[1],
+and so on. The operations of an output have the order of block_rows.py, so the bits are equal.
+
+A CPU reads the next panel's blocks from memory during the multiplication: the tiles prefetch them.
 """
 
 from functools import cache
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from llama2np.kernels.matmul import block_scales
 from llama2np.kernels.matmul import block_unpack as unpack
 from llama2np.kernels.matmul.block_kinds import KINDS
+from llama2np.kernels.matmul.block_panels import GROUPS, ROWS, panel_words, unpacker
 from llama2np.kernels.matmul.block_rows import instructions, padded
-from llama2np.kernels.matmul.block_unpack import PADDING, const
+from llama2np.kernels.matmul.block_unpack import const
 from llama2np.kernels.matmul.int8_isa import ISA
-from llama2np.kernels.matmul.int8_tiles import _WIDE, NARROW
+from llama2np.kernels.matmul.int8_tiles import NARROW
 from llama2np.kernels.matmul.int8_tiles import padded as padded_tokens
-from llama2np.kernels.runtime.jit import exact, inner
+from llama2np.kernels.runtime.jit import cpu_has, inner
 from llama2np.kernels.runtime.op import SCRATCH
 from llama2np.kernels.runtime.vectors import (
     F32,
@@ -31,22 +44,21 @@ from llama2np.kernels.runtime.vectors import (
     call,
     cells,
     data_of,
+    hidden,
     load,
     pick,
+    prefetch,
     same,
     spread,
-    stepped,
     store,
 )
 
-ROWS = 4  # of the matrix in a panel
-SUMS = 4 * ROWS * _WIDE  # float32 of scratch for the sums of a tile
-
-
-def panel_words(n, group):
-    """The float32 of scratch that a panel of rows of n values takes, besides SUMS."""
-    width = -(-n // PADDING) * PADDING
-    return ROWS * (width // 4 + 2 * (width // group))
+WIDE = 16  # tokens in a wide tile; a rest of up to NARROW tokens is a narrow one
+SEGMENT = 512  # values of each row and each token, which the L1 cache holds
+_PADDED = 16  # ROWS, as a power of two
+SUMS = (4 * ROWS + _PADDED) * WIDE  # float32 of scratch: sums of a tile, then its outputs
+# Vector registers of the CPU: up to 12 int32 and 12 float32 sums of a tile fit into 32 of them.
+_REGISTERS = 32 if cpu_has("avx512f") or cpu_has("neon") else 16
 
 
 def fits(n):
@@ -54,249 +66,250 @@ def fits(n):
     return 4 * (SUMS + panel_words(n, 16)) <= SCRATCH
 
 
-def unpacker(kind, isa):
-    """An intrinsic that unpacks a row of `blocks` blocks, which begins at w[at].
+def rows_of_tile(isa, width):
+    """How many rows of a panel have their sums in registers together."""
+    vectors = max(width // isa.lanes, 1)
+    return max(ROWS // vectors, 3) if _REGISTERS == 32 else 4
 
-    (w, at, blocks, values, v, scales, offsets, g): the bytes go to values[v:], the scales and, if
-    the format has any, the offsets of its groups to scales[g:] and offsets[g:]; up to a multiple of
-    PADDING values. All arrays are flat.
+
+def bytes_of_group(kind, rows):
+    """The bytes of a group of values in some rows of a matrix, rounded up."""
+    return -(-rows * kind.group * kind.nbytes // kind.values)
+
+
+def _part(kind, isa, width):
+    """An intrinsic that adds groups g, g + 4, g + 8 ... to the sums of a tile.
+
+    (panel, scales, offsets, p, f, x, x_scales, x_sums, x_offsets, k, side, count, w, soon, sums,
+    s): in the tile's first row, the first of `count` groups begins at panel[p] (in bytes) and has
+    scales[f] and offsets[f]; its tokens begin at x[k] and have x_scales[side], x_sums[side], and
+    x_offsets[side]. They are added to sums[s:], (rows, width). Meanwhile, lines are fetched from
+    w[soon] on: for each group, as many bytes as these rows have in a group. All arrays are flat.
     """
+    rows, lanes = rows_of_tile(isa, width), min(isa.lanes, width)
+    floats = ir.VectorType(F32, lanes)
+    fetched = bytes_of_group(kind, rows)
+    line_step = GROUPS * (ROWS // rows) * fetched
 
     def generate(context, builder, signature, arguments):
-        w, values, scales, offsets = data_of(context, builder, signature, arguments, 0, 3, 5, 6)
-        _, at, blocks, _, v, _, _, g = arguments
-        row = builder.gep(builder.bitcast(w, I8.as_pointer()), [at])
-        values = builder.bitcast(values, I8.as_pointer())
+        panel, scales, offsets, x, x_scales, x_sums, x_offsets, w, sums = data_of(
+            context, builder, signature, arguments, 0, 1, 2, 5, 6, 7, 8, 12, 14
+        )
+        p, f, word, side, count = (arguments[k] for k in (3, 4, 9, 10, 11))
+        soon, s = arguments[13], arguments[15]
+        panel, w = (builder.bitcast(each, I8.as_pointer()) for each in (panel, w))
+        panel, w = builder.gep(panel, [p]), builder.gep(w, [soon])
+        of_rows = [builder.gep(each, [f]) for each in (scales, offsets)]
+        x = builder.gep(x, [word])
+        of_tokens = [builder.gep(each, [side]) for each in (x_scales, x_sums, x_offsets)]
+        totals = cells(builder, same(floats, 0.0), rows, width // lanes)
+        at = {(r, v): builder.add(s, const(r * width + v * lanes)) for r, v in totals}
+        for place, total in totals.items():
+            builder.store(load(builder, sums, at[place], floats), total)
+        with cgutils.for_range(builder, count) as loop:
 
-        def step(places_of, first):
-            places = places_of(row)
-            value = builder.add(v, builder.mul(first, const(kind.values)))
-            group = builder.add(g, builder.mul(first, const(kind.values // kind.group)))
-            vectors = sum(unpack.vectors(builder, kind, isa, places), [])
-            order = unpack.order(kind.group, 64 * len(vectors))
-            for vector, numbers in zip(vectors, order, strict=True):
-                _store_in_order(builder, vector, numbers, values, value)
-            for found, out in zip(
-                block_scales.scales(builder, kind, isa, places), (scales, offsets), strict=True
-            ):
-                if found is not None:
-                    store(builder, found, out, group)
+            def here(pointer, step):
+                return builder.gep(pointer, [builder.mul(loop.index, const(step))])
 
-        unpack.walk(builder, kind, blocks, step)
+            for byte in range(0, fetched, 64):
+                prefetch(builder, here(w, line_step), const(byte))
+            _add_group(
+                builder, kind, isa, totals,
+                [here(panel, ROWS * GROUPS * kind.group)]
+                + [here(each, ROWS * GROUPS) for each in of_rows],
+                [here(x, width * kind.group)] + [here(each, width * GROUPS) for each in of_tokens],
+            )  # fmt: skip
+        for place, total in totals.items():
+            store(builder, builder.load(total), sums, at[place])
         return context.get_dummy_value()
 
     @intrinsic
-    def unpack_row(_context, w, at, blocks, values, v, scales, offsets, g):
-        i = types.intp
-        return types.void(w, i, i, values, i, scales, offsets, i), generate
-
-    return unpack_row
-
-
-def _store_in_order(builder, vector, numbers, values, start):
-    """Store the byte k of the vector at values[start + numbers[k]]. Runs of 16 are adjacent."""
-    size = 64 if numbers[63] - numbers[0] == 63 else 16
-    for k in range(0, 64, size):
-        part = vector if size == 64 else pick(builder, vector, vector, range(k, k + size))
-        store(builder, part, values, builder.add(start, const(numbers[k])))
-
-
-def _group(kind, isa, width):
-    """An intrinsic that adds the products of one group of values, for a panel and a tile's tokens.
-
-    (panel, p, row_stride, scales, offsets, g, groups, x, here, x_scales, x_sums, x_offsets, side,
-    sums, s): the group of row r begins at panel[p + r * row_stride] and has scales[g + r * groups]
-    and offsets at the same index. The group of the tile begins at x[here], in words of four int8;
-    its `width` x_scales, x_sums and x_offsets begin at index `side`. sums[s:] is (ROWS, width). All
-    arrays are flat.
-    """
-    lanes = min(isa.lanes, width)
-    integers, vectors = ir.VectorType(I32, lanes), range(width // lanes)
-
-    def generate(context, builder, signature, arguments):
-        panel, scales, offsets, x, x_scales, x_sums, x_offsets, sums = data_of(
-            context, builder, signature, arguments, 0, 3, 4, 7, 9, 10, 11, 13
-        )
-        _, p, row_stride, _, _, g, groups, _, here, _, _, _, side, _, s = arguments
-        panel = builder.gep(builder.bitcast(panel, I8.as_pointer()), [p])
-        x = builder.gep(x, [here])
-        x_scales, x_sums, x_offsets = (
-            builder.gep(each, [side]) for each in (x_scales, x_sums, x_offsets)
-        )
-        totals = cells(builder, same(integers, 0), ROWS, len(vectors))
-        if bias := unpack.excess(kind, isa):
-            for (_, v), total in totals.items():
-                excess = load(builder, x_sums, const(v * lanes), integers)
-                builder.store(builder.mul(excess, same(integers, -bias)), total)
-        _add_dots(builder, kind, isa, panel, row_stride, x, totals)
-        for r in range(ROWS):
-            number = stepped(builder, g, groups, r)
-            of_row = [builder.gep(each, [number]) for each in (scales, offsets)]
-            row = [builder.load(totals[r, v]) for v in vectors]
-            out = builder.gep(sums, [builder.add(s, const(r * width))])
-            _add_scaled(builder, kind, row, of_row, x_scales, x_offsets, out)
-        return context.get_dummy_value()
-
-    @intrinsic
-    def group(
-        _context, panel, p, row_stride, scales, offsets, g, groups, x, here, x_scales, x_sums,
-        x_offsets, side, sums, s,
+    def add_part(
+        _context, panel, scales, offsets, p, f, x, x_scales, x_sums, x_offsets, k, side, count,
+        w, soon, sums, s,
     ):  # fmt: skip
         i = types.intp
-        kinds = (panel, i, i, scales, offsets, i, i, x, i, x_scales, x_sums, x_offsets, i, sums, i)
+        kinds = panel, scales, offsets, i, i, x, x_scales, x_sums, x_offsets, i, i, i, w, i, sums, i
         return types.void(*kinds), generate
 
-    return group
+    return add_part
 
 
-def _add_dots(builder, kind, isa, panel, row_stride, x, totals):
-    """Add the products of a group of integers to totals {(row, vector of tokens): pointer}.
+def _add_group(builder, kind, isa, totals, panel, inputs):
+    """Add the products of one group to totals {(row, vector of tokens): pointer to float32}.
 
-    panel, x: pointers to the group; the rows of the panel are row_stride bytes apart.
+    panel: pointers to the bytes, the scale and the offset of the group in the first row; inputs: to
+    x, x_scales, x_sums and x_offsets of the group.
     """
-    integers, vectors = totals[0, 0].type.pointee, len(totals) // ROWS
+    values, *of_rows = panel
+    x, x_scales, x_sums, x_offsets = inputs
+    floats = totals[0, 0].type.pointee
+    lanes, rows = floats.count, 1 + max(r for r, _ in totals)
+    integers, vectors = ir.VectorType(I32, lanes), range(len(totals) // rows)
+    dots = cells(builder, same(integers, 0), rows, len(vectors))
+    if bias := unpack.excess(kind, isa):
+        for v in vectors:
+            excess = load(builder, x_sums, const(v * lanes), integers)
+            excess = builder.mul(excess, same(integers, -bias))
+            for r in range(rows):
+                builder.store(excess, dots[r, v])
+    _add_dots(builder, kind, isa, values, x, dots)
+    for r, v in totals:
+        scale, offset = (
+            spread(builder, builder.load(builder.gep(each, [const(r * GROUPS)])), floats)
+            for each in of_rows
+        )
+        value = builder.fmul(builder.sitofp(builder.load(dots[r, v]), floats), scale)
+        total = _fma(builder, value, x_scales, v, builder.load(totals[r, v]))
+        if kind.offset is not None:
+            total = _fma(builder, offset, x_offsets, v, total)
+        builder.store(total, totals[r, v])
+
+
+def _add_dots(builder, kind, isa, values, x, dots):
+    """Add the products of the integers of a group to dots {(row, vector of tokens): pointer}."""
+    integers, rows = dots[0, 0].type.pointee, 1 + max(r for r, _ in dots)
+    vectors, size = range(len(dots) // rows), GROUPS * kind.group
     int8s, instruction = ir.VectorType(I8, 4 * integers.count), unpack.instruction(kind, isa)
-    with cgutils.for_range(builder, const(kind.group // 4)) as loop:
-        at = builder.mul(loop.index, const(4))
-        word = builder.mul(loop.index, const(vectors * integers.count))
-        words = [stepped(builder, word, integers.count, v) for v in range(vectors)]
-        tokens = [load(builder, x, word, int8s) for word in words]
-        for r in range(ROWS):
-            four = builder.gep(panel, [stepped(builder, at, row_stride, r)])
-            four = builder.load(builder.bitcast(four, I32.as_pointer()), align=1)
+    words = const(kind.group // 4)
+    if _REGISTERS < 32:  # LLVM would unroll the loop, and then move sums from and to memory
+        words = hidden(builder, words)
+    with cgutils.for_range(builder, words) as loop:
+        # Four adjacent words of a group, and the next four behind those of the other groups.
+        others = builder.mul(builder.lshr(loop.index, const(2)), const(4 * (GROUPS - 1)))
+        word = builder.add(loop.index, others)
+        first = builder.mul(word, const(len(vectors) * integers.count))
+        places = [builder.add(first, const(v * integers.count)) for v in vectors]
+        tokens = [load(builder, x, place, int8s) for place in places]
+        word = builder.gep(values, [builder.mul(word, const(4))])
+        for r in range(rows):
+            four = builder.gep(word, [const(r * size)])
+            four = builder.load(builder.bitcast(four, I32.as_pointer()), align=4)
             weights = builder.bitcast(spread(builder, four, integers), int8s)
             for v, token in enumerate(tokens):
-                total = instruction(builder, builder.load(totals[r, v]), weights, token)
-                builder.store(total, totals[r, v])
+                dot = instruction(builder, builder.load(dots[r, v]), weights, token)
+                builder.store(dot, dots[r, v])
 
 
-def _add_scaled(builder, kind, totals, of_row, x_scales, x_offsets, out):
-    """Add a row's totals of a group, scaled, to out; see block_rows.py.
+def _fma(builder, a, x, v, total):
+    x = load(builder, x, const(v * total.type.count), total.type)
+    return call(builder, f"llvm.fma.v{total.type.count}f32", total.type, a, x, total)
 
-    totals: vectors of tokens; of_row: pointers to the scale and the offset of the row.
+
+def _finisher(width):
+    """An intrinsic (sums): add the four sums of each output, transpose, and store after them.
+
+    sums: (4, ROWS, width), then the outputs (width, _PADDED); flat. Rows of the first half, each
+    interleaved with one of the second half, are one of log2(_PADDED) rounds; here with four rows:
+
+        a0 a1 ...  b0 b1 ...  c0 c1 ...  d0 d1 ...
+        a0 c0 a1 c1 ...       b0 d0 b1 d1 ...           first round: a with c, b with d
+        a0 b0 c0 d0 a1 b1 c1 d1 ...                     second round
     """
-    lanes = totals[0].type.count
-    floats, fma = ir.VectorType(F32, lanes), f"llvm.fma.v{lanes}f32"
-    scale = spread(builder, builder.load(of_row[0]), floats)
-    if kind.offset is not None:
-        offset = spread(builder, builder.load(of_row[1]), floats)
-    for v, total in enumerate(totals):
-        place = const(v * lanes)
-        value = builder.fmul(builder.sitofp(total, floats), scale)
-        sum_ = load(builder, out, place, floats)
-        sum_ = call(builder, fma, floats, value, load(builder, x_scales, place, floats), sum_)
-        if kind.offset is not None:
-            by = load(builder, x_offsets, place, floats)
-            sum_ = call(builder, fma, floats, offset, by, sum_)
-        store(builder, sum_, out, place)
+    lanes, block = min(16, width), ROWS * width
+    floats, half = ir.VectorType(F32, lanes), lanes // 2
+    mixed = [[k + side for k in range(i, i + half) for side in (0, lanes)] for i in (0, half)]
+
+    def total(builder, sums, at):
+        parts = [load(builder, sums, const(m * block + at), floats) for m in range(4)]
+        even, odd = (builder.fadd(parts[m], parts[m + 2]) for m in (0, 1))
+        return builder.fadd(even, odd)
+
+    def generate(context, builder, signature, arguments):
+        (sums,) = data_of(context, builder, signature, arguments, 0)
+        for start in range(0, width, lanes):
+            rows = [total(builder, sums, r * width + start) for r in range(ROWS)]
+            rows += rows[: _PADDED - ROWS]  # any others; they are not used
+            for _ in range(_PADDED.bit_length() - 1):
+                pairs = list(zip(rows[: _PADDED // 2], rows[_PADDED // 2 :], strict=True))
+                rows = [pick(builder, *pair, numbers) for pair in pairs for numbers in mixed]
+            for k, row in enumerate(rows):
+                store(builder, row, sums, const(4 * block + start * _PADDED + k * lanes))
+        return context.get_dummy_value()
+
+    @intrinsic
+    def finish(_context, sums):
+        return types.void(sums), generate
+
+    return finish
 
 
 @cache
 def _tile(kind, isa, width):
-    """A function that multiplies a panel and the tile of the tokens from t on.
+    """A function that multiplies a panel and the tile of the rows of the input from t on.
 
-    (panel, scales, offsets, n, x, x_scales, x_sums, x_offsets, t, sums): it fills sums[: ROWS *
-    width], (ROWS, width). sums: (SUMS,). All arrays are flat.
+    (panel, n, inputs, t, begin, end, terms, w, soon, sums, i, d, out): panel: the bytes, scales,
+    and offsets; inputs: x, x_scales, x_sums, and x_offsets. Columns i ... i + ROWS - 1 of out
+    (tokens, d) become the outputs of rows begin ... end - 1 of the input, as far as they are in
+    this tile. sums: (SUMS,). All arrays are flat. w[soon:] is fetched for the next panel.
     """
-    form = KINDS[kind]
-    add_group, size, block = _group(form, instructions(isa), width), form.group, ROWS * width
+    form, isa = KINDS[kind], instructions(isa)
+    add_part, finish, size = _part(form, isa, width), _finisher(width), form.group
+    rows, all_rows, lines = rows_of_tile(isa, width), ROWS, _PADDED
+    slices, fetched = SEGMENT // (GROUPS * size), bytes_of_group(form, rows)
 
-    @exact(forceinline=True)
-    def tile(panel, scales, offsets, n, x, x_scales, x_sums, x_offsets, t, sums):
-        groups, stride = n // size, padded(n)
+    @inner
+    def tile(panel, n, inputs, t, begin, end, terms, w, soon, sums, i, d, out):
+        groups, block, parts = n // size, all_rows * width, all_rows // rows
+        values, scales, offsets = panel
+        x, x_scales, x_sums, x_offsets = inputs
+        start = t * (padded(n) // size)  # of the tile in x_scales
         sums[: 4 * block] = 0
-        for g in range(groups):
-            side = t * groups + g * width
-            add_group(
-                panel, g * size, stride, scales, offsets, g, stride // size, x,
-                side * (size // 4), x_scales, x_sums, x_offsets, side, sums, g % 4 * block,
-            )  # fmt: skip
-        for k in range(block):
-            even, odd = sums[k] + sums[k + 2 * block], sums[k + block] + sums[k + 3 * block]
-            sums[k] = even + odd
+        for first in range(0, -(-groups // 4), slices):
+            for part in range(parts):
+                row = first * all_rows + part * rows
+                for j in range(4):
+                    g, count = 4 * first + j, min((groups - j + 3) // 4 - first, slices)
+                    line, s = soon + (g * parts + part) * fetched, j * block + part * rows * width
+                    word = start * (size // 4) + (first * size + 4 * j) * width
+                    add_part(
+                        values, scales, offsets, row * 4 * size + 16 * j, row * 4 + j,
+                        x, x_scales, x_sums, x_offsets, word, start + g * width, count,
+                        w, line, sums, s,
+                    )  # fmt: skip
+        finish(sums)
+        for lane in range(max(begin - t, 0) // terms, min(width, end - t) // terms):
+            at, to = 4 * block + lane * terms * lines, ((t - begin) // terms + lane) * d + i
+            for r in range(all_rows):
+                value = sums[at + r]
+                out[to + r] = value if terms == 1 else value + sums[at + lines + r]
 
     return tile
 
 
-@exact(forceinline=True)
-def _store_tile(sums, width, i, t, d, tokens, terms, out):
-    """out[t + lane, i + r] = sums[r, lane], for the tokens that exist; with 2 terms, of two lanes.
-
-    sums, out: flat.
-    """
-    for lane in range(min(width, tokens - t) // terms):
-        for r in range(ROWS):
-            at = r * width + lane * terms
-            value = sums[at] if terms == 1 else sums[at] + sums[at + 1]
-            out[(t // terms + lane) * d + i + r] = value
-
-
 @cache
-def many(kind, isa=ISA):
+def many(kind, isa=ISA, wide=WIDE):
     """The product for many tokens: fills columns of out (tokens, d) for some panels of ROWS rows.
 
-    (w, n, d, x, x_scales, x_sums, x_offsets, tokens, terms, out, first, last, scratch): w (d, bytes
-    of a row) uint8 in blocks of the number format `kind`; the panels are first ... last - 1, and
-    the last one of the matrix may overlap the one before. x (in words of four int8), x_scales,
-    x_sums, x_offsets: the input (see block_rows.quantize, but without padding), packed by
-    int8_tiles.lay, `terms` rows for each token. scratch: (SUMS + panel_words(n, group),) float32.
-    All arrays are flat.
+    (w, n, d, inputs, start, tokens, terms, out, first, last, scratch): w (d, bytes of a row) uint8
+    in blocks of the number format `kind`; the panels are first ... last - 1, and the last one of
+    the matrix may overlap the one before. inputs: x (in words of four int8), x_scales, x_sums and
+    x_offsets, quantized by block_rows.quantize and packed by int8_tiles.lay in tiles of `wide`, or
+    of NARROW, rows. `terms` rows for each token; those of tokens start ... start + tokens - 1 are
+    used. If start is not 0, `wide` must be NARROW. scratch: (SUMS + panel_words(n, group),)
+    float32. All arrays are flat.
     """
-    form, rows = KINDS[kind], ROWS
-    wide_tile, narrow_tile = _tile(kind, isa, _WIDE), _tile(kind, isa, NARROW)
+    form, rows, words = KINDS[kind], ROWS, SUMS
+    wide_tile, narrow_tile = _tile(kind, isa, wide), _tile(kind, isa, NARROW)
     unpack_row = unpacker(form, instructions(isa))
-    group, values, nbytes, words = form.group, form.values, form.nbytes, SUMS
+    group, values, nbytes = form.group, form.values, form.nbytes
 
     @inner
-    def multiply(
-        w, n, d, x, x_scales, x_sums, x_offsets, tokens, terms, out, first, last, scratch
-    ):  # fmt: skip
-        stride, count = padded(n), tokens * terms
-        groups, blocks = stride // group, n // values
-        sums, panel = scratch[:words], scratch[words : words + rows * (stride // 4)]
-        scales = scratch[words + rows * (stride // 4) :]
-        offsets = scales[rows * groups :]
-        end = padded_tokens(count)
-        wide = end // _WIDE * _WIDE
+    def multiply(w, n, d, inputs, start, tokens, terms, out, first, last, scratch):
+        width, row_bytes = padded(n), n // values * nbytes
+        begin, end = start * terms, (start + tokens) * terms
+        sums, after = scratch[:words], words + rows * (width // 4)
+        scales = scratch[after:]
+        panel = scratch[words:after], scales, scales[rows * (width // group) :]
+        narrow = padded_tokens(end) // wide * wide  # the narrow tiles begin here
         for number in range(first, last):
             i = min(number * rows, d - rows)
             for r in range(rows):
-                at = (i + r) * blocks * nbytes
-                unpack_row(w, at, blocks, panel, r * stride, scales, offsets, r * groups)
-            for t in range(0, wide, _WIDE):
-                wide_tile(panel, scales, offsets, n, x, x_scales, x_sums, x_offsets, t, sums)
-                _store_tile(sums, _WIDE, i, t, d, count, terms, out)
-            for t in range(wide, end, NARROW):
-                narrow_tile(panel, scales, offsets, n, x, x_scales, x_sums, x_offsets, t, sums)
-                _store_tile(sums, NARROW, i, t, d, count, terms, out)
+                unpack_row(w, (i + r) * row_bytes, n // values, panel[0], panel[1], panel[2], r)
+            soon = min((number + 1) * rows, d - rows) * row_bytes
+            for t in range(begin // wide * wide, narrow, wide):
+                wide_tile(panel, n, inputs, t, begin, end, terms, w, soon, sums, i, d, out)
+            for t in range(narrow, padded_tokens(end), NARROW):
+                narrow_tile(panel, n, inputs, t, begin, end, terms, w, soon, sums, i, d, out)
 
     return multiply
-
-
-@cache
-def dequantize(kind, isa=ISA):
-    """A function (w, row, out, scratch) that writes the values of a row of blocks to out (n,).
-
-    w: (rows, bytes of a row) uint8, flat. scratch: (panel_words(n, group),) float32 is enough. The
-    values are equal to Blocks.rows, to the last bit.
-    """
-    form, isa = KINDS[kind], instructions(isa)
-    unpack_row, excess = unpacker(form, isa), unpack.excess(form, isa)
-    as_int8, has_offsets = form.signed and not excess, form.offset is not None
-    group, values, nbytes = form.group, form.values, form.nbytes
-
-    @exact
-    def read(w, row, out, scratch):
-        n = out.shape[0]
-        stride, blocks = padded(n), n // values
-        panel, scales = scratch[: stride // 4], scratch[stride // 4 :]
-        offsets = scales[stride // group :]
-        unpack_row(w, row * blocks * nbytes, blocks, panel, 0, scales, offsets, 0)
-        for g in range(n // group):
-            for i in range(g * group, (g + 1) * group):
-                byte = panel.view(np.uint8)[i]
-                number = np.int32(np.int8(byte)) if as_int8 else np.int32(byte)
-                value = np.float32(np.int32(number - np.int32(excess))) * scales[g]
-                out[i] = value + offsets[g] if has_offsets else value
-
-    return read

@@ -18,7 +18,8 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from llama2np.kernels.matmul.block_scales import distance_of_adjacent, join_words
-from llama2np.kernels.runtime.vectors import I8, I16, I32, concat, const, load, pick, same
+from llama2np.kernels.runtime.jit import cpu_has
+from llama2np.kernels.runtime.vectors import I8, I16, I32, call, concat, const, load, pick, same
 
 BYTES, WORDS = ir.VectorType(I8, 64), ir.VectorType(I32, 16)
 PADDING = 128  # values: unpacked rows, and the input, are padded to a multiple
@@ -80,12 +81,17 @@ def vectors(builder, kind, isa, places):
     in a list are added to the same 16 int32, of which four adjacent ones belong to a group. If the
     format is signed and the excess 0, the bytes are int8; else they are at most 255.
     """
+    count = len(places) * kind.values // kind.group
+    return [four_groups(builder, kind, isa, places, g) for g in range(count // 4)]
+
+
+def four_groups(builder, kind, isa, places, g):
+    """The list number g of `vectors`: the values of groups 4 g to 4 g + 3 of these blocks."""
     values = [(place, i) for place in places for i in range(kind.values)]
     chunks = [[values[i] for i in chunk] for chunk in order(kind.group, len(values))]
-    distance = distance_of_adjacent(kind, isa, places)
-    found = [_vector(builder, kind, isa, chunk, distance) for chunk in chunks]
-    size = together(kind)
-    return [found[k : k + size] for k in range(0, len(found), size)]
+    distance, size = distance_of_adjacent(kind, isa, places), together(kind)
+    some = chunks[g * size : (g + 1) * size]
+    return [_vector(builder, kind, isa, chunk, distance) for chunk in some]
 
 
 def together(kind):
@@ -109,7 +115,7 @@ def _vector(builder, kind, isa, chunk, distance):
     """The 64 values (place, number) of a chunk."""
     value, position = None, 0
     for part in kind.parts:
-        some = _part(builder, part, chunk, position, distance)
+        some = _part(builder, isa, part, chunk, position, distance)
         value = some if value is None else builder.or_(value, some)
         position += part.count
     if kind.table:
@@ -120,12 +126,12 @@ def _vector(builder, kind, isa, chunk, distance):
     return value
 
 
-def _part(builder, part, chunk, position, distance):
+def _part(builder, isa, part, chunk, position, distance):
     """`part` of the 64 values (place, number) of a chunk, from bit `position` on of each byte."""
     if part.count == 1 and part.bytes[7] == part.bytes[0]:  # a bit for each value, in their order
         return _bits(builder, part, chunk, position)
     if part.count == 4 and len({part.shifts[i] for _, i in chunk}) == 2:
-        return _pick_nibbles(builder, part, chunk)
+        return _pick_nibbles(builder, isa, part, chunk)
     if distance:
         bytes_ = [distance * (k // 16) + part.bytes[i] for k, (_, i) in enumerate(chunk)]
         value = _gather_adjacent(builder, chunk[0][0], bytes_)
@@ -137,15 +143,10 @@ def _part(builder, part, chunk, position, distance):
         wide = builder.lshr(builder.mul(wide, same(wide.type, 3)), same(wide.type, 8))
         return builder.trunc(wide, BYTES)
     shifts = [part.shifts[i] - position for _, i in chunk]
-    if any(shifts):
-        value = _shifted(builder, value, shifts)
-    if part.count == 8:
-        return value
-    mask = ((1 << part.count) - 1) << position
-    return builder.and_(value, same(BYTES, mask))
+    return _masked(builder, isa, value, shifts, ((1 << part.count) - 1) << position)
 
 
-def _pick_nibbles(builder, part, chunk):
+def _pick_nibbles(builder, isa, part, chunk):
     """The same for both halves of bytes: 64 bytes are split, which serves another chunk, too.
 
     Q4_K: a byte has a value of a group and one of the next group.
@@ -154,8 +155,7 @@ def _pick_nibbles(builder, part, chunk):
     at = [part.bytes[i] - first for _, i in chunk]
     start = min(at) // 64 * 64
     source = load(builder, place, const(first + start), BYTES)
-    high = _shifted(builder, source, [4] * 64)
-    halves = [builder.and_(half, same(BYTES, 15)) for half in (source, high)]
+    halves = [_masked(builder, isa, source, [shift] * 64, 15) for shift in (0, 4)]
     numbers = [k - start + 64 * (part.shifts[i] > 0) for k, (_, i) in zip(at, chunk, strict=True)]
     return pick(builder, *halves, numbers)
 
@@ -181,20 +181,37 @@ def _gather(builder, wanted):
 
 
 def _gather_adjacent(builder, place, wanted):
-    """These bytes, pairs within less than 128 bytes: two loads, whose pairs are permuted."""
-    form, first = ir.VectorType(I16, 32), wanted[0]
-    second = wanted[-1] + 1 - 64
-    sources = [load(builder, place, const(start), form) for start in (first, second)]
-    pairs = [byte - first if byte < first + 64 else byte - second + 64 for byte in wanted[::2]]
+    """These bytes, of which the last is before the 128th: two loads, whose pairs are permuted.
+
+    The first load has the scales, too (block_scales.of_rows).
+    """
+    form, second = ir.VectorType(I16, 32), wanted[-1] + 1 - 64
+    sources = [load(builder, place, const(start), form) for start in (0, second)]
+    pairs = [byte if byte < 64 else byte - second + 64 for byte in wanted[::2]]
     return builder.bitcast(pick(builder, *sources, [pair // 2 for pair in pairs]), BYTES)
 
 
-def _shifted(builder, value, shifts):
-    """Bytes shifted to the right; by negative numbers to the left. Adjacent bytes are mixed up."""
-    words = builder.bitcast(value, WORDS)
-    shift = builder.lshr if max(shifts) > 0 else builder.shl
-    by = ir.Constant(WORDS, [abs(number) for number in shifts[::4]])
-    return builder.bitcast(shift(words, by), BYTES)
+def _masked(builder, isa, value, shifts, mask):
+    """These bits of bytes that are shifted to the right; by negative numbers to the left.
+
+    shifts: of each byte, the same for each eight.
+    """
+    if any(shifts) and mask < 255 and isa.lanes == 16 and cpu_has("gfni"):
+        # Each bit is the product of a row of a matrix and the bits of a byte: one instruction.
+        matrices = [
+            1 << bit + shift if mask >> bit & 1 else 0
+            for shift in shifts[::8]
+            for bit in reversed(range(8))
+        ]
+        none = ir.Constant(I8, 0)
+        name = "llvm.x86.vgf2p8affineqb.512"
+        return call(builder, name, BYTES, value, ir.Constant(BYTES, matrices), none)
+    if any(shifts):
+        words = builder.bitcast(value, WORDS)
+        shift = builder.lshr if max(shifts) > 0 else builder.shl
+        by = ir.Constant(WORDS, [abs(number) for number in shifts[::4]])
+        value = builder.bitcast(shift(words, by), BYTES)  # adjacent bytes are mixed up
+    return value if mask == 255 else builder.and_(value, same(BYTES, mask))
 
 
 def _in_pieces(isa, builder, function, *values):

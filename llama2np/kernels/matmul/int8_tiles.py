@@ -35,10 +35,10 @@ from llama2np.kernels.runtime.vectors import (
 )
 
 NARROW = 8  # tokens in a narrow tile: a block of tokens is padded to a multiple of it
-_WIDE = 64 if cpu_has("avx512f") else 16  # tokens in a wide tile
+WIDE = 64 if cpu_has("avx512f") else 16  # tokens in a wide tile
 ROWS = 4  # of the matrix in a tile
 FEW = 3 if ISA == "vnni" else 4  # tokens: up to this number (a small batch) int8.py is faster
-SUMS = ROWS * _WIDE  # float32 of scratch
+SUMS = ROWS * WIDE  # float32 of scratch
 
 
 def _group(isa, rows, width):
@@ -128,16 +128,17 @@ def padded(tokens):
 
 
 @inner
-def lay(x, tokens, n, first, last, out):
+def lay(x, tokens, n, wide, first, last, out):
     """Pack tokens into tiles: NARROW tokens for each of first ... last - 1. x, out: flat, 32 bits.
 
-    x is (tokens, n). out has (padded tokens, n) values: as many wide tiles as fit, then narrow
-    ones. The tile of the tokens from t on begins at out[t * n] and is (n, width). Padding is zero.
+    x is (tokens, n). out has (padded tokens, n) values: as many tiles of `wide` tokens as fit, then
+    narrow ones. The tile of the tokens from t on begins at out[t * n] and is (n, width). Padding is
+    zero.
     """
-    wide = padded(tokens) // _WIDE * _WIDE
+    narrow = padded(tokens) // wide * wide
     for i in range(first, last):
         begin = i * NARROW
-        width = _WIDE if begin < wide else NARROW
+        width = wide if begin < narrow else NARROW
         start = begin // width * width
         at = start * n + begin - start
         for t in range(NARROW):
@@ -165,17 +166,17 @@ def many(isa=ISA):
     """
     if isa not in ISAS:
         return None
-    wide_tile, narrow_tile = _tile(isa, _WIDE), _tile(isa, NARROW)
+    wide_tile, narrow_tile = _tile(isa, WIDE), _tile(isa, NARROW)
 
     @inner
     def multiply(q, scales, n, size, d, x, x_scales, x_sums, tokens, out, first, last, sums):
         end = padded(tokens)
-        wide = end // _WIDE * _WIDE
+        wide = end // WIDE * WIDE
         for tile in range(first, last):
             i = min(tile * ROWS, d - ROWS)
-            for t in range(0, wide, _WIDE):
+            for t in range(0, wide, WIDE):
                 wide_tile(q, i, n, size, scales, x, x_scales, x_sums, t, sums)
-                _store_tile(sums, _WIDE, i, t, d, tokens, out)
+                _store_tile(sums, WIDE, i, t, d, tokens, out)
             for t in range(wide, end, NARROW):
                 narrow_tile(q, i, n, size, scales, x, x_scales, x_sums, t, sums)
                 _store_tile(sums, NARROW, i, t, d, tokens, out)

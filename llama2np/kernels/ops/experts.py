@@ -13,16 +13,22 @@ from functools import cache
 
 import numpy as np
 
-from llama2np.kernels.matmul import block_rows, float32
+from llama2np.kernels.matmul import block_rows, block_tiles, float32, int8_tiles
 from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.int8 import call_int8_rows
 from llama2np.kernels.ops.exp import exps
-from llama2np.kernels.ops.linear import BLOCK_INPUT, block_product, reader
+from llama2np.kernels.ops.linear import (
+    BLOCK_INPUT,
+    BLOCK_TILES,
+    block_product,
+    block_tiles_at,
+    reader,
+)
 from llama2np.kernels.runtime.jit import PLAIN, inner
 from llama2np.kernels.runtime.memory import bytes_, floats, int8s, int32s, int64s, vector
-from llama2np.kernels.runtime.op import op, place, rows_of
+from llama2np.kernels.runtime.op import SCRATCH, op, place, rows_of
 
-ROWS = float32.ROWS  # rows of a matrix in one unit of a product
+ROWS = block_tiles.ROWS  # rows of a matrix in one unit of a product; a multiple of float32.ROWS
 _MATRICES = "w:2 scales:2 out:2"
 
 
@@ -116,10 +122,13 @@ def combine(s, run, first, last, scratch):
 
 
 @cache
-def product(kind):
-    """The op: the rows of each expert times its matrices. A unit is ROWS rows of a matrix."""
+def product(kind, tiles=False):
+    """The op: the rows of each expert times its matrices. A unit is ROWS rows of a matrix.
+
+    tiles: whether matrices in GGUF's blocks are multiplied in tiles, if their expert has many rows.
+    """
     is_block = kind in KINDS
-    multiply = _int8 if kind == "int8" else _blocks(kind) if is_block else _float(kind)
+    multiply = _int8 if kind == "int8" else _blocks(kind, tiles) if is_block else _float(kind)
 
     def experts(s, run, first, last, scratch):
         active = int32s(place(run, s["active"]), 1, run["rows"] * (s["used"] + 1))[0]
@@ -131,8 +140,9 @@ def product(kind):
                     multiply(s, run, m, active[a], begin, end, scratch)
                 first, last = max(first - blocks, 0), last - blocks
 
-    experts.__name__ = f"experts_{kind}"
+    experts.__name__ = f"experts_{kind}" + "_tiles" * tiles
     fields = BLOCK_INPUT if is_block else "group q q_scales q_sums" if kind == "int8" else "x"
+    fields += f" {BLOCK_TILES}" * tiles
     return op(f"{fields} used d count starts active {_MATRICES}")(experts)
 
 
@@ -145,7 +155,7 @@ def _span(run, starts, e):
 
 def _float(kind):
     few, many = (float32.plain if PLAIN else float32.few)(kind), float32.many(kind)
-    read = reader(kind)
+    read, rows = reader(kind), float32.ROWS
 
     @inner
     def multiply(s, run, m, e, first, last, scratch):
@@ -154,11 +164,11 @@ def _float(kind):
         w = read(int64s(s["w"][m], e + 1)[e], d * n)
         x = vector(place(run, s["x"]) + 4 * n * start, count * n)
         out = vector(place(run, s["out"][m]) + 4 * d * start, count * d)
-        if PLAIN or count <= float32.FEW or d < ROWS:
+        if PLAIN or count <= float32.FEW or d < rows:
             few(w, n, d, x, count, out, first, last)
         else:
             sums = vector(scratch, float32.SUMS)
-            many(w, n, d, x, count, out, first // ROWS, -(-last // ROWS), sums)
+            many(w, n, d, x, count, out, first // rows, -(-last // rows), sums)
 
     return multiply
 
@@ -176,11 +186,12 @@ def _int8(s, run, m, e, first, last, scratch):
     call_int8_rows(w, scales, n, group, d, x, x_scales, x_sums, count, out, first, last)
 
 
-def _blocks(kind):
+def _blocks(kind, tiles):
     product, values, nbytes = block_product(kind), KINDS[kind].values, KINDS[kind].nbytes
+    many = block_tiles.many(kind, wide=int8_tiles.NARROW) if tiles else None
 
     @inner
-    def multiply(s, run, m, e, first, last, scratch):
+    def few(s, run, m, e, first, last, scratch):
         n, d, terms, width = s["n"], s["d"], s["terms"], block_rows.padded(s["n"])
         groups = width // s["group"]
         start, count = _span(run, s["starts"], e)
@@ -197,4 +208,17 @@ def _blocks(kind):
         spare = vector(scratch, 2 * block_rows.ROWS)
         product(w, n, d, q, scales, sums, offsets, count, terms, out, first, last, spare)
 
-    return multiply
+    @inner
+    def multiply(s, run, m, e, first, last, scratch):
+        n, d, terms = s["n"], s["d"], s["terms"]
+        start, count = _span(run, s["starts"], e)
+        if count <= block_rows.FEW:
+            few(s, run, m, e, first, last, scratch)
+        else:
+            w = bytes_(int64s(s["w"][m], e + 1)[e], d * (n // values) * nbytes)
+            inputs = block_tiles_at(s, run, run["rows"] * s["used"] * terms)
+            out = vector(place(run, s["out"][m]) + 4 * d * start, count * d)
+            spare, end = vector(scratch, SCRATCH // 4), -(-last // ROWS)
+            many(w, n, d, inputs, start, count, terms, out, first // ROWS, end, spare)
+
+    return multiply if tiles else few

@@ -113,7 +113,7 @@ def quantize_tiles(s, run, first, last, scratch):
     ):
         x = int32s(place(run, q), 1, rows * width)[0]
         out = int32s(place(run, tiles), 1, int8_tiles.padded(rows) * width)[0]
-        int8_tiles.lay(x, rows, width, first, last, out)
+        int8_tiles.lay(x, rows, width, int8_tiles.WIDE, first, last, out)
 
 
 @inner
@@ -160,11 +160,12 @@ int8_many = _int8_many()
 # Fields: the values that share a scale in the matrix; the rows of the quantized input for each row
 # of x (see _quantize_terms); and where the quantized input is.
 BLOCK_INPUT = "group terms q q_scales q_sums q_offsets"
+BLOCK_TILES = "tiles tiles_scales tiles_sums tiles_offsets"
 _quantize_for_blocks = block_plain.quantize if PLAIN else block_rows.quantize
 
 
 @inner
-def _quantize_terms(run, x, n, terms, ordered, group, width, q, scales, sums, offsets, t, scratch):
+def _quantize_terms(run, x, n, terms, group, width, q, scales, sums, offsets, t, scratch):
     """Quantize row t of x, padded to `width` values, to `terms` rows of q.
 
     The first is x, rounded; the second is what the first lacks, so that the sum of both has about
@@ -177,7 +178,6 @@ def _quantize_terms(run, x, n, terms, ordered, group, width, q, scales, sums, of
         _quantize_for_blocks(
             rest if row > t * terms else values,
             rest,
-            ordered,
             group,
             int8s(place(run, q) + width * row, 1, width)[0],
             vector(place(run, scales) + at, groups),
@@ -196,26 +196,45 @@ def quantize_for_blocks(s, run, first, last, scratch):
     q, scales, sums, offsets = s["q"], s["q_scales"], s["q_sums"], s["q_offsets"]
     width = block_rows.padded(n)
     for t in range(first * s["parts"], last * s["parts"]):
-        _quantize_terms(run, x, n, terms, True, group, width, q, scales, sums, offsets, t, scratch)
+        _quantize_terms(run, x, n, terms, group, width, q, scales, sums, offsets, t, scratch)
 
 
-@op(f"x {BLOCK_INPUT} tiles tiles_scales tiles_sums tiles_offsets")
+@op(f"x parts wide {BLOCK_INPUT} {BLOCK_TILES}")
 def quantize_block_tiles(s, run, first, last, scratch):
-    """The same, packed into tiles for block_tiles.many. A unit is int8_tiles.NARROW rows of q."""
-    x, n, terms, group, narrow = s["x"], s["n"], s["terms"], s["group"], int8_tiles.NARROW
+    """The same, and packed into tiles for block_tiles.many. A unit is int8_tiles.NARROW rows of x.
+
+    wide: the tokens of a wide tile.
+    """
+    x, n, terms, group, parts = s["x"], s["n"], s["terms"], s["group"], s["parts"]
     q, scales, sums, offsets = s["q"], s["q_scales"], s["q_sums"], s["q_offsets"]
-    rows, groups = row_count(s["picked"], run), n // group
-    for t in range(first * narrow // terms, min(last * narrow // terms, rows)):
-        _quantize_terms(run, x, n, terms, False, group, n, q, scales, sums, offsets, t, scratch)
-    for q, tiles, width in (
-        (s["q"], s["tiles"], n // 4),
+    rows, width, narrow = row_count(s["picked"], run), block_rows.padded(n), int8_tiles.NARROW
+    for t in range(first * narrow * parts, min(last * narrow, rows) * parts):
+        _quantize_terms(run, x, n, terms, group, width, q, scales, sums, offsets, t, scratch)
+    count, groups = rows * parts * terms, width // group
+    end = int8_tiles.padded(count)
+    for q, tiles, each in (
+        (s["q"], s["tiles"], width // 4),
         (s["q_scales"], s["tiles_scales"], groups),
         (s["q_sums"], s["tiles_sums"], groups),
         (s["q_offsets"], s["tiles_offsets"], groups),
     ):
-        x = int32s(place(run, q), 1, rows * terms * width)[0]
-        out = int32s(place(run, tiles), 1, int8_tiles.padded(rows * terms) * width)[0]
-        int8_tiles.lay(x, rows * terms, width, first, last, out)
+        x = int32s(place(run, q), 1, count * each)[0]
+        out = int32s(place(run, tiles), 1, end * each)[0]
+        stop = min(last * parts * terms, end // narrow)
+        int8_tiles.lay(x, count, each, s["wide"], first * parts * terms, stop, out)
+
+
+@inner
+def block_tiles_at(s, run, count):
+    """The tiles of `count` rows of the quantized input: as block_tiles.many reads them."""
+    width = block_rows.padded(s["n"])
+    end, groups = int8_tiles.padded(count), width // s["group"]
+    return (
+        int32s(place(run, s["tiles"]), 1, end * (width // 4))[0],
+        vector(place(run, s["tiles_scales"]), end * groups),
+        int32s(place(run, s["tiles_sums"]), 1, end * groups)[0],
+        vector(place(run, s["tiles_offsets"]), end * groups),
+    )
 
 
 def block_product(kind):
@@ -252,16 +271,12 @@ def blocks_many(kind):
 
     @inner
     def multiply(s, run, m, first, last, out, scratch):
-        n, group, d, terms = s["n"], s["group"], s["d"][m], s["terms"]
-        rows, groups = row_count(s["picked"], run), n // group
-        end = int8_tiles.padded(rows * terms)
-        w = bytes_(s["w"][m], d * (n // values) * nbytes)
-        x = int32s(place(run, s["tiles"]), 1, end * (n // 4))[0]
-        scales = vector(place(run, s["tiles_scales"]), end * groups)
-        sums = int32s(place(run, s["tiles_sums"]), 1, end * groups)[0]
-        offsets = vector(place(run, s["tiles_offsets"]), end * groups)
+        n, d, terms, rows = s["n"], s["d"][m], s["terms"], row_count(s["picked"], run)
+        w, inputs = (
+            bytes_(s["w"][m], d * (n // values) * nbytes),
+            block_tiles_at(s, run, rows * terms),
+        )
         spare = vector(scratch, SCRATCH // 4)
-        product(w, n, d, x, scales, sums, offsets, rows, terms, out, first, last, spare)
+        product(w, n, d, inputs, 0, rows, terms, out, first, last, spare)
 
-    fields = "group terms tiles tiles_scales tiles_sums tiles_offsets"
-    return _linear(f"linear_many_{kind}", fields, multiply, block_tiles.ROWS)
+    return _linear(f"linear_many_{kind}", f"group terms {BLOCK_TILES}", multiply, block_tiles.ROWS)

@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from llama2np.kernels.matmul import block_plain, block_tiles
+from llama2np.kernels.matmul import block_panels, block_plain
 from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.float32 import to_float32
 from llama2np.kernels.matmul.int8 import dequantize_row
@@ -222,7 +222,7 @@ embed_int8 = _embed("embed_int8", "table scales group", _int8_row)
 def embed_blocks(kind):
     """The op `embed` for a table in GGUF's blocks of this number format."""
     values, nbytes = KINDS[kind].values, KINDS[kind].nbytes
-    dequantize = (block_plain if PLAIN else block_tiles).dequantize(kind)
+    dequantize = (block_plain if PLAIN else block_panels).dequantize(kind)
 
     @inner
     def read(s, token, out, scratch):

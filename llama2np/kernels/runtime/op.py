@@ -27,7 +27,7 @@ HEADER = [
 ]
 STEP_BYTES = 384
 MOST = 4  # the maximum number of matrices in one step
-SCRATCH = 2**18  # bytes of scratch memory for each thread
+SCRATCH = 2**20  # bytes of scratch memory for each thread
 
 # The fields of one run of a table: its rows, and the addresses of its arrays.
 RUN = np.dtype(

@@ -31,6 +31,12 @@ def const(number):
     return ir.Constant(I64, number)
 
 
+def hidden(builder, number):
+    """The same integer, but LLVM does not know that it is constant: an empty piece of assembly."""
+    kind = ir.FunctionType(number.type, [number.type])
+    return builder.asm(kind, "", "=r,0", [number], False)
+
+
 def same(vector, value):
     """A constant vector of this type with `value` in every lane."""
     return ir.Constant(vector, [value] * vector.count)
