@@ -29,7 +29,7 @@ endif
 test: $(VENV)/installed-dev ## run the tests: make test ARGS_TEST="-k chat"
 	$(PYTEST) $(ARGS_TEST)
 
-test-all: $(VENV)/installed-dev ## run the tests with more random cases, and each pair of instruction set and format
+test-all: $(VENV)/installed-dev ## run the tests with all random cases and all pairs of parameters
 	LLAMA2NP_EXHAUSTIVE=1 $(PYTEST) $(ARGS_TEST)
 
 # Indices out of range in a kernel read foreign memory in silence: here they are errors.

@@ -3,7 +3,7 @@
 LLAMA2NP_REFERENCE names the folder of the reference data (default: shared/reference beside the
 repository). LLAMA2NP_REQUIRE_ALL=1 makes a test fail, instead of being skipped, where what it needs
 is missing. LLAMA2NP_TEST_PULL=1 lets a test download a model of 93 MB.
-LLAMA2NP_EXHAUSTIVE=1 tries all random cases, and each instruction set with each format.
+LLAMA2NP_EXHAUSTIVE=1 (`make test-all`) tries all random cases and all pairs of parameters.
 """
 
 import gc
@@ -42,8 +42,35 @@ EXHAUSTIVE = bool(os.environ.get("LLAMA2NP_EXHAUSTIVE"))
 
 
 def examples(count: int) -> int:
-    """How many random cases a test tries: a third of them, and all in `make test-all`."""
-    return count if EXHAUSTIVE else -(-count // 3)
+    """How many random cases a test tries: a fifth of them, or all."""
+    return count if EXHAUSTIVE else -(-count // 5)
+
+
+def parts(files: dict[str, list], count: int) -> list[list[str]]:
+    """The files in `count` parts of as many tests each, in this order: EARLY, TOGETHER, others.
+
+    These are the parts with which pytest-xdist's workers begin.
+    """
+    early = tuple(f"test_{name}" for name in EARLY.split())
+    first = [name for name in files if name.startswith(early)]
+    found = [first[k::count] for k in range(count)]
+    for k, names in enumerate(TOGETHER):
+        found[k % count] += [
+            f"test_{name}.py" for name in names.split() if f"test_{name}.py" in files
+        ]
+    for name in files:
+        if not any(name in part for part in found):
+            length = [sum(len(files[each]) for each in part) for part in found]
+            found[length.index(min(length))].append(name)
+    return found
+
+
+def parameters(values, often):
+    """For pytest.mark.parametrize: those of the values that are not in `often` are exhaustive."""
+    return [
+        pytest.param(value, marks=[pytest.mark.exhaustive] * (value not in often))
+        for value in values
+    ]
 
 
 # The same examples in every run, and no clock: on a busy machine a test may take its time.
@@ -74,7 +101,15 @@ def pytest_collection_finish(session):
 # Files whose tests need no kernels, or hardly any: they run while the kernels are compiled.
 EARLY = (
     "arguments atomic blocks chat_template checkpoint cli_errors convert download evaluation"
-    " folders_hostile gguf header hostile hub kinds limits pickle stories streams tokenizer"
+    " gguf header hostile hub kinds limits pickle stories streams tokenizer"
+)
+
+# Files that one worker should run: these need the same kernels, which `llama2np warmup` does not
+# compile, and those the process from which commands are forked (forks.py).
+TOGETHER = (
+    "activations architecture batch bulk encoder families folders_hostile kernels_blocks same_bits"
+    " serve_classify shares weights",
+    "bulk_dask cli_process faults forks generate_command generation notebooks owner state threads",
 )
 
 
@@ -87,17 +122,22 @@ def pytest_collection_modifyitems(config, items):
     files = {}
     for item in items:
         files.setdefault(item.path.name, []).append(item)
-    early = tuple(f"test_{name}" for name in EARLY.split())
-    order = sorted(files, key=lambda name: not name.startswith(early))
-    # pytest-xdist gives each worker a part of the list: each part begins with early ones.
     count = getattr(config, "workerinput", {}).get("workercount", 1)
-    parts = (order[k::count] for k in range(count))
-    items[:] = [item for part in parts for name in part for item in files[name]]
+    items[:] = [item for part in parts(files, count) for name in part for item in files[name]]
     if NO_JIT:
         skip = pytest.mark.skip(reason="too much arithmetic for plain Python")
         for item in items:
             if item.get_closest_marker("compiled"):
                 item.add_marker(skip)
+
+
+def pairs(some, others):
+    """As `parameters`, for all pairs of two values: often, each value is in one or a few pairs."""
+    shorter = min(len(some), len(others))
+    values = [(a, b) for a in some for b in others]
+    places = [(i - k) % shorter for i in range(len(some)) for k in range(len(others))]
+    often = [value for value, place in zip(values, places, strict=True) if place == 0]
+    return parameters(values, often)
 
 
 def missing(reason: str):

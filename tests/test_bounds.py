@@ -6,6 +6,7 @@ It would prove nothing if code compiled without checks were found on the disk.
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ for path in sys.argv[2:]:
 np.save(sys.argv[1], np.concatenate(found))
 """
 FAILS = """
+import numpy as np
 from llama2np import kernels
 from llama2np.kernels.matmul.int8 import dequantize_row
 from llama2np.kernels.ops import linear, rows
@@ -66,35 +68,35 @@ print(linear.int8_many, CACHE_FOLDER)
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory):
-    """read(code, NAME=value) -> what READS and then `code` print in a process, and the logits."""
+    """read(NAME=value) -> the logits of READS in a process; of FAILS, what it prints."""
     folder = tmp_path_factory.mktemp("bounds")
     models = {"f.bin": Header(1, TINY, True), "q.bin": Header(2, TINY, False, 16)}
     for name, header in models.items():
         save(folder / name, header, random_tensors(header))
 
-    def read(code="", **env):
-        (folder / "code.py").write_text(READS + code)  # numba keeps code of files alone
+    def read(code=READS, **env):
+        (folder / "code.py").write_text(code)  # numba keeps code of files alone
         command = [sys.executable, "-B", "code.py", "logits.npy", *models]
         env = os.environ | env | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout, np.split(np.load(folder / "logits.npy"), 2)
+        return done.stdout if code == FAILS else np.split(np.load(folder / "logits.npy"), 2)
 
     return read
 
 
 @pytest.fixture(scope="module")
 def checked(read):
-    """The same with checks, which do not depend on how much LLVM optimizes; that takes long.
+    """With checks, which do not depend on how much LLVM optimizes; that takes long.
 
     With one thread there is no second process that compiles, too.
     """
     quick = {"NUMBA_OPT": "0", "NUMBA_NUM_THREADS": "1"}
-    return read(FAILS, NUMBA_BOUNDSCHECK="1", LLAMA2NP_INT8="portable", **quick)
+    return partial(read, NUMBA_BOUNDSCHECK="1", LLAMA2NP_INT8="portable", **quick)
 
 
 def test_indices_are_checked(checked):
-    *errors, last = checked[0].splitlines()
+    *errors, last = checked(FAILS).splitlines()
     assert errors == ["IndexError"] * 3
     tiles, folder = last.split()
     assert tiles == "None"  # vector loads have no index to check
@@ -102,9 +104,13 @@ def test_indices_are_checked(checked):
         assert folder != str(jit.CACHE_FOLDER) and linear.int8_many is not None
 
 
-def test_the_table_is_right_with_checks_and_without_a_compiler(read, checked):
+def test_the_table_is_right_without_a_compiler(read):
     """In plain Python, float32 sums have another order, and exp may be rounded otherwise."""
-    floats, ints = read()[1]
-    np.testing.assert_allclose(checked[1][0], floats, atol=2e-5)
-    np.testing.assert_array_equal(checked[1][1], ints)
-    np.testing.assert_allclose(read(NUMBA_DISABLE_JIT="1")[1], [floats, ints], atol=2e-5)
+    np.testing.assert_allclose(read(NUMBA_DISABLE_JIT="1"), read(), atol=2e-5)
+
+
+@pytest.mark.exhaustive  # and all that `make test-bounds` runs
+def test_the_table_is_right_with_checks(read, checked):
+    (floats, ints), (checked_floats, checked_ints) = read(), checked()
+    np.testing.assert_allclose(checked_floats, floats, atol=2e-5)
+    np.testing.assert_array_equal(checked_ints, ints)

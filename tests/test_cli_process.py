@@ -211,8 +211,8 @@ def test_a_full_disk(folder, start):
 @pytest.mark.skipif(os.name == "nt", reason="closes streams as a POSIX shell does")
 @pytest.mark.parametrize("closed", ["-i - <&-", "-m chat <&-", ">&-"])
 def test_a_closed_stream_is_no_traceback(folder, closed):
-    command = f'exec "$0" "$1" "$2" {closed}'
-    argv = ["sh", "-c", command, sys.executable, ROOT / "run.py", folder / "model.bin"]
+    command = f'exec "$0" "$@" {closed}'
+    argv = ["sh", "-c", command, sys.executable, ROOT / "run.py", folder / "model.bin", *NUMPY]
     result = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
     assert b"Traceback" not in result.stderr
     assert result.stderr.count(b"\n") <= 1

@@ -188,8 +188,9 @@ def test_what_it_has_compiled_is_found_and_run(cold, tmp_path, box_told):
 
 
 def test_two_processes_compile_a_network(cold, box_told):
-    """The whole of it, with a real second process."""
-    expected = {file_name(kernel) for kernel in expected_of("stories-box")}
+    """The whole of it, with a real second process, for kernels that are compiled fast."""
+    ops = (rows.rmsnorm, rows.add, rows.swiglu)
+    expected = {file_name(op.function) for op in ops}
     env = {**os.environ, "NUMBA_CACHE_DIR": str(cold(*expected)), "NUMBA_NUM_THREADS": "2"}
     command = [sys.executable, "-c", TELLS]
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from conftest import parameters
 from test_convert_head import meta_tensors, same, save_torch
 
 from llama2np.cli import main
@@ -147,7 +148,7 @@ def plain(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of itertools
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", parameters(PROTOCOLS, [2, pickle.HIGHEST_PROTOCOL]))
 @pytest.mark.parametrize("kind", EXTRAS)
 def test_extras_are_passed_over(tmp_path, plain, kind, protocol):
     values = EXTRAS[kind]

@@ -6,6 +6,7 @@ Each folder runs through the same tests; what a network is made of does not matt
 import json
 import shutil
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -61,10 +62,11 @@ def expected(reference):
     return read
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def network(reference):
     """network(name, engine): the Transformer of a folder."""
 
+    @cache
     def load(name, engine="compiled"):
         return loading.transformer(reference / "architectures" / name, engine)
 

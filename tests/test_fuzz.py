@@ -4,7 +4,7 @@ import time
 from random import Random
 
 import pytest
-from conftest import examples
+from conftest import EXHAUSTIVE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,12 +32,15 @@ def test_damaged_files_are_refused_or_harmless(tmp_path_factory, kind):
         write_case(case, warm)
         exercise(kind, warm)
 
-    @settings(max_examples=examples(80), database=None)
+    @settings(max_examples=80 if EXHAUSTIVE else 8, database=None)
     @given(st.integers(0, 2**32))
     def check(seed):
         folder = tmp_path_factory.mktemp("case")
         size = write_case(damaged(kind, Random(seed)), folder)
-        assert problem(kind, folder, size) == ""
+        found = problem(kind, folder, size)
+        if found.startswith("slow"):  # a kernel was compiled that no other case needs
+            found = problem(kind, folder, size)
+        assert found == ""
 
     check()
 

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from conftest import examples
+from conftest import examples, pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -86,9 +86,12 @@ def test_floats_at_the_edges():
     assert quantize(values[:, 1:], "F16").view("<f2")[0, 0] == np.inf
 
 
-@pytest.mark.parametrize("kind", FILE_TYPES)
-@pytest.mark.parametrize("source", ["mixtral.F32", "gpt2.F16", "qwen2.BF16", "llama_k.Q4_K_M"])
-def test_a_file_of_another_type(reference, tmp_path, source, kind):
+SOURCES = ("mixtral.F32", "gpt2.F16", "qwen2.BF16", "llama_k.Q4_K_M")
+
+
+@pytest.mark.parametrize("case", pairs(SOURCES, FILE_TYPES), ids="-".join)
+def test_a_file_of_another_type(reference, tmp_path, case):
+    source, kind = case
     file = gguf.read(reference / "gguf" / f"{source}.gguf")
     path, written = tmp_path / "x.gguf", []
     size = write(path, *requantized(file, kind), written.append)

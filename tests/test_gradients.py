@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from networks import program, slopes, tiny, weights_of, with_mlm
@@ -142,7 +143,7 @@ def test_the_forward_pass_is_the_engine_s(variant):
     assert loss == pytest.approx(expected, abs=1e-5)
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.lists(st.integers(2, 12), min_size=1, max_size=5), st.integers(0, 99))
 @example([2, 12, 2], 0)
 def test_padding_changes_nothing(lengths, seed):

@@ -3,7 +3,7 @@
 import naive
 import numpy as np
 import pytest
-from conftest import examples
+from conftest import examples, pairs, parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops import Buffer, call, out
@@ -29,10 +29,10 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-@pytest.mark.parametrize("size", (32, 64))
-@pytest.mark.parametrize("isa", int8_isa.usable())
-def test_products4(isa, size):
+@pytest.mark.parametrize("case", pairs(int8_isa.usable(), (32, 64)), ids="{0[0]}-{0[1]}".format)
+def test_products4(case):
     """Every instruction set, at odd offsets, with the largest products there are: equal bits."""
+    isa, size = case
     products4 = int8_dot.products4(isa, size)
 
     @exact
@@ -174,8 +174,11 @@ def test_matrices_that_share_an_input(count, group, members):
                 np.testing.assert_array_equal(one, other)
 
 
+TILED = [isa for isa in int8_isa.usable() if isa != "portable"]
+
+
 @pytest.mark.parametrize("group", (4, 32, 48, 64))
-@pytest.mark.parametrize("isa", [isa for isa in int8_isa.usable() if isa != "portable"])
+@pytest.mark.parametrize("isa", parameters(TILED, [isa for isa in TILED if isa != int8_isa.ISA]))
 def test_tiles_with_every_instruction_set(isa, group):
     multiply, sums = int8_tiles.many(isa), np.zeros(int8_tiles.SUMS, np.float32)
 

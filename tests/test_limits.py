@@ -372,7 +372,7 @@ def test_as_much_as_there_may_be(monkeypatch):
 # Headers of safetensors: entries, and what surrounds them, that are many or long
 
 ENTRY = '"dtype":"F32","shape":[0],"data_offsets":[0,0]'
-SIZE = 2 * 10**5
+SIZE = 5 * 10**4
 BOMBS = {
     "tensors": ("{%s}", '"%x":{' + ENTRY + "}", 8),
     "metadata": ('{"__metadata__":{%s}}', '"%x":""', 2),

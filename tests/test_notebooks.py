@@ -6,7 +6,7 @@ from pathlib import Path
 
 import forks
 import pytest
-from conftest import ROOT
+from conftest import EXHAUSTIVE, ROOT
 
 DOCS = ROOT / "docs"
 NOTEBOOKS = ("one_token", "teach_it", "what_a_head_looks_at", "what_quantization_costs")
@@ -36,14 +36,23 @@ def test_these_are_the_notebooks():
     assert sorted(path.stem for path in DOCS.glob("*.py")) == sorted(NOTEBOOKS)
 
 
-HEAVY = ("teach_it", "what_a_head_looks_at", "what_quantization_costs")  # minutes in plain Python
+OTHERS = NOTEBOOKS[2:]  # minutes in plain Python, as "teach_it"
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.compiled] * (n in HEAVY)) for n in NOTEBOOKS]
+    "name",
+    [
+        "one_token",
+        pytest.param("teach_it", marks=pytest.mark.compiled),
+        *(pytest.param(n, marks=[pytest.mark.compiled, pytest.mark.exhaustive]) for n in OTHERS),
+    ],
 )
 def test_a_notebook_runs(drawing, name, tmp_path):
-    assert run((DOCS / f"{name}.py").read_text(encoding="utf-8"), tmp_path)
+    code = (DOCS / f"{name}.py").read_text(encoding="utf-8")
+    if name == "teach_it" and not EXHAUSTIVE:
+        assert (steps := "Settings(60,") in code
+        code = code.replace(steps, "Settings(6,")
+    assert run(code, tmp_path)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

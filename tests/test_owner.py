@@ -309,7 +309,7 @@ SAMPLER = """
 from llama2np import Sampler
 sampler = Sampler(0.8, 0.9, 1)
 small, large = (np.zeros(n, np.float32) for n in (10, 50_000))
-at_once(lambda: sampler.sample(small), lambda: sampler.sample(large), repeat=300)
+at_once(lambda: sampler.sample(small), lambda: sampler.sample(large), repeat=100)
 """
 
 

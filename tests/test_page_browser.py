@@ -160,17 +160,22 @@ def test_an_error_is_shown(page, box):
     page.errors()  # the browser reports the status 400
 
 
-def test_dark(box):
-    with running(box) as server:
-        window = Browser(dark=True)
-        try:
-            window.open(server.url)
-            window.wait("return state.facts")
-            assert window.run("return matchMedia('(prefers-color-scheme: dark)').matches")
-            colour = window.run("return getComputedStyle(document.body).backgroundColor")
-            assert max(map(int, re.findall(r"\d+", colour))) < 60
-        finally:
-            window.close()
+@pytest.fixture(scope="module")
+def dark():
+    """A window of a user who prefers dark colours."""
+    window = Browser(dark=True)
+    try:
+        yield window
+    finally:
+        window.close()
+
+
+def test_dark(server, dark):
+    dark.open(server.url)
+    dark.wait("return state.facts")
+    assert dark.run("return matchMedia('(prefers-color-scheme: dark)').matches")
+    colour = dark.run("return getComputedStyle(document.body).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", colour))) < 60
 
 
 def test_the_controls_of_sampling(page, box):
@@ -315,13 +320,9 @@ def test_a_file_of_attention_maps(shown):
     assert row == column
 
 
-def test_a_file_in_dark(tmp_path, capfd):
+def test_a_file_in_dark(tmp_path, dark):
     path = tmp_path / "lens.html"
     assert main(["lens", "stories-box", "-i", "A", "-o", str(path)]) == 0
-    window = Browser(dark=True)
-    try:
-        window.open(path.as_uri())
-        colour = window.run("return getComputedStyle(document.body).backgroundColor")
-        assert max(map(int, re.findall(r"\d+", colour))) < 60
-    finally:
-        window.close()
+    dark.open(path.as_uri())
+    colour = dark.run("return getComputedStyle(document.body).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", colour))) < 60

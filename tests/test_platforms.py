@@ -17,14 +17,9 @@ def test_no_home_variable(python):
     """A folder for compiled kernels is found without it. No folder at all: test_kernel_cache.py."""
     env = {name: value for name, value in os.environ.items() if name != "HOME"}
     env["NUMBA_CACHE_DIR"] = ""
-    code = (
-        "from llama2np.kernels import CACHE_FOLDER, softmax; import numpy as np;"
-        "x = np.ones(2, np.float32); softmax(x, np.float32(1), x); print(CACHE_FOLDER, x[0])"
-    )
-    child = python("-c", code, env=env)
+    child = python("-c", "from llama2np.kernels import CACHE_FOLDER; print(CACHE_FOLDER)", env=env)
     out, err = child.communicate(timeout=300)
-    assert child.returncode == 0 and out.endswith(" 0.5\n") and not err
-    assert not out.startswith("None ")
+    assert child.returncode == 0 and out not in ("", "None\n") and not err
 
 
 @pytest.mark.compiled

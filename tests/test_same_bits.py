@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from conftest import random_tensors
+from conftest import examples, parameters, random_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops import random_blocks
@@ -135,13 +135,13 @@ CUTS = st.lists(
 
 @pytest.mark.parametrize("count", (1, 2, 5))
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(cuts=CUTS, seed=st.integers(0, 2**32))
 def test_the_bits_are_those_of_one_token_after_the_other(networks, kind, count, cuts, seed):
     check(networks(kind), cuts, count, seed)
 
 
-@pytest.mark.parametrize("count", (1, 2, 5))
+@pytest.mark.parametrize("count", parameters((1, 2, 5), [2]))
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_prompt_in_pieces_of_1_1_3_12_30(networks, kind, count, way):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import pairs
 
 from llama2np import cli
 from llama2np.__main__ import main
@@ -37,9 +38,12 @@ def bare(script, *words, cwd):
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("name", ["llama", "tell me", "x.py", "run.py", "numpy"])
-def test_a_link_of_any_name(checkout, tmp_path, script, name):
+NAMES = ("llama", "tell me", "x.py", "run.py", "numpy")
+
+
+@pytest.mark.parametrize("link", pairs(SCRIPTS, NAMES), ids="-".join)
+def test_a_link_of_any_name(checkout, tmp_path, link):
+    script, name = link
     link, relative = tmp_path / name, tmp_path / f"{name}-2"
     link.symlink_to(checkout / script)
     relative.symlink_to(name)  # a link to a link, not from the root on

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import examples
 
 from llama2np import Llama, box
 from tools.samples import faults
@@ -101,7 +102,7 @@ def test_an_unknown_plot():
 @pytest.mark.parametrize("plot", PLOTS)
 def test_a_plot(plot):
     """No marks of the grammar are left, speech is closed, and the hero stays who he is."""
-    for number in range(40):
+    for number in range(examples(40)):
         story = tell(number, plot=plot)
         text = story.text
         assert not re.search(r"[$@{}|;]|  | [.,!?]|[.,!?]{2}|\b(\w+) \1\b|\b[Aa] [aeio]", text), (

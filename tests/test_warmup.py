@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, parameters
 
 from llama2np.cli import main
 from llama2np.formats.checkpoint import Header
@@ -109,6 +109,7 @@ def test_closures_are_told_apart_by_what_they_hold():
         assert identity(closing_over(value)) == identity(closing_over(value))
 
 
+MISSING = ("attention._attend_", "interpreter.go-", "rows.rmsnorm_")
 READS = """
 from llama2np import Llama, kernels
 print(Llama.load("stories-box").generate("One", temperature=0, max_new_tokens=9).read())
@@ -117,7 +118,7 @@ print(kernels.counts()[0])
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("missing", ("attention._attend_", "rows.rmsnorm_", "interpreter.go-"))
+@pytest.mark.parametrize("missing", parameters(MISSING, MISSING[:1]))
 def test_what_was_made_of_code_from_the_cache_can_be_loaded_itself(cold, missing):
     """Kernels that are called by address are compiled or loaded one by one, in any order."""
     cache = cold(missing)

@@ -65,10 +65,10 @@ def attention_maps(
         if few:
             axis.set_xlabel("token that is looked at", fontsize=8)
             axis.set_ylabel("token that looks", fontsize=8)
-        _as_written(axis)
     if not few:
         figure.supxlabel("token that is looked at", fontsize=8)
         figure.supylabel("token that looks", fontsize=8)
+    _as_written(figure)
     return figure
 
 
