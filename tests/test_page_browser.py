@@ -259,7 +259,7 @@ def test_an_api_key(window, box):
     with running(box, api_key="secret") as server:
         window.open(server.url)
         window.wait("return !$('key-field').hidden")
-        assert "Authorization" in window.text("#status")
+        window.wait("return $('status').textContent.includes('Authorization')")
         window.type("#key", "secret\ue007")
         window.wait("return state.facts")
         assert window.run("return $('key-field').hidden") and window.text("h1") == "tiny"

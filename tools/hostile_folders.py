@@ -119,7 +119,8 @@ def folders() -> Iterator[tuple[Fields, Tensors]]:
         config = _config(_LLAMA, {})
         for rope in ({"rope_parameters": scaling | {"rope_theta": 100.0}}, {"rope_scaling": old}):
             yield {"model_type": "llama", **_LLAMA, **rope}, _tensors("llama", {}, config)
-    nested = {name: _SCALINGS[1] | {"rope_theta": 50.0} for name in _LAYER_TYPES}
+    scalings = zip(_LAYER_TYPES, _SCALINGS[:2], strict=True)  # windows have no scaling
+    nested = {name: scaling | {"rope_theta": 50.0} for name, scaling in scalings}
     _, gemma, _ = next(each for each in _FOLDERS if each[0] == "gemma3_text")
     described = {"model_type": "gemma3_text", **gemma, "rope_parameters": nested}
     yield described, _tensors("gemma3_text", {}, _config(gemma, {}))
