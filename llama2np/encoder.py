@@ -13,7 +13,7 @@ from llama2np.arguments import none_means_default, path_like, text, whole, wrong
 from llama2np.decoding.logits import log_softmax
 from llama2np.formats import loading
 from llama2np.formats.checkpoint import CheckpointError
-from llama2np.formats.huggingface.sentences import Sentences
+from llama2np.formats.source import Sentences
 from llama2np.model.config import Config
 from llama2np.model.encoder import Encoded, EncoderNetwork
 from llama2np.model.networks import is_encoder

@@ -9,7 +9,7 @@ import pytest
 
 from llama2np import CheckpointError, Encoder, Llama
 from llama2np.formats.huggingface import sentences
-from llama2np.formats.huggingface.sentences import Sentences
+from llama2np.formats.source import Sentences
 from llama2np.model.encoder import EncoderNetwork
 from llama2np.text.tokenizer import Tokenizer
 
@@ -97,6 +97,16 @@ def test_settings_of_sentence_transformers(tmp_path):
     modes["pooling_mode_max_tokens"] = True
     (tmp_path / "1_Pooling/config.json").write_text(json.dumps(modes))
     assert sentences.read(tmp_path).pooling == "cls and pooling_mode_max_tokens"
+    modules = [{"type": f"sentence_transformers.models.{n}"} for n in ("Pooling", "Dense")]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    found = sentences.read(tmp_path)
+    assert found.pooling == "cls and pooling_mode_max_tokens, then Dense"
+    with pytest.raises(CheckpointError, match="then Dense: only the network"):
+        sentences.files(found, 8, "here")
+    for text in ("[", '{"a": 1}', "[1]", "[{}]"):
+        (tmp_path / "modules.json").write_text(text)
+        with pytest.raises(CheckpointError, match="expected a list of modules"):
+            sentences.read(tmp_path)
 
 
 def test_long_texts_are_cut(encoder):

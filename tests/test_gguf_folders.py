@@ -14,6 +14,7 @@ from llama2np.formats.gguf.from_source import write_gguf
 from llama2np.formats.gguf.source import read_source
 from llama2np.formats.huggingface.writing import as_folder
 from llama2np.formats.inspection import open_any
+from llama2np.formats.source import Sentences
 from llama2np.model.encoder import EncoderNetwork
 from llama2np.model.transformer import State, Transformer
 
@@ -88,6 +89,9 @@ def test_the_pooling_of_an_encoder(reference, tmp_path):
     shutil.copytree(reference / "architectures" / "bert_pretraining_hubnames", folder)
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 12}')
+    export(folder, tmp_path / "copy", version=-1)
+    assert loading.load(tmp_path / "copy").sentences == Sentences("cls", 12)
     _, source = open_any(folder)
     body = {n: t for n, t in source.tensors.items() if not n.startswith(("mlm", "class", "nsp"))}
     object.__setattr__(source, "tensors", body)
@@ -95,6 +99,11 @@ def test_the_pooling_of_an_encoder(reference, tmp_path):
         write_gguf(source, tmp_path / "x.gguf", "F32")
     assert loading.load(tmp_path / "x.gguf").sentences.pooling == "cls"
     assert gguf.read(tmp_path / "x.gguf").metadata["tokenizer.ggml.token_type_count"] == 2
+    for version, name in ((-1, "again"), ("gguf", "again.gguf")):
+        export(tmp_path / "x.gguf", tmp_path / name, version=version)
+        assert loading.load(tmp_path / name).sentences.pooling == "cls"
+    modules = json.loads((tmp_path / "again" / "modules.json").read_text())
+    assert [module["path"] for module in modules] == ["", "1_Pooling"]
 
 
 @pytest.mark.parametrize(

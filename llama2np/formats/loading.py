@@ -10,12 +10,10 @@ from pathlib import Path
 from llama2np.formats import checkpoint, gguf, peft
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.gguf.tokenizer import tokenizer_of
-from llama2np.formats.huggingface import sentences
-from llama2np.formats.huggingface.sentences import Sentences
 from llama2np.formats.inspection import open_any
 from llama2np.formats.json_file import JsonFile
 from llama2np.formats.mapped import read_ahead
-from llama2np.formats.source import Source
+from llama2np.formats.source import Sentences, Source
 from llama2np.model.config import Config
 from llama2np.model.engine import ACTIVATIONS
 from llama2np.model.networks import is_encoder
@@ -89,9 +87,8 @@ def load(path: StrPath) -> Loaded:
         raise CheckpointError(f"{path}: {kind}, without the config of a network")
     original = {} if source.original is None else source.original.config
     labels = _labels(original, source.config.n_labels)
-    settings = sentences.read(Path(path)) if is_encoder(source.config) else Sentences()
     family = str(original["model_type"]) if "model_type" in original else None
-    return Loaded(source.config, source.weights(), path, labels, settings, family=family)
+    return Loaded(source.config, source.weights(), path, labels, source.sentences, family=family)
 
 
 def with_adapter(loaded: Loaded, folder: StrPath) -> Loaded:

@@ -65,6 +65,14 @@ class Original:
 
 
 @dataclass(frozen=True, slots=True)
+class Sentences:
+    """How an encoder makes one vector of a text; "mean" and 0 where a file does not say it."""
+
+    pooling: str = "mean"  # "mean", "cls", or the name of a way that we do not have
+    max_tokens: int = 0  # longer texts are cut off; 0 means at the network's longest
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """A network in files of another program.
 
@@ -78,6 +86,7 @@ class Source:
     tensors: Mapping[str, Stored]
     seq_len_chosen: bool = False  # by the user, not by a file
     original: Original | None = None
+    sentences: Sentences = Sentences()
 
     @property
     def size(self) -> int:

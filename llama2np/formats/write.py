@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from llama2np.atomic import replacing_all, sync_folder
 from llama2np.formats import safetensors
 from llama2np.formats.checkpoint import LAYER_TENSORS, CheckpointError, Header, save
 from llama2np.formats.dtypes import dtype_of, quiet
+from llama2np.formats.huggingface import sentences
 from llama2np.formats.huggingface.writing import as_folder, tokenizer_files
 from llama2np.formats.q80 import Error, group_size_for, quantize
 from llama2np.formats.rope_tables import rope_tables
@@ -146,23 +147,36 @@ def write_huggingface(
     sizes: dict[str | os.PathLike[str], int]
     sizes = {folder / "model.safetensors": size, folder / "config.json": len(config.encode())}
     copies = {} if source.original is None else tokenizer_files(Path(source.path))
+    copies |= sentences.files(source.sentences, source.config.dim, source.path)
     sizes |= {folder / name: len(data) for name, data in copies.items()}
-    made = not folder.exists()
+    with (
+        _made({path.parent for path in map(Path, sizes)}),
+        replacing_all(sizes) as (weights, described_in, *others),
+    ):
+        described_in.write(config.encode())
+        for file, data in zip(others, copies.values(), strict=True):
+            file.write(data)
+        weights.write(start)
+        for name, tensor in tensors.items():
+            for block in tensor.blocks():
+                weights.write(_as(kind, block, f"{source.path}: {name}"))
+                progress(block.size)
+
+
+@contextmanager
+def _made(folders: Iterable[Path]) -> Iterator[None]:
+    """The folders that are missing, made; they are removed again if the block fails."""
+    made = []
     try:
-        folder.mkdir(exist_ok=True)
-        with replacing_all(sizes) as (weights, described_in, *others):
-            described_in.write(config.encode())
-            for file, data in zip(others, copies.values(), strict=True):
-                file.write(data)
-            weights.write(start)
-            for name, tensor in tensors.items():
-                for block in tensor.blocks():
-                    weights.write(_as(kind, block, f"{source.path}: {name}"))
-                    progress(block.size)
-        if made:
+        for folder in sorted(folders):  # one before those in it
+            if not folder.exists():
+                folder.mkdir()
+                made.append(folder)
+        yield
+        for folder in made:
             sync_folder(folder.absolute().parent)
     except BaseException:
-        if made:
+        for folder in reversed(made):
             with suppress(OSError):
                 folder.rmdir()
         raise

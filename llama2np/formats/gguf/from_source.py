@@ -32,7 +32,6 @@ from llama2np.formats.gguf.write import (
     type_for,
     write,
 )
-from llama2np.formats.huggingface import sentences
 from llama2np.formats.source import Source, Stored, interleaved
 from llama2np.model import rope
 from llama2np.model.config import Config
@@ -169,7 +168,7 @@ def _settings(source: Source, name: str) -> Settings:
 
 def _pooling(source: Source) -> int:
     """llama.cpp's number for how an encoder makes one vector of a text."""
-    if (pooling := sentences.read(Path(source.path)).pooling) not in POOLINGS:
+    if (pooling := source.sentences.pooling) not in POOLINGS:
         raise CheckpointError(f"{source.path}: pooling {pooling}: GGUF has no number for it")
     return POOLINGS.index(pooling)
 

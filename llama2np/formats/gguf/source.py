@@ -7,23 +7,25 @@ from functools import partial
 
 import numpy as np
 
-from llama2np.formats.gguf.architectures import network
+from llama2np.formats.gguf.architectures import network, pooling_of
 from llama2np.formats.gguf.file import read
 from llama2np.formats.gguf.tensors import Tensor
-from llama2np.formats.source import Source, Stored
+from llama2np.formats.source import Sentences, Source, Stored
 from llama2np.model.gguf_blocks import Blocks
 
 
 def read_source(path: str | os.PathLike[str]) -> Source:
     """Open a GGUF file. Raises CheckpointError, and OSError."""
-    config, weights = network(read(path))
+    file = read(path)
+    config, weights = network(file)
     tied = "classifier" in weights and weights["classifier"] is weights["embedding"]
     tensors = {
         name: stored(tensor)  # type: ignore[arg-type]  # there are no Outlines
         for name, tensor in weights.items()
         if not (tied and name == "classifier")
     }
-    return Source(str(path), config, tied, tensors)
+    pooled = Sentences(pooling_of(file.metadata))
+    return Source(str(path), config, tied, tensors, sentences=pooled)
 
 
 def stored(tensor: Tensor) -> Stored:

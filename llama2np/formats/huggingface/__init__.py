@@ -6,6 +6,7 @@ parts.py        tensors that are fused, transposed or shifted
 shards.py       the files with the tensors
 inverse.py      a changed network, in a folder's own names and form
 writing.py      a network as such a folder
+sentences.py    the files of sentence-transformers beside an encoder
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from llama2np.formats import kinds
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.dtypes import dtype_of
+from llama2np.formats.huggingface import sentences
 from llama2np.formats.huggingface.config_json import config_of
 from llama2np.formats.huggingface.families import FAMILIES, Family
 from llama2np.formats.huggingface.inverse import OLD_NAMES
@@ -25,8 +27,9 @@ from llama2np.formats.huggingface.parts import Part
 from llama2np.formats.huggingface.shards import tensors_of
 from llama2np.formats.json_file import JsonFile
 from llama2np.formats.names import unwrapped
-from llama2np.formats.source import Original, Source, Stored, checked
+from llama2np.formats.source import Original, Sentences, Source, Stored, checked
 from llama2np.model.config import Config
+from llama2np.model.networks import is_encoder
 
 
 @kinds.reader("hf", CheckpointError)
@@ -53,7 +56,8 @@ def read(folder: str | os.PathLike[str]) -> Source:
     tied = params.flag("tie_word_embeddings", family.tied)
     tensors = _by_our_names(found, family, config, params, tied)
     source = checked(str(folder), config, tensors, tied, sorted(found))
-    return replace(source, original=Original(params.fields, files))
+    found_beside = sentences.read(folder) if is_encoder(config) else Sentences()
+    return replace(source, original=Original(params.fields, files), sentences=found_beside)
 
 
 def _labels(params: JsonFile) -> int:
