@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 SLOT = 2**18  # bytes; larger parts are exchanged by MPI
-_LINE = 64  # bytes of a counter, before the slots: a cache line of its own
-# Looks at a counter, in 100 microseconds, before a rank yields its processor to other programs; and
-# before it sleeps, which takes milliseconds.
+# Bytes of a counter, before the slots: a cache line of its own. meeting.STRIDE is the same number.
+_LINE = 64
+# A rank that waits looks at a counter _PAUSES times, in 100 microseconds; then it yields its
+# processor between two looks. After _LOOKS looks, which take some milliseconds, it sleeps.
 _PAUSES, _LOOKS = 2**12, 2**14
 SHORTEST_NAP, LONGEST_NAP = 5e-5, 5e-3  # seconds that a rank sleeps between two looks
 
@@ -71,7 +72,7 @@ class Near:
 
     def hear(self) -> np.ndarray:
         """On the others: wait for these numbers, (SLOT / 8,) int64; valid until the next round."""
-        self._round += 1
+        self._round += 1  # without `_begin`: nothing is written, so nothing must have been read
         self._wait(0, 1, lambda: None)
         return self._numbers[self._round & 1]
 
@@ -95,7 +96,8 @@ class Near:
     def _wait(self, first: int, end: int, waiting: Callable[[], None] | None = None) -> None:
         """Announce the round, and wait until the ranks first ... end - 1 have announced it, too.
 
-        A rank that waits for long sleeps between two looks, so that it costs nothing.
+        waiting: instead of that of the constructor. A rank that waits for long sleeps between two
+        looks, so that it costs nothing.
         """
         now, nap = self._round, SHORTEST_NAP
         where = self._counters, self.rank, now, first, end, now

@@ -177,8 +177,8 @@ class Ranks:
     def _threads(self, asked: _Asked) -> Callable[[], None]:
         """A function that sets the number of threads: by default an equal share of processors.
 
-        The calling thread, and those that it starts, use these processors only. All ranks must call
-        this at the same time.
+        Before that, the ranks meet (`meet_in_memory`), and the calling thread, with those that it
+        starts later, is limited to its processors. All ranks must call this at the same time.
         """
         node = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED, self.rank)
         everyone = node.allgather(processors())
@@ -209,9 +209,8 @@ def mpi4py() -> Any:
     # A rank that waits lets other programs run. Open MPI's default is that it does not: if others
     # need the processors, a rank then waits for milliseconds at each exchange, not microseconds.
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
-    os.environ.setdefault(
-        "OMPI_MCA_osc", "^ucx"
-    )  # it prints an error where there is no such network
+    # UCX prints an error where it finds no network that it can use.
+    os.environ.setdefault("OMPI_MCA_osc", "^ucx")
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # it is missing, or finds no MPI

@@ -22,7 +22,7 @@ ASK, SAY = 5, 10  # looks in the same exchange, after which a rank asks, and say
 
 
 class Watch:
-    """Looks after the exchanges of this rank, from `start` to `stop`."""
+    """Watches the exchanges of this rank, from `start` to `stop`."""
 
     def __init__(self, comm: Any, names: list[str], exchanges: Callable[[], int]):
         """comm: a communicator of its own. names: of all ranks, for people. exchanges: returns a
@@ -74,7 +74,7 @@ class Watch:
                 self._send(rank, _ANSWER)
 
     def _ask(self) -> None:
-        """Ask all that have answered the last question."""
+        """Ask all other ranks, except those that have not answered the last question yet."""
         self._note_answers()
         for rank in range(len(self._names)):
             if rank != self._rank and rank not in self._asked:
@@ -82,7 +82,7 @@ class Watch:
                 self._send(rank, _QUESTION)
 
     def _say(self) -> None:
-        """Name the ranks without an answer, unless a rank before this one does."""
+        """Name the ranks without an answer, unless a rank before this one answers: it does that."""
         self._note_answers()
         if self._asked and all(rank in self._asked for rank in range(self._rank)):
             self._silent = sorted(self._asked)

@@ -6,7 +6,9 @@ from llama2np.kernels.runtime.atomic import give_way, load, pause, store
 from llama2np.kernels.runtime.jit import exact
 from llama2np.kernels.runtime.link import LINKED
 
-STRIDE = 8  # int64 from one counter to the next: each is in a cache line of its own
+# int64 from one counter to the next: each is in a cache line of its own. mpi/near.py has the same
+# number in bytes.
+STRIDE = 8
 
 
 @exact
