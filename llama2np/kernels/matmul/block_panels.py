@@ -22,10 +22,10 @@ from llama2np.kernels.matmul import block_scales
 from llama2np.kernels.matmul import block_unpack as unpack
 from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.block_rows import instructions, padded
-from llama2np.kernels.matmul.block_unpack import PADDING, const
+from llama2np.kernels.matmul.block_unpack import PADDING
 from llama2np.kernels.matmul.int8_isa import ISA
 from llama2np.kernels.runtime.jit import exact
-from llama2np.kernels.runtime.vectors import AHEAD, I8, data_of, pick, prefetch, store
+from llama2np.kernels.runtime.vectors import AHEAD, I8, const, data_of, pick, prefetch, store
 
 ROWS = 12  # of the matrix in a panel for tiles
 GROUPS = 4  # in a slice

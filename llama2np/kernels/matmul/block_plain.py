@@ -18,7 +18,7 @@ from llama2np.model import gguf_blocks
 
 @inner
 def quantize(x, rest, group, q, scales, sums, offsets):
-    """As block_rows.quantize, but q is always in the order of x."""
+    """As block_rows.quantize, but q is in the order of x."""
     n, per = x.shape[0], 32 // group
     found, totals = np.zeros((1, n // 32), np.float32), np.zeros((1, n // 32), np.int32)
     values = np.zeros((1, n), np.int8)

@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 from llama2np.kernels.matmul import block_scales
 from llama2np.kernels.matmul import block_unpack as unpack
 from llama2np.kernels.matmul.block_kinds import KINDS
-from llama2np.kernels.matmul.block_unpack import BYTES, PADDING, WORDS, const
+from llama2np.kernels.matmul.block_unpack import BYTES, PADDING, WORDS
 from llama2np.kernels.matmul.int8_isa import ISA, ISAS, PORTABLE
 from llama2np.kernels.runtime.jit import exact, inner
 from llama2np.kernels.runtime.vectors import (
@@ -32,6 +32,7 @@ from llama2np.kernels.runtime.vectors import (
     I32,
     call,
     cells,
+    const,
     data_of,
     load,
     pick,

@@ -31,7 +31,7 @@ def scales(builder, kind, isa, places):
         else:
             found = [_halves(builder, places, byte) for byte in bytes_]
         return found[0], found[1] if found[1:] else None
-    found = [_of_long_block(builder, kind, place) for place in places]
+    found = [_of_one_long_block(builder, kind, place) for place in places]
     scales, offsets = zip(*found, strict=True)
     return concat(builder, scales), concat(builder, offsets) if kind.offset is not None else None
 
@@ -49,7 +49,7 @@ def of_rows(builder, kind, isa, rows):
 
 
 def _of_short_blocks(builder, kind, isa, rows):
-    """The same for blocks of 32 values."""
+    """`of_rows` for blocks of 32 values."""
     bytes_ = [kind.scale] if kind.offset is None else [kind.scale, kind.offset]
     adjacent = distance_of_adjacent(kind, isa, rows[0])
     for g in range(0, len(rows[0]), 4):
@@ -83,11 +83,11 @@ def _halves_of_adjacent_rows(builder, kind, rows, bytes_):
 
 
 def _of_long_blocks(builder, kind, places):
-    """The same for a block of 256 values of each row."""
+    """`of_rows` for a block of 256 values of each row."""
     count, parts = kind.values // kind.group, kind.scales
     if kind.offsets:  # both in one vector, as they have the same numbers of bits
         parts = [joined(*pair) for pair in zip(kind.scales, kind.offsets, strict=True)]
-    numbers = _of_rows(builder, kind, parts, places) if parts else None
+    numbers = _integers_of_rows(builder, kind, parts, places) if parts else None
     factors = _half_of_rows(builder, places, kind.scale)
     if kind.offsets:
         negative = _half_of_rows(builder, places, kind.offset, kind.sign)
@@ -101,7 +101,7 @@ def _of_long_blocks(builder, kind, places):
         yield scales, offsets
 
 
-def _of_rows(builder, kind, parts, places):
+def _integers_of_rows(builder, kind, parts, places):
     """The integers that these parts make, as bytes: byte 4 i + r is the i-th one of row r."""
     byte_numbers = [byte for part in parts for byte in part.bytes]
     start = min(*byte_numbers, kind.nbytes - 16)  # 16 bytes have all of them
@@ -145,8 +145,8 @@ def _half_of_rows(builder, places, byte, sign=1):
     return pick(builder, halves, halves, 4 * [0, 1, 2, 3])
 
 
-def _of_long_block(builder, kind, place):
-    """The same for a block of 256 values."""
+def _of_one_long_block(builder, kind, place):
+    """`scales` for a block of 256 values."""
     if not kind.scales:
         one = same(ir.VectorType(F32, kind.values // kind.group), 1.0)
         return _times_half(builder, one, place, kind.scale), None

@@ -31,7 +31,6 @@ from llama2np.kernels.matmul import block_unpack as unpack
 from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.block_panels import GROUPS, ROWS, panel_words, unpacker
 from llama2np.kernels.matmul.block_rows import instructions, padded
-from llama2np.kernels.matmul.block_unpack import const
 from llama2np.kernels.matmul.int8_isa import ISA
 from llama2np.kernels.matmul.int8_tiles import NARROW
 from llama2np.kernels.matmul.int8_tiles import padded as padded_tokens
@@ -43,6 +42,7 @@ from llama2np.kernels.runtime.vectors import (
     I32,
     call,
     cells,
+    const,
     data_of,
     hidden,
     load,
