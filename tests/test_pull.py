@@ -294,6 +294,7 @@ def test_the_name_of_a_file_of_the_catalogue(store):
         ("https://huggingface.co/org/name/", "org/name"),
         ("huggingface.co/org/name/blob/main/x/a.gguf", "org/name:x/a.gguf"),
         ("https://huggingface.co/org/name/resolve/main/a.gguf?download=true", "org/name:a.gguf"),
+        ("https://huggingface.co/org/name/blob/main/a%2Bb.gguf", "org/name:a+b.gguf"),
         ("hf.co/org/name:Q4_K_M", "org/name:Q4_K_M"),
         ("https://huggingface.co/org/name/tree/v2", None),  # a revision
         ("https://example.org/org/name", None),

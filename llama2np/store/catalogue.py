@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 _HEAD = 2**16  # bytes
 
@@ -103,7 +104,7 @@ def canonical(name: str) -> str:
         if name == model.items[0].name:
             return known
     if match := _ADDRESS.fullmatch(name):
-        return ":".join(filter(None, match.groups()))
+        return ":".join(unquote(part) for part in match.groups() if part)
     return name
 
 
