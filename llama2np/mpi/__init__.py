@@ -11,6 +11,13 @@ user, and tells the other ranks what to compute. In a script:
 ...         print(model.generate("Once upon a time").text)
 
 `load` imports mpi4py; nothing else in the package does. docs/scale.md says what it costs.
+
+launch.py      whether a launcher of MPI has started this process
+ranks.py       how the ranks load a model, and what they do for rank 0
+peers.py       what they exchange, over MPI or by near.py
+near.py        exchanges through shared memory, on one machine
+processors.py  which processors each rank uses
+watch.py       a thread that says which rank does not answer
 """
 
 from __future__ import annotations

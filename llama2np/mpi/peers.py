@@ -1,4 +1,7 @@
-"""What the ranks exchange, over a communicator of mpi4py. See model/split_engine.py."""
+"""What the ranks exchange: see model/split_engine.py.
+
+On one machine small arrays go through shared memory (near.py), all else over mpi4py.
+"""
 
 from __future__ import annotations
 

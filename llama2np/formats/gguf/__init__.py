@@ -3,9 +3,12 @@
 header.py         the bytes before the data
 file.py           a mapped file: metadata and tensors
 split.py          files in parts
-architectures.py  metadata to Config
-tensors.py        tensors by our names
-write.py          writing, with quantize.py
+metadata.py       checks of the metadata
+architectures.py  metadata to Config; rope.py: the part about positions
+tensors.py        tensors by our names; types.py: their number formats
+tokenizer.py      metadata to a tokenizer; tokenizer_writing.py: the inverse
+source.py         a GGUF file as it is exported
+from_source.py    any network as a GGUF file, with quantize.py, quantize_k.py and write.py
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Folders of Hugging Face's transformers: config.json beside safetensors or pytorch_model.bin.
 
-config_json.py  config.json to Config
+config_json.py  config.json to Config; rope_json.py: the part about positions
 families.py     the names of the tensors of each family
 parts.py        tensors that are fused, transposed or shifted
 shards.py       the files with the tensors
 inverse.py      a changed network, in a folder's own names and form
-writing.py      a network as such a folder
-sentences.py    the files of sentence-transformers beside an encoder
+writing.py      a network as such a folder, with describing.py
+sentences.py    the files of sentence-transformers beside an encoder, read and written
 """
 
 from __future__ import annotations
