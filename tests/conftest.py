@@ -73,6 +73,15 @@ def parameters(values, often):
     ]
 
 
+def pairs(some, others):
+    """As `parameters`, for all pairs of two values: often, each value is in one or a few pairs."""
+    shorter = min(len(some), len(others))
+    values = [(a, b) for a in some for b in others]
+    places = [(i - k) % shorter for i in range(len(some)) for k in range(len(others))]
+    often = [value for value, place in zip(values, places, strict=True) if place == 0]
+    return parameters(values, often)
+
+
 # The same examples in every run, and no clock: on a busy machine a test may take its time.
 settings.register_profile("llama2np", deadline=None, derandomize=True, max_examples=examples(100))
 settings.load_profile("llama2np")
@@ -129,15 +138,6 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("compiled"):
                 item.add_marker(skip)
-
-
-def pairs(some, others):
-    """As `parameters`, for all pairs of two values: often, each value is in one or a few pairs."""
-    shorter = min(len(some), len(others))
-    values = [(a, b) for a in some for b in others]
-    places = [(i - k) % shorter for i in range(len(some)) for k in range(len(others))]
-    often = [value for value, place in zip(values, places, strict=True) if place == 0]
-    return parameters(values, often)
 
 
 def missing(reason: str):
