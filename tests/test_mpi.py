@@ -18,7 +18,7 @@ import pytest
 from llama2np import Llama
 from llama2np.cli import current, main
 from llama2np.mpi import launch
-from llama2np.mpi.near import Near, bytes_for
+from llama2np.mpi.near import LONGEST_NAP, Near, bytes_for
 from llama2np.mpi.processors import crowded, part_of
 from tests.conftest import ROOT, missing, parameters
 
@@ -235,6 +235,23 @@ def test_ranks_of_one_machine_exchange_in_memory():
         each.join(60)
     assert not wrong and len(waits) % 2 == 0
     assert not any(each.is_alive() for each in threads)
+
+
+def test_a_rank_that_waits_for_long_sleeps(monkeypatch):
+    """Between two naps it looks once, so that it costs nothing while nobody asks anything."""
+    memory, looks, naps = np.zeros(bytes_for(2), np.uint8), [], []
+    window = SimpleNamespace(Shared_query=lambda rank: (memory, 1))
+    waiting = Near(window, 1, 2, crowded=False, waiting=lambda: None)
+
+    def meet(*arguments):
+        looks.append(arguments[-1])
+        return len(looks) == 300
+
+    monkeypatch.setattr(waiting, "_meet", meet)
+    monkeypatch.setattr(time, "sleep", naps.append)
+    waiting.hear()
+    assert looks[1:] == [1] * 299 and len(naps) == 298
+    assert naps == sorted(naps) and sum(naps[:100]) > 0.05 and naps[-1] == LONGEST_NAP
 
 
 def test_launchers_are_recognized(monkeypatch):

@@ -22,6 +22,7 @@ _LINE = 64
 # processor between two looks. After _LOOKS looks, which take some milliseconds, it sleeps.
 _PAUSES, _LOOKS = 2**12, 2**14
 SHORTEST_NAP, LONGEST_NAP = 5e-5, 5e-3  # seconds that a rank sleeps between two looks
+_LONGER = 1.05  # a nap to the one before: so it wakes late by a twentieth of its wait at most
 
 
 class Near:
@@ -105,9 +106,9 @@ class Near:
             return
         waiting = waiting or self._waiting
         waiting()
-        while not self._meet(*where, 0, _LOOKS):
+        while not self._meet(*where, 0, 1):  # one look between two naps
             time.sleep(nap)
-            nap = min(1.2 * nap, LONGEST_NAP)
+            nap = min(_LONGER * nap, LONGEST_NAP)
         waiting()
 
 
