@@ -152,10 +152,11 @@ def mixture(kind, dim, hidden):
 
 
 @pytest.mark.compiled
+@pytest.mark.parametrize("kind", parameters(("Q8_0", "Q5_1"), ("Q8_0",)))
 @pytest.mark.parametrize("activations", ("int8", "int8x2"))
-def test_experts_in_tiles_give_the_same_bits(activations):
+def test_experts_in_tiles_give_the_same_bits(activations, kind):
     """One token at a time, and up to 60, of which each expert has few or many."""
-    config, weights = mixture("Q5_1", 64, 96)
+    config, weights = mixture(kind, 64, 96)
     model = Transformer(config, weights, activations=activations)
     tokens, state = np.arange(60) % config.vocab_size, State(config)
     expected = np.stack([model.forward([token], state) for token in tokens])
