@@ -21,10 +21,11 @@ from llama2np.model.weights import Weights
 # One of each way in which a kernel may differ: int8; offsets and single bits; 256 values in groups
 # of 16, or in groups of 32, and a table.
 SOME = ("Q8_0", "Q5_1", "Q6_K", "IQ4_XS")
-# Other ways of unpacking a block are tested where they are compiled fast, by `embed`: a table, and
-# digits to base three. The tables of all kinds are compared below, without a compiler.
-FEW = ("Q8_0", "Q5_1", "Q6_K", "Q4_K")
-ROWS = ("Q8_0", "Q6_K", "IQ4_XS", "TQ1_0")
+# The kinds that are always tested: in products of few tokens; and in `embed`, which is compiled
+# faster, so other ways of unpacking a block are tested there (a table, digits to base three). The
+# tables of all kinds are compared below, without a compiler.
+OFTEN_FEW = ("Q8_0", "Q5_1", "Q6_K", "Q4_K")
+OFTEN_ROWS = ("Q8_0", "Q6_K", "IQ4_XS", "TQ1_0")
 OTHERS = [isa for isa in int8_isa.usable() if isa != int8_isa.ISA]
 vectors = pytest.mark.skipif(PLAIN, reason="plain loops do not use vector instructions")
 
@@ -105,7 +106,7 @@ def test_two_terms_are_nearly_exact():
     assert (np.abs(found - naive.matmul(w.dequantize(), x)) < 1e-4 * size).all()
 
 
-@pytest.mark.parametrize("kind", parameters(KINDS, FEW))
+@pytest.mark.parametrize("kind", parameters(KINDS, OFTEN_FEW))
 def test_a_small_batch(kind):
     """Against NumPy, over odd sizes: blocks that are left over, one row, one block."""
     small = KINDS[kind].values == 32
@@ -167,11 +168,11 @@ def test_experts_in_tiles_give_the_same_bits(activations, kind):
 
 
 PAIRS = [(isa, kind) for isa in OTHERS for kind in SOME]
-OFTEN = [*zip(OTHERS, SOME[1:2], strict=False)]
+OFTEN_PAIRS = [*zip(OTHERS, SOME[1:2], strict=False)]
 
 
 @vectors
-@pytest.mark.parametrize("pair", parameters(PAIRS, OFTEN), ids="-".join)
+@pytest.mark.parametrize("pair", parameters(PAIRS, OFTEN_PAIRS), ids="-".join)
 def test_every_instruction_set_gives_the_same_bits(pair):
     isa, kind = pair
     multiply = block_rows.few(kind, isa)
@@ -208,7 +209,7 @@ def test_tiles_of_every_instruction_set_give_the_same_bits(isa):
     np.testing.assert_array_equal(found, product(x, w)[0])
 
 
-@pytest.mark.parametrize("kind", parameters(KINDS, ROWS))
+@pytest.mark.parametrize("kind", parameters(KINDS, OFTEN_ROWS))
 def test_embed(kind):
     """The values are those of Blocks.rows, to the last bit."""
     w, tokens = matrix(kind, 9, 512), np.array([8, 0, 3, 3])
