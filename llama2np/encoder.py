@@ -76,7 +76,9 @@ class Encoder:
         loaded = loading.load(path)
         if not is_encoder(loaded.config):
             kind = loaded.config.architecture
-            raise CheckpointError(f"{path}: {kind}, a decoder: Llama.load opens it")
+            raise CheckpointError(
+                f"{path}: {kind}, a decoder: `llama2np generate` and Llama.load open it"
+            )
         network = EncoderNetwork(
             loaded.config, loaded.weights, engine, loading.activations_for(path, activations)
         )

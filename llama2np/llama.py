@@ -130,7 +130,10 @@ class Llama:
         if isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt)
             if not tokens:
-                raise ValueError("the prompt is empty, and this tokenizer has no BOS to begin with")
+                raise ValueError(
+                    "the prompt is empty, and this tokenizer has no BOS to begin with: "
+                    "give a text to continue (-i TEXT)"
+                )
         else:
             tokens = token_list("prompt", prompt, self.config.vocab_size, "a str or ")
         if not 1 <= len(tokens) <= self.config.seq_len:

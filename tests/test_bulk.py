@@ -207,7 +207,7 @@ def test_vectors_of_each(bert, tmp_path, capsys, pooling):
         found = np.array([answer["embedding"] for answer in answers_in(out)], np.float32)
         np.testing.assert_array_equal(found, expected)
     assert main(["embed", "stories-box", *flags[:3], str(tmp_path / "o")]) == 1
-    assert "a decoder: Llama.load opens it" in capsys.readouterr().err
+    assert "a decoder: `llama2np generate` and Llama.load open it" in capsys.readouterr().err
 
 
 def test_a_trained_classifier(tmp_path, reference, capsys):
@@ -287,6 +287,17 @@ def begun(tiny, tmp_path, capsys):
     )
     run.folder = tmp_path
     return run
+
+
+def test_a_complete_run_of_another_model(begun, capsys):
+    folder = begun.folder
+    prompts, out = str(folder / "p.jsonl"), str(folder / "o")
+    flags = ["--context", "9", "--prompts", prompts, "--output", out]
+    for model, words in (("stories-box", "with another model"), ("no.bin", "No such file")):
+        assert main(["perplexity", model, *flags]) == 1
+        err = capsys.readouterr().err
+        assert words in err and err.count("\n") == 1
+    assert begun("--context", "9")[0] == 0
 
 
 def test_what_a_run_began_with_cannot_change(begun, write):
@@ -449,7 +460,8 @@ def test_without_dask(begun, monkeypatch):
         monkeypatch.delattr(bulk, module, raising=False)
     out = begun.folder / "new"
     status, err = begun("--workers", "2", "--output", str(out))
-    assert status == 1 and err.endswith("pip install 'llama2np[dask]'\n") and err.count("\n") == 1
+    assert status == 1 and err.count("\n") == 1
+    assert err.endswith(f"{sys.executable} -m pip install 'llama2np[dask]'\n")
     assert not out.exists()
 
 

@@ -158,9 +158,13 @@ def test_what_a_network_cannot_do(encoder, reference):
     with pytest.raises(ValueError, match="pooling must be 'mean' or 'cls', not 'max'"):
         model.embed("x", pooling="max")
     folder = reference / "architectures"
-    with pytest.raises(CheckpointError, match="gpt2, a decoder: Llama.load opens it"):
+    with pytest.raises(
+        CheckpointError, match="gpt2, a decoder: `llama2np generate` and Llama.load open it"
+    ):
         Encoder.load(folder / "gpt2")
-    with pytest.raises(CheckpointError, match="bert, an encoder.*Encoder.load opens it"):
+    with pytest.raises(
+        CheckpointError, match="bert, an encoder.*`llama2np embed` and Encoder.load open it"
+    ):
         Llama.load(folder / "bert_mlm")
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from llama2np import export
+from llama2np.cli.export import main
+from llama2np.cli.run import main as run
 from llama2np.formats import gguf, loading
 from llama2np.formats.checkpoint import CheckpointError, CheckpointWarning
 from llama2np.formats.gguf.from_source import write_gguf
@@ -104,6 +106,29 @@ def test_the_pooling_of_an_encoder(reference, tmp_path):
         assert loading.load(tmp_path / name).sentences.pooling == "cls"
     modules = json.loads((tmp_path / "again" / "modules.json").read_text())
     assert [module["path"] for module in modules] == ["", "1_Pooling"]
+
+
+def test_a_refused_encoder_is_not_called_written(reference, tmp_path, capsys):
+    folder = str(reference / "architectures" / "bert_pretraining_hubnames")
+    assert main([str(tmp_path / "x.gguf"), "--hf", folder, "--version", "gguf"], "export") == 1
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1 and "has mlm_dense, which a GGUF file" in err
+
+
+def test_a_folder_without_a_tokenizer_says_which_one_to_take(tmp_path, capsys):
+    folder = str(tmp_path / "folder")
+    for flag, source, expected in (
+        ("--bin", "stories-box", "stories-box"),
+        ("--gguf", str(tmp_path / "x.gguf"), str(tmp_path / "x.gguf")),
+    ):
+        assert main([folder, flag, source, "--version", "-1"], "export") == 0
+        wrote = f"wrote {folder}: Hugging Face, float32, without a tokenizer: run it with -z "
+        assert capsys.readouterr().out == f"{wrote}{expected}\n"
+        assert run([folder, "-z", expected, "-n", "9", "-s", "1"], "run") == 0
+        assert capsys.readouterr().out.startswith("Once")
+        export("stories-box", tmp_path / "x.gguf", version="gguf", type="F32")
+    assert main([str(tmp_path / "copy"), "--hf", folder, "--version", "-1"], "export") == 0
+    assert capsys.readouterr().out.endswith("run it with -z FILE\n")
 
 
 @pytest.mark.parametrize(

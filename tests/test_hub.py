@@ -207,8 +207,8 @@ def test_without_the_package(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["pull", "org/name"]) == 1
     assert capsys.readouterr().err == (
-        "llama2np pull: org/name: needs huggingface_hub: pip install 'llama2np[hub]', "
-        "or pip install huggingface_hub\n"
+        "llama2np pull: org/name: needs huggingface_hub: "
+        f"{sys.executable} -m pip install 'llama2np[hub]'\n"
     )
 
 

@@ -226,7 +226,8 @@ def test_limits(served):
     assert response.status_code == 413
     response = client.post("/v1/completions", content=b"{}", headers={"content-type": "text/plain"})
     assert response.status_code == 415
-    assert client.get("/v1/completions").status_code == 405
+    wrong = client.get("/v1/completions")
+    assert wrong.status_code == 405 and wrong.json()["error"]["type"] == "invalid_request_error"
     with slow_steps(client.service):
         first = threading.Thread(
             target=client.post, args=("/v1/completions",), kwargs={"json": {"n": 3}}

@@ -252,7 +252,9 @@ def test_the_command_refuses_to_be_open_to_all(capsys, monkeypatch):
         taken.listen()
         port = str(taken.getsockname()[1])
         assert main(["serve", "stories-box", "--port", port]) == 1
-    assert f"127.0.0.1 port {port}: Address already in use" in capsys.readouterr().err
+    assert (
+        f"127.0.0.1 port {port}: Address already in use: --port 0 takes" in capsys.readouterr().err
+    )
 
 
 def test_the_command_serves(capsys, monkeypatch):

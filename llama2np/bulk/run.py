@@ -90,6 +90,11 @@ class Run:
             self.folder.begin({**record, "path": self.job.model})
         self.folder.make()
 
+    def check(self, model: dict[str, Any]) -> None:
+        """Raise ValueError if the answers are those of another model. model: its fingerprint."""
+        if self._before:
+            check_same(self.folder.path, self._before, {**self._record, "model": model})
+
     def calls(self) -> Iterator[tuple[str, Call]]:
         """(name of a chunk, call) for each chunk that is not done. Raises OSError.
 

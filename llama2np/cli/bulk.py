@@ -121,6 +121,8 @@ def run(options: argparse.Namespace, prog: str, task: str, of_task: Mapping[str,
     with folder.locked():
         work = Run(job, paths, folder, options.chunk, options.workers or 1)
         _tell_repeated(work, tell)
+        if work.complete and not options.dask:  # its workers may be gone, with the model
+            work.check(describe(work.job))
         lost = 0 if work.complete else _answer(work, options, prog)
     told = f"{work.answered - work.bad:,} of {work.total:,} prompts have answers in {folder.path}"
     if work.bad or lost:
@@ -206,7 +208,10 @@ def _results(
         from llama2np.bulk import cluster
         from llama2np.bulk.worker import answer_lines_there
     except ImportError as error:
-        raise ValueError(f"{error}: pip install 'llama2np[dask]'") from None
+        raise ValueError(
+            f"--workers and --dask need Dask ({error}): "
+            f"{sys.executable} -m pip install 'llama2np[dask]'"
+        ) from None
     job = work.job
     if options.workers:
         threads = options.threads or max(CPU_COUNT // options.workers, 1)
@@ -229,7 +234,7 @@ def _results(
 
 def _tell_dashboard(client: Any, options: argparse.Namespace, bar: Any) -> None:
     if options.workers and find_spec("bokeh") is None:
-        bar.write("no dashboard: Dask needs bokeh for it (pip install bokeh)")
+        bar.write(f"no dashboard: Dask needs bokeh for it ({sys.executable} -m pip install bokeh)")
     elif client.dashboard_link:
         bar.write(f"dashboard: {client.dashboard_link}")
 

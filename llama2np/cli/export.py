@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from llama2np import box
 from llama2np.atomic import is_stdout
@@ -18,6 +20,7 @@ from llama2np.formats.q80 import Error
 from llama2np.formats.source import Source
 from llama2np.formats.write import write_bin, write_huggingface
 from llama2np.store.names import located
+from llama2np.text.loading import form_of
 
 # The flag of each kind of source: its reader, the placeholder of its value, its help text.
 _SOURCES = {
@@ -62,7 +65,7 @@ def _export(options: argparse.Namespace) -> None:
             summary = f"GGUF, {kind}, {size:,} bytes"
         elif options.version == -1:
             write_huggingface(source, options.filepath, _DTYPES[dtype], progress)
-            summary = f"Hugging Face, {_DTYPES[dtype]}"
+            summary = f"Hugging Face, {_DTYPES[dtype]}{_without_tokenizer(options)}"
         else:
             header, errors = write_bin(source, options.filepath, options.version, progress)
             summary = f"version {header.version}, {header.file_size:,} bytes"
@@ -74,6 +77,14 @@ def _export(options: argparse.Namespace) -> None:
 def _tell(path: str, summary: str) -> None:
     """Print what was written: on standard error if the file itself is standard output."""
     print(f"wrote {path}: {summary}", file=sys.stderr if is_stdout(path) else sys.stdout)
+
+
+def _without_tokenizer(options: argparse.Namespace) -> str:
+    """What to do if the folder that was written has no tokenizer; "" if it has one."""
+    if form_of(Path(options.filepath)) is not None:
+        return ""
+    of_source = options.bin if box.in_box(options.bin or "") else options.gguf
+    return f", without a tokenizer: run it with -z {shlex.quote(of_source or 'FILE')}"
 
 
 def _open(options: argparse.Namespace) -> Source:

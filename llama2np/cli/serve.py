@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import ipaddress
 import logging
 import os
@@ -119,7 +120,8 @@ def _listener(host: str, port: int) -> socket.socket:
     except OSError as error:
         if listener is not None:
             listener.close()
-        raise OSError(error.errno, error.strerror, f"{host} port {port}") from None
+        way = ": --port 0 takes a free one" if error.errno == errno.EADDRINUSE else ""
+        raise OSError(error.errno, f"{error.strerror}{way}", f"{host} port {port}") from None
 
 
 def _uvicorn() -> ModuleType:

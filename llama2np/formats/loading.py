@@ -124,7 +124,7 @@ def transformer(
     if is_encoder(loaded.config):
         raise CheckpointError(
             f"{path}: {loaded.config.architecture}, an encoder, which does not continue texts: "
-            "Encoder.load opens it"
+            "`llama2np embed` and Encoder.load open it"
         )
     read_ahead(loaded.weights.arrays)
     activations = activations_for(path, activations)

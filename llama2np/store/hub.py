@@ -18,7 +18,7 @@ from llama2np.store.errors import PullError
 from llama2np.store.names import HUB_NAME, Pulled
 from llama2np.store.parts import is_later_part, part_names
 
-_INSTALL = "needs huggingface_hub: pip install 'llama2np[hub]', or pip install huggingface_hub"
+_INSTALL = f"needs huggingface_hub: {sys.executable} -m pip install 'llama2np[hub]'"
 # What a folder needs besides its weights.
 _SETTINGS = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md")
 _SKIPPED = ("onnx/*", "openvino/*", "original/*", ".*", "*/.*")

@@ -272,15 +272,15 @@ def _tensors(source: Source, name: str) -> Iterator[tuple[str, Stored]]:
                 break
             names = [f"layers.{i}.experts.{e}.{ours}" for e in range(c.n_experts)]
             yield f"blk.{i}.{theirs}.weight", _joined([left.pop(one) for one in names])
-    if name == "bert" and (pooler := left.keys() & {"pooler", "pooler.bias"}):
-        for ours in pooler:
-            del left[ours]
+    pooler = left.keys() & {"pooler", "pooler.bias"} if name == "bert" else set()
+    if others := left.keys() - pooler:
+        raise CheckpointError(
+            f"{source.path}: has {min(others)}, which a GGUF file of architecture {name} cannot "
+            "hold"
+        )
+    if pooler:
         text = f"{source.path}: written without its pooler, which GGUF cannot hold: embed does not"
         warnings.warn(CheckpointWarning(f"{text} use it, classify does"), stacklevel=5)
-    if left:
-        raise CheckpointError(
-            f"{source.path}: has {min(left)}, which a GGUF file of architecture {name} cannot hold"
-        )
 
 
 def _pair(left: dict[str, Stored], ours: str, theirs: str) -> Iterator[tuple[str, Stored]]:
