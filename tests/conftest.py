@@ -308,6 +308,17 @@ def fork_server():
     forks.SERVER.stop()
 
 
+@pytest.fixture
+def labelled(tmp_path):
+    """A file of 16 labelled texts."""
+    words = {"good": "FINE NICE", "bad": "POOR GRIM"}
+    lines = [
+        f"{n} ||| {w} {x}\n" for n, some in words.items() for w in some.split() for x in "ABCD"
+    ]
+    (tmp_path / "train.txt").write_text("".join(lines))
+    return tmp_path / "train.txt"
+
+
 def write_tokenizer(path, count=TINY.vocab_size):
     """Specials, the bytes, and then one letter each, from "A" on; " " is the first of them."""
     pieces = [b"<unk>", b"\n<s>\n", b"\n</s>\n"] + [b"<0x%02X>" % i for i in range(256)]

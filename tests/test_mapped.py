@@ -1,4 +1,4 @@
-"""Views of mapped files: what the system is told about them."""
+"""Views of mapped files: the advice that the system gets about their memory."""
 
 import numpy as np
 import pytest

@@ -18,7 +18,8 @@ import numpy as np
 
 _QUESTION, _ANSWER = 1, 2  # tags of messages, which are empty
 _EACH = 1.0  # seconds between two looks
-ASK, SAY = 5, 10  # looks in the same exchange, after which a rank asks, and says who is silent
+# Looks in the same exchange after which a rank asks the others, and prints who has not answered.
+ASK, SAY = 5, 10
 
 
 class Watch:
@@ -84,7 +85,8 @@ class Watch:
     def _say(self) -> None:
         """Name the ranks without an answer, unless a rank before this one answers: it does that."""
         self._note_answers()
-        if self._asked and all(rank in self._asked for rank in range(self._rank)):
+        earlier_ones_are_silent = all(rank in self._asked for rank in range(self._rank))
+        if self._asked and earlier_ones_are_silent:
             self._silent = sorted(self._asked)
             _print(
                 f"{self._listed(self._silent)} has not answered for {SAY * _EACH:.0f} seconds: "

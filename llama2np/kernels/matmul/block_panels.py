@@ -4,7 +4,7 @@ A panel has some rows of a matrix (ROWS for the tiles): the values as bytes, and
 offsets, in three arrays. It consists of slices. A slice has four groups of values of all rows. So
 each row of a slice is at a fixed distance from the beginning of the slice. Its values have the
 order of `block_unpack.vectors`, so that each vector needs one store. For groups a, b, c, d of 32
-values there are two vectors, for groups of 16 only the first; each letter stands for 4 bytes:
+values there are two vectors, for groups of 16 only the first. A letter means 4 bytes:
 
     aaaa bbbb cccc dddd     values 0 ... 15 of the groups
     aaaa bbbb cccc dddd     values 16 ... 31
