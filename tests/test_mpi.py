@@ -18,8 +18,8 @@ import pytest
 from llama2np import Llama
 from llama2np.cli import current, main
 from llama2np.mpi import launch
+from llama2np.mpi.affinity import crowded, part_of
 from llama2np.mpi.near import LONGEST_NAP, Near, bytes_for
-from llama2np.mpi.processors import crowded, part_of
 from tests.conftest import ROOT, missing, parameters
 
 _SCRIPT = """

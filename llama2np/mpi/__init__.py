@@ -16,7 +16,7 @@ launch.py      whether a launcher of MPI has started this process
 ranks.py       how the ranks load a model, and what they do for rank 0
 peers.py       what they exchange, over MPI or by near.py
 near.py        exchanges through shared memory, on one machine
-processors.py  which processors each rank uses
+affinity.py    which processors each rank uses
 watch.py       a thread that says which rank does not answer
 """
 

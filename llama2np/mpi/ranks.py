@@ -29,8 +29,8 @@ from llama2np.model.split_engine import Follower, SplitEngine
 from llama2np.model.transformer import Transformer, make_engine
 from llama2np.model.weights import Weights
 from llama2np.mpi import launch
+from llama2np.mpi.affinity import allowed, crowded, keep_to, part_of
 from llama2np.mpi.peers import MpiPeers
-from llama2np.mpi.processors import crowded, keep_to, part_of, processors
 from llama2np.output import printable
 
 StrPath = str | os.PathLike[str]
@@ -181,7 +181,7 @@ class Ranks:
         starts later, is limited to its processors. All ranks must call this at the same time.
         """
         node = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED, self.rank)
-        everyone = node.allgather(processors())
+        everyone = node.allgather(allowed())
         if asked.engine != "compiled":
             return lambda: None
         from llama2np import kernels

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 
-def processors() -> list[int]:
+def allowed() -> list[int]:
     """The numbers of the processors that this thread may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
@@ -40,7 +40,7 @@ def keep_to(part: Sequence[int]) -> Callable[[], None]:
     """
     if not hasattr(os, "sched_setaffinity"):
         return lambda: None
-    before = processors()
+    before = allowed()
     with suppress(OSError):  # the system may refuse
         os.sched_setaffinity(0, part)
 
