@@ -96,6 +96,14 @@ def row_sums(rows: np.ndarray, out: np.ndarray) -> None:
     POOL.run(go, rows.size, record.ctypes.data, 1, run.ctypes.data, *nothing)
 
 
+def kernels_of(
+    program: Program, count: int, wanted: int, chunk: int, activations: str = ACTIVATIONS[0]
+) -> list[Any]:
+    """The kernels that execute the Table of these arguments, for compiler.prepare."""
+    entries = lower(program, count, wanted, chunk, activations).entries
+    return [go, serve, sample, *(entry.op.function for entry in entries)]
+
+
 class CompiledEngine:
     """Computes a Program's steps with compiled code. See model/engine.py."""
 
@@ -114,11 +122,12 @@ class CompiledEngine:
 
     def _prepare(self, count: int, wanted: int, chunk: int) -> None:
         """Compile what this table needs; and that of a single row, which will probably follow."""
-        kernels = [go, serve, sample]
-        for rows, outputs in ((count, wanted), (1, 1)):
-            entries = lower(self.program, rows, outputs, chunk, self._activations).entries
-            kernels += [entry.op.function for entry in entries]
-        compiler.prepare(kernels)
+        counts = (count, wanted), (1, 1)
+        compiler.prepare(
+            kernel
+            for rows, outputs in counts
+            for kernel in kernels_of(self.program, rows, outputs, chunk, self._activations)
+        )
 
     def run(
         self,

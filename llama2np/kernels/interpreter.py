@@ -8,11 +8,11 @@ separately, when a network first needs it.
 """
 
 import numpy as np
-from numba import carray, float32, int64
+from numba import float32, int64
 
 from llama2np.kernels.runtime.jit import exact
 from llama2np.kernels.runtime.link import LINKED
-from llama2np.kernels.runtime.memory import pointer
+from llama2np.kernels.runtime.memory import array_at
 from llama2np.kernels.runtime.op import HEADER, STEP_BYTES, row_count, run_at
 from llama2np.kernels.runtime.shared import begin_call, call_op, end_call, share, shares
 
@@ -37,7 +37,7 @@ def go(board, members, scratch, table, steps, run, tokens, logits, wanted, laps,
         r["lap"] = lap
         row = table
         for _ in range(steps):
-            step = carray(pointer(row), (1,), _STEP)[0]
+            step = array_at(row, (1,), _STEP)[0]
             rows = row_count(step["picked"], r)
             units = step["units"] if step["units"] else -(-rows // step["each"])
             work = step["work"] * rows + step["seen_work"] * (seen + lap * rows)

@@ -24,7 +24,7 @@ from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.block_rows import instructions, padded
 from llama2np.kernels.matmul.block_unpack import PADDING
 from llama2np.kernels.matmul.int8_isa import ISA
-from llama2np.kernels.runtime.jit import exact
+from llama2np.kernels.runtime.jit import inner
 from llama2np.kernels.runtime.vectors import AHEAD, I8, const, data_of, pick, prefetch, store
 
 ROWS = 12  # of the matrix in a panel for tiles
@@ -95,7 +95,7 @@ def dequantize(kind, isa=ISA):
     as_int8, has_offsets = form.signed and not excess, form.offset is not None
     group, values, nbytes = form.group, form.values, form.nbytes
 
-    @exact
+    @inner
     def read(w, row, out, scratch):
         n = out.shape[0]
         width, blocks = padded(n), n // values

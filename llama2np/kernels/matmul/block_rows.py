@@ -23,7 +23,7 @@ from llama2np.kernels.matmul import block_unpack as unpack
 from llama2np.kernels.matmul.block_kinds import KINDS
 from llama2np.kernels.matmul.block_unpack import BYTES, PADDING, WORDS
 from llama2np.kernels.matmul.int8_isa import ISA, ISAS, PORTABLE
-from llama2np.kernels.runtime.jit import exact, inner
+from llama2np.kernels.runtime.jit import inner
 from llama2np.kernels.runtime.vectors import (
     AHEAD,
     F32,
@@ -274,7 +274,7 @@ def few(kind, isa=ISA):
     one, two = (products(form, count, isa) for count in (1, 2))
     values, nbytes = form.values, form.nbytes
 
-    @exact
+    @inner
     def multiply(w, n, d, q, scales, sums, offsets, tokens, terms, out, first, last, spare):
         blocks, width, count = n // values, padded(n), tokens * terms
         # The rows come from equal parts of the range: memory is read in several sequential streams.

@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from llama2np.kernels.matmul.int8_isa import ISA, ISAS
-from llama2np.kernels.runtime.jit import cpu_has, exact, inner
+from llama2np.kernels.runtime.jit import cpu_has, inner
 from llama2np.kernels.runtime.vectors import (
     F32,
     I8,
@@ -109,7 +109,7 @@ def _tile(isa, width):
     """
     add_group = _group(ISAS[isa], ROWS, width)
 
-    @exact(forceinline=True)
+    @inner(forceinline=True)
     def tile(q, i, n, size, scales, x, x_scales, x_sums, t, sums):
         groups, fours = n // size, size // 4
         sums[: ROWS * width] = 0
@@ -146,7 +146,7 @@ def lay(x, tokens, n, wide, first, last, out):
                 out[at + k * width + t] = x[(begin + t) * n + k] if begin + t < tokens else 0
 
 
-@exact(forceinline=True)
+@inner(forceinline=True)
 def _store_tile(sums, width, i, t, d, tokens, out):
     """out[t + lane, i + r] = sums[r, lane], for the tokens that exist. sums, out: flat."""
     for lane in range(min(width, tokens - t)):

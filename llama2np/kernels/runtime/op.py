@@ -7,12 +7,11 @@ engine.py and the compiled code use these names.
 
 import numba
 import numpy as np
-from numba import carray
 
 from llama2np.kernels.runtime import shared
 from llama2np.kernels.runtime.jit import inner, separate
 from llama2np.kernels.runtime.link import LINKED, address_of
-from llama2np.kernels.runtime.memory import floats, pointer
+from llama2np.kernels.runtime.memory import array_at, floats
 from llama2np.kernels.runtime.shared import STEP_KINDS
 
 # The fields of a step that the interpreter reads.
@@ -68,7 +67,7 @@ SPAN = np.dtype(
 @inner
 def run_at(address):
     """The RUN at an address."""
-    return carray(pointer(address), (1,), RUN)[0]
+    return array_at(address, (1,), RUN)[0]
 
 
 @inner
@@ -78,7 +77,7 @@ def span_at(run, k, first, last):
     Of the rows first ... last - 1, start ... stop - 1 belong to it. Row t is at position pos + t.
     chunks is the address of the array of addresses of its cache's chunks.
     """
-    span = carray(pointer(run["spans"]), (run["n_spans"],), SPAN)[k]
+    span = array_at(run["spans"], (run["n_spans"],), SPAN)[k]
     start, stop = max(first, span["first"]), min(last, span["first"] + span["rows"])
     return start, stop, span["pos"] + run["lap"] - span["first"], span["chunks"]
 
@@ -86,7 +85,7 @@ def span_at(run, k, first, last):
 @inner
 def turns_at(run, k):
     """(the address of the frequencies, the factor of the scores) of the k-th SPAN."""
-    span = carray(pointer(run["spans"]), (run["n_spans"],), SPAN)[k]
+    span = array_at(run["spans"], (run["n_spans"],), SPAN)[k]
     return span["frequencies"], span["scores_factor"]
 
 
@@ -122,7 +121,7 @@ class Op:
         record, body = self.dtype, inner(function, forceinline=True)
 
         def entry(row, run, first, last, scratch):
-            body(carray(pointer(row), (1,), record)[0], run_at(run), first, last, scratch)
+            body(array_at(row, (1,), record)[0], run_at(run), first, last, scratch)
 
         entry.__qualname__ = entry.__name__ = function.__name__
         entry.__module__ = function.__module__
