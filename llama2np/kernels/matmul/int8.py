@@ -13,7 +13,7 @@ from numba import float32, int8, int32, int64
 
 from llama2np.kernels.matmul.int8_dot import dot, products4
 from llama2np.kernels.matmul.int8_isa import ISA
-from llama2np.kernels.runtime.jit import inner, separate
+from llama2np.kernels.runtime.jit import exact, inner, separate
 from llama2np.kernels.runtime.link import linked
 
 
@@ -48,7 +48,7 @@ def quantize(x, q, scales, sums):
             sums[t, g] = total
 
 
-@inner(forceinline=True)
+@exact(forceinline=True)
 def _product(q, at, x, to, group, scale, x_scale):
     """The product of one group, which begins at q[at] and x[to]."""
     return np.float32(dot(q, at, x, to, group)) * scale * x_scale
@@ -58,7 +58,7 @@ def _rows_of(size):
     """`int8_rows` for groups of `size` values; None means any size."""
     products = products4(ISA, size) if size else None
 
-    @inner(forceinline=True)
+    @exact(forceinline=True)
     def rows(q, scales, n, group, d, x, x_scales, x_sums, count, out, start, end):
         groups, half = n // group, (end - start + 1) // 2
         fours = groups // 4 * 4 if size else 0

@@ -8,7 +8,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from llama2np.kernels.matmul.int8_isa import ISAS
-from llama2np.kernels.runtime.jit import SLICES, inner
+from llama2np.kernels.runtime.jit import SLICES, exact
 from llama2np.kernels.runtime.vectors import AHEAD, F32, I8, I32, data_of, load, prefetch, same
 
 
@@ -23,7 +23,7 @@ def products4(isa, size):
     return _portable(size) if isa == "portable" else _wide(ISAS[isa], size)
 
 
-@inner(forceinline=True)
+@exact(forceinline=True)
 def dot(a, i, b, j, size):
     """The sum of a[i + k] * b[j + k] over k < size. a, b: flat int8 arrays."""
     if SLICES:
@@ -36,7 +36,7 @@ def dot(a, i, b, j, size):
 
 
 def _portable(size):
-    @inner(forceinline=True)
+    @exact(forceinline=True)
     def products4(a, i, b, j, a_scales, s, b_scales, b_sums, r):
         p0 = np.float32(dot(a, i, b, j, size))
         p1 = np.float32(dot(a, i + size, b, j + size, size))
