@@ -194,6 +194,50 @@ def test_processes_that_fill_one_cache(tmp_path, forked):
             assert missed == misses or count > 1
 
 
+LINKS = """
+import sys
+from pathlib import Path
+from numba import float64
+from llama2np.kernels.runtime import jit
+
+jit.CACHE_FOLDER = Path(sys.argv[1])
+from llama2np.kernels.runtime.jit import exact, separate
+from llama2np.kernels.runtime.link import linked
+
+@separate
+def triple(x):
+    return 3 * x
+
+call_triple = linked(triple, float64, returns=float64)
+
+@exact
+def half_more(x):
+    return call_triple(x) / 2
+
+number = half_more(2.0)
+compiled = [each for each in (triple, half_more) if each.stats.cache_misses]
+print(number, *(each.py_func.__name__ for each in compiled))
+"""
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("missing", ((), ("triple",), ("half_more",), ("triple", "half_more")))
+def test_kernels_that_are_called_by_address(tmp_path, forked, missing):
+    """Each is compiled or loaded by itself, and its caller finds it, wherever that comes from."""
+
+    def compiled():
+        out, err = forked("-c", LINKS, tmp_path).communicate(timeout=600)
+        number, *names = out.split()
+        assert (number, err) == ("3.0", "")
+        return names
+
+    assert compiled() == ["triple", "half_more"]
+    for name in missing:
+        (path,) = tmp_path.glob(f"*{name}-*")
+        path.unlink()
+    assert [compiled(), compiled()] == [[*missing], []]
+
+
 @pytest.mark.compiled
 def test_a_run_after_damage(cold):
     """All at once: what is damaged is compiled again, without a word."""
