@@ -158,7 +158,7 @@ def test_called_kernels_come_first_and_their_callers_last(box_told, monkeypatch)
     monkeypatch.setattr(compiler, "_is_cached", lambda kernel, kinds: False)
     for kernel in LINKED:
         monkeypatch.setattr(kernel, "overloads", type(kernel.overloads)())
-    missing = compiler._missing(expected)
+    missing = compiler.missing(expected)
     (caller,) = [kernel for kernel in expected if list(compiler._called_by(kernel))]
     assert [missing[0]] == list(compiler._called_by(caller)) and missing[-1] is caller
     assert set(missing) == {*expected, missing[0]}
