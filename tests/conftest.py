@@ -101,6 +101,12 @@ NO_JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") != "0"
 gc.disable()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    with warming.one_first(os.environ.get("PYTEST_XDIST_WORKER")):
+        return (yield)
+
+
 def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()
