@@ -187,6 +187,7 @@ def test_what_it_has_compiled_is_found_and_run(cold, tmp_path, box_told):
     assert done.stdout == f"{box_told['stories-box']}\n1 []\n"
 
 
+@pytest.mark.exhaustive  # as each part of it is tested above
 def test_two_processes_compile_a_network(cold, box_told):
     """The whole of it, with a real second process, for kernels that are compiled fast."""
     ops = (rows.rmsnorm, rows.add, rows.swiglu)
