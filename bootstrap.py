@@ -13,9 +13,10 @@ def use_venv():
     """Return if this Python can import what the package needs; else start over in .venv's.
 
     Without a .venv it says what to do in one line, and exits with status 1. Until a command takes
-    over, Ctrl-C ends the program at once, without a traceback. At its end, Python does not look for
-    garbage among all objects, which would take a tenth of a second.
+    over, Ctrl-C ends the program at once, without a traceback. Python looks for garbage seldom, and
+    not at the end: most objects are modules and kernels, which live as long as the process.
     """
+    gc.set_threshold(50_000)
     atexit.register(gc.freeze)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
