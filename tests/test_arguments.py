@@ -36,6 +36,7 @@ from llama2np.analysis.lens import logit_lens
 from llama2np.decoding.logits import keep_min_p, keep_top_k, penalize_frequency, top_tokens
 from llama2np.formats.checkpoint import Header
 
+
 @pytest.fixture(scope="module")
 def model(tiny_files):
     """No test here changes it."""

@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from conftest import examples, missing
+from conftest import examples, missing, parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_tokenizer import Maker
@@ -298,7 +298,7 @@ def test_parts_that_do_not_fit(kind, change, message):
 # --- tokenizers of random parts ---
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", parameters(range(60), range(20)))
 def test_random_parts(theirs, tmp_path, seed):
     """All parts that the package reads, in combinations that no model has."""
     import tokenizers
