@@ -62,4 +62,4 @@ def is_name(word: str) -> bool:
         return True
     if len(word) != len(_SOUNDS) or not word[0].isupper():
         return False
-    return all(a in sound for a, sound in zip(word.lower(), _SOUNDS, strict=True))
+    return all(a in sound for a, sound in zip(word.lower(), _SOUNDS, strict=False))
