@@ -338,9 +338,17 @@ def write_tokenizer(path, count=TINY.vocab_size):
     return path
 
 
+@pytest.fixture(scope="session")
+def tiny_files(tmp_path_factory):
+    """A random model and its tokenizer, for all tests that do not change the files."""
+    folder, header = tmp_path_factory.mktemp("tiny"), Header(1, TINY, True)
+    save(folder / "tiny.bin", header, random_tensors(header))
+    return folder / "tiny.bin", write_tokenizer(folder / "t.bin")
+
+
 @pytest.fixture
-def model(write, tmp_path):
-    return Llama.load(write("tiny.bin", Header(1, TINY, True)), write_tokenizer(tmp_path / "t.bin"))
+def model(tiny_files):
+    return Llama.load(*tiny_files)
 
 
 def scripted(model, monkeypatch, tokens):

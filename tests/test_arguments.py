@@ -36,6 +36,13 @@ from llama2np.analysis.lens import logit_lens
 from llama2np.decoding.logits import keep_min_p, keep_top_k, penalize_frequency, top_tokens
 from llama2np.formats.checkpoint import Header
 
+
+@pytest.fixture(scope="module")
+def model(tiny_files):
+    """No test here changes it."""
+    return Llama.load(*tiny_files)
+
+
 NUMPY = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint32, np.uint64, np.array)
 
 

@@ -153,7 +153,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_templates(name, monkeypatch):
     """Each is one line; with a part of the limits, so that the tests are fast."""
-    monkeypatch.setattr(template_limits, "MOST", 2**17)
+    monkeypatch.setattr(template_limits, "MOST", 2**15)
     tracemalloc.start()
     try:
         with pytest.raises(ValueError) as error:
@@ -197,9 +197,11 @@ def test_without_the_package(monkeypatch):
         render("a")
 
 
+WHAT_IT_SAYS = ChatTemplate("{{ messages[0].content }}|{{ messages[0]['name'] }}", {}, "T")
+
+
 @given(content=st.text(), name=st.text())
 def test_contents_are_data(content, name):
     """Whatever a message says is not a part of the template."""
-    source = "{{ messages[0].content }}|{{ messages[0]['name'] }}"
     message = {"role": "user", "content": content, "name": name}
-    assert render(source, [message]) == f"{content}|{name}"
+    assert WHAT_IT_SAYS.render([message]) == f"{content}|{name}"

@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+from conftest import pairs
 from endless import GOOD, GREEDY, SHAPE, TOKENIZER, checkpoint_bytes, tokenizer_bytes, write_folder
 
 from llama2np.cli import main
@@ -185,9 +186,12 @@ def spoken(capfd, *argv):
     return out
 
 
-@pytest.mark.parametrize("flag", ["-i", "--prompt"])
-@pytest.mark.parametrize("value", ["-x", "-t", "--steps", "-1", "-- A", "-x=A B", "=", "-i -", ""])
-def test_a_value_may_begin_with_a_dash(folder, capfd, flag, value):
+DASHED = ["-x", "-t", "--steps", "-1", "-- A", "-x=A B", "=", "-i -", ""]
+
+
+@pytest.mark.parametrize("pair", pairs(["-i", "--prompt"], DASHED), ids=str)
+def test_a_value_may_begin_with_a_dash(folder, capfd, pair):
+    flag, value = pair
     out = spoken(capfd, folder / "model.bin", flag, value, *GREEDY)
     assert out.startswith(value)
     assert out == spoken(capfd, folder / "model.bin", *GREEDY, f"--prompt={value}")

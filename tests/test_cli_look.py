@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import TINY, write_tokenizer
+from conftest import TINY, parameters, write_tokenizer
 
 from llama2np import Llama, Trace, Transformer, analysis, compare, evaluate
 from llama2np.analysis import interactive
@@ -56,10 +56,11 @@ def refused(capfd):
 
 
 @pytest.fixture
-def plot(drawing):
-    """The module that draws."""
+def plot(drawing, monkeypatch):
+    """The module that draws, and here in few pixels."""
     from llama2np.analysis import plot
 
+    monkeypatch.setattr(plot, "_DPI", 20)
     return plot
 
 
@@ -153,8 +154,12 @@ def test_pictures_of_attention(tiny, said, plot, monkeypatch, flags, maps):
         model = Llama.load("m.bin")
         model.with_hooks(trace).forward(model.tokenizer.encode("ABCA"), model.new_state())
         np.testing.assert_array_equal(weights.pop(0), trace["attention", layer][head])
-    said("attend", "m.bin", "-i", "ABCA", *flags, "-o", "again.png")
-    assert (tiny / "again.png").read_bytes() == data
+
+
+def test_the_same_picture_is_the_same_file(tiny, said, plot):
+    for name in ("one.png", "again.png"):
+        said("attend", "m.bin", "-i", "ABCA", "--layer", 2, "--head", 5, "-o", name)
+    assert (tiny / "one.png").read_bytes() == (tiny / "again.png").read_bytes()
 
 
 def test_without_matplotlib(tiny, refused, monkeypatch):
@@ -178,7 +183,7 @@ def test_without_matplotlib(tiny, refused, monkeypatch):
             ("-o", "map.jpg"),
             "map.jpg: the name of a picture must end in .html, .htm, .png, .svg",
         ),
-        (("-o", "none/map.png"), "none"),
+        (("-o", "none/map.png", "--layer", 0, "--head", 0), "none"),
         (("-i", "A" * 96), "the prompt has 98 tokens, the context holds 96"),
     ),
 )
@@ -256,7 +261,10 @@ def test_a_file_is_all_that_is_needed(tiny, said):
     assert policy.startswith("default-src 'none'") and "script-src 'sha256-" in policy
 
 
-@pytest.mark.parametrize("settings", [{}, {"text.usetex": True}], ids=["plain", "usetex"])
+TEX = {"text.usetex": True}
+
+
+@pytest.mark.parametrize("settings", parameters([{}, TEX], [TEX]), ids=["plain", "usetex"])
 def test_tokens_are_no_formulas(plot, tmp_path, settings):
     """Neither of matplotlib's own TeX nor, where a user has set it, of the real one."""
     import matplotlib

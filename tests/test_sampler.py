@@ -7,11 +7,14 @@ from itertools import count
 
 import numpy as np
 import pytest
+from conftest import pairs
 
 from llama2np.decoding.sampler import Sampler
 
 f32 = np.float32
 BITS = 20
+TEMPERATURES = 0.1, 0.8, 1.0, 3.0
+TOP_P = 0, 0.1, 0.5, 0.9, 0.999, 1
 VECTORS = {  # the upper halves of run.c's first four random numbers
     1: (0x47E4CE4B, 0xABCFA6A8, 0xB9D10D8F, 0x4DB418A0),
     42: (0x56CE4AB7, 0xC841EB53, 0xCA466BE0, 0xF1ACC733),
@@ -109,13 +112,7 @@ def test_a_coin_on_the_border_takes_the_token_behind_it():
     assert Sampler(1.0, 0, seed).sample(np.zeros(2**10, f32)) == coin * 2**10
 
 
-@pytest.mark.parametrize("top_p", [0, 0.1, 0.5, 0.9, 0.999, 1])
-@pytest.mark.parametrize("temperature", [0.1, 0.8, 1.0, 3.0])
-@pytest.mark.parametrize(
-    ("size", "seeds"),
-    [(1, 5), (2, 30), (7, 30), (512, 30), pytest.param(32000, 2, marks=pytest.mark.compiled)],
-)
-def test_choices_are_run_c_s(size, seeds, temperature, top_p):
+def check_choices(size, seeds, temperature, top_p):
     probabilities = expected_probabilities(size, temperature)
     for seed in range(1, seeds + 1):
         sampler, coins = Sampler(temperature, top_p, seed), run_c_coins(seed)
@@ -124,7 +121,21 @@ def test_choices_are_run_c_s(size, seeds, temperature, top_p):
             assert sampler.sample(random_logits(size)) == expected
 
 
-@pytest.mark.parametrize("top_p", [0, 0.1, 0.5, 0.9, 0.999, 1])
+@pytest.mark.parametrize("top_p", TOP_P)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_choices_are_run_c_s(temperature, top_p):
+    for size, seeds in ((1, 5), (2, 30), (7, 30), (512, 30)):
+        check_choices(size, seeds, temperature, top_p)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("pair", pairs(TEMPERATURES, TOP_P), ids=str)
+def test_choices_among_32000_tokens(pair):
+    temperature, top_p = pair
+    check_choices(32000, 2, temperature, top_p)
+
+
+@pytest.mark.parametrize("top_p", TOP_P)
 @pytest.mark.parametrize("size", [2, 7, 512])
 def test_equal_logits_stay_in_order(size, top_p):
     """Among equals the lower token comes first, as in glibc's merge sort."""

@@ -15,15 +15,31 @@ from conftest import TINY, random_tensors
 
 from llama2np import Config, State, Transformer
 from llama2np.formats import checkpoint
-from llama2np.formats.checkpoint import Header
+from llama2np.formats.checkpoint import Header, save
 
 READ = [5, 17, 42, 299, 0, 7] * 12  # 72 tokens: more than one block of the cache
 HEADERS = {"float32": Header(1, TINY, False), "int8": Header(2, TINY, True, 16)}
 
 
+@pytest.fixture(scope="module")
+def transformers(tmp_path_factory):
+    """A random network of each number format; no test here changes them."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, header in HEADERS.items():
+        save(folder / name, header, random_tensors(header))
+    return {name: Transformer(*checkpoint.load(folder / name)) for name in HEADERS}
+
+
 @pytest.fixture(params=HEADERS)
-def transformer(request, write):
-    return Transformer(*checkpoint.load(write("tiny.bin", HEADERS[request.param])))
+def transformer(request, transformers):
+    return transformers[request.param]
+
+
+@pytest.fixture
+def saved(transformers, tmp_path):
+    """A file with a state: its form does not depend on the number format of the weights."""
+    read(transformers["float32"]).save(tmp_path / "s.npz")
+    return tmp_path / "s.npz"
 
 
 def continued(transformer, state, count=20):
@@ -128,12 +144,11 @@ def test_a_state_is_a_plain_npz(transformer, tmp_path):
         assert np.array_equal(arrays["values"], state.values)
 
 
-def test_another_model_s_state_is_refused_by_the_difference(transformer, tmp_path):
-    read(transformer).save(tmp_path / "s.npz")
+def test_another_model_s_state_is_refused_by_the_difference(saved):
     other = replace(TINY, n_layers=2, rope_theta=500000.0)
     message = "s.npz: saved for another model: n_layers is 3, expected 2, rope_theta is 10000.0"
     with pytest.raises(ValueError, match=message):
-        State.load(tmp_path / "s.npz", other)
+        State.load(saved, other)
 
 
 def damaged(path, **arrays):
@@ -160,12 +175,10 @@ def damaged(path, **arrays):
         ({"tokens": np.array([{}], object)}, "not a saved state"),  # a pickle, which is not run
     ],
 )
-def test_damaged_states_are_one_line(transformer, tmp_path, arrays, message):
-    path = tmp_path / "s.npz"
-    read(transformer).save(path)
-    damaged(path, **arrays)
+def test_damaged_states_are_one_line(saved, arrays, message):
+    damaged(saved, **arrays)
     with pytest.raises(ValueError, match=message) as error:
-        State.load(path, TINY)
+        State.load(saved, TINY)
     assert "s.npz: " in str(error.value) and "\n" not in str(error.value)
 
 
@@ -179,11 +192,10 @@ class Evil:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_pickle_in_the_file_is_not_run(transformer, tmp_path):
-    read(transformer).save(tmp_path / "s.npz")
-    damaged(tmp_path / "s.npz", tokens=np.array([Evil(tmp_path / "made")], object))
+def test_a_pickle_in_the_file_is_not_run(saved, tmp_path):
+    damaged(saved, tokens=np.array([Evil(tmp_path / "made")], object))
     with pytest.raises(ValueError, match="s.npz: not a saved state"):
-        State.load(tmp_path / "s.npz", TINY)
+        State.load(saved, TINY)
     assert not (tmp_path / "made").exists()
 
 
@@ -200,15 +212,13 @@ def test_other_files_are_refused(data, tmp_path):
 
 
 @pytest.mark.parametrize("at", range(0, 100, 7))
-def test_a_truncated_or_changed_file_is_refused_or_has_the_same_tokens(write, tmp_path, at):
-    path = tmp_path / "s.npz"
-    read(Transformer(*checkpoint.load(write("t.bin", HEADERS["float32"])))).save(path)
-    data = path.read_bytes()
+def test_a_truncated_or_changed_file_is_refused_or_has_the_same_tokens(saved, at):
+    data = saved.read_bytes()
     place = len(data) * at // 100
     for broken in (data[:place], data[:place] + b"\xff" + data[place + 1 :]):
-        path.write_bytes(broken)
+        saved.write_bytes(broken)
         try:
-            assert State.load(path, TINY).tokens.tolist() == READ
+            assert State.load(saved, TINY).tokens.tolist() == READ
         except ValueError as error:
             assert "s.npz: " in str(error)
 
@@ -219,10 +229,9 @@ def test_nothing_is_left_of_a_state_that_cannot_be_written(transformer, tmp_path
     assert not list(tmp_path.glob("no*"))
 
 
-def test_the_arrays_are_not_compressed(transformer, tmp_path):
+def test_the_arrays_are_not_compressed(saved):
     """Quick to write and to read."""
-    read(transformer).save(tmp_path / "s.npz")
-    with zipfile.ZipFile(tmp_path / "s.npz") as archive:
+    with zipfile.ZipFile(saved) as archive:
         assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
 
 

@@ -20,7 +20,7 @@ COMMAND_LINES = {
     "export": "export {}.out --bin {} --version 1",
     "inspect": "inspect {}",
     "lens": "lens {} -i AB",
-    "attend": "attend {} -i AB -o {}.png",
+    "attend": "attend {} -i AB -o {}.html",
     "perplexity": "perplexity {} --file {}.txt",
     "bench": "bench {} --prompt 4 --generate 2 --depth 0 --repeats 1 --threads 1",
     "warmup": "warmup",
@@ -43,8 +43,6 @@ buffered = pytest.mark.parametrize("unbuffered", (False, True), ids=("buffered",
 @pytest.fixture(params=COMMAND_LINES)
 def command(request, files, monkeypatch):
     """The words of a command line that succeeds, and prints, in little time."""
-    if request.param == "attend":
-        pytest.importorskip("matplotlib")
     monkeypatch.setattr(measure, "Memory", lambda: machine.Memory(2**16))
     monkeypatch.setattr(measure, "sgemm_speed", lambda threads: 1e9)
     report = type("Report", (), dict(compiled=0, kept=0, folder="f", seconds=0.0))

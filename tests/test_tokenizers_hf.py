@@ -295,6 +295,17 @@ def test_parts_that_do_not_fit(kind, change, message):
         Tokenizer.from_parts(kind, ["a", "b", "c"], where="x.gguf", **change)
 
 
+@pytest.mark.parametrize("left", [True, False])
+@pytest.mark.parametrize("right", [True, False])
+def test_strip(folders, theirs, tmp_path, left, right):
+    value = json.loads((folders / "gpt2" / "tokenizer.json").read_text())
+    value["normalizer"] = {"type": "Strip", "strip_left": left, "strip_right": right}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(value))
+    text = "  a b\t "
+    expected = theirs["gpt2"].encode(text[2 * left :][: -2 if right else None]).ids
+    assert Tokenizer.load(tmp_path).encode(text) == expected
+
+
 # --- tokenizers of random parts ---
 
 
@@ -310,7 +321,7 @@ def test_random_parts(theirs, tmp_path, seed):
     (tmp_path / "tokenizer.json").write_text(json.dumps(value))
     tokenizer = Tokenizer.load(tmp_path)
     other = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    for _ in range(30):
+    for _ in range(examples(50)):
         a, b = maker.sentence(value["added_tokens"]), maker.text(6)
         expected, pair = other.encode(a), other.encode(a, b)
         assert tokenizer.encode(a) == expected.ids, (a, value)

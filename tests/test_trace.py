@@ -5,10 +5,10 @@ import threading
 import naive
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, random_tensors
 
 from llama2np import Edit, Llama, Tokenizer, Trace, Transformer
-from llama2np.formats.checkpoint import Header
+from llama2np.formats.checkpoint import Header, save
 from llama2np.formats.checkpoint import load as load_checkpoint
 from llama2np.model.hooks import ENDS, POINTS
 from llama2np.model.weights import Int8
@@ -17,11 +17,13 @@ TOKENS = np.random.default_rng(3).integers(0, TINY.vocab_size, 90)
 PIECES = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"%d" % i for i in range(3, TINY.vocab_size))]
 
 
-@pytest.fixture(params=(1, 2), ids=("float32", "int8"))
-def model(request, write):
+@pytest.fixture(scope="module", params=(1, 2), ids=("float32", "int8"))
+def model(request, tmp_path_factory):
+    """No test here changes it."""
     header = Header(request.param, TINY, True, group_size=16 if request.param == 2 else 0)
-    tokenizer = Tokenizer(PIECES, [0] * len(PIECES))
-    return Llama(Transformer(*load_checkpoint(write("tiny.bin", header))), tokenizer)
+    path = tmp_path_factory.mktemp("trace") / "tiny.bin"
+    save(path, header, random_tensors(header))
+    return Llama(Transformer(*load_checkpoint(path)), Tokenizer(PIECES, [0] * len(PIECES)))
 
 
 def read(model, sizes, tokens=TOKENS):
@@ -155,12 +157,17 @@ def test_chosen_names_layers_and_positions(model):
         trace["q"]
 
 
+@pytest.fixture(scope="module")
+def without_edit(model):
+    return traced(model)
+
+
 @pytest.mark.parametrize("name", POINTS)
-def test_an_edit_acts_on_what_follows_and_on_nothing_before(model, name):
+def test_an_edit_acts_on_what_follows_and_on_nothing_before(model, without_edit, name):
     def double(array, place):
         array *= 2
 
-    plain, expected, _ = traced(model)
+    plain, expected, _ = without_edit
     if name == "attention":  # whose shares would stay shares
 
         def double(array, place):

@@ -12,6 +12,10 @@ import sys
 import time
 
 import pytest
+
+# numba loads NumPy, before tests/conftest.py can set this.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from numba.core import event
 
 LONGEST = 60  # tests that are printed

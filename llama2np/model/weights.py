@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,12 @@ from llama2np.model.config import Config
 from llama2np.model.gguf_blocks import Blocks
 
 _FLOATS = "float32", "bfloat16", "float16"  # bfloat16 is the type of the package ml_dtypes
+
+
+@cache
+def _name(dtype: np.dtype) -> str:
+    """NumPy's own name of a number format; to make it takes as long as some steps of a network."""
+    return str(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,7 @@ class Dense:
     @property
     def kind(self) -> str:
         """The number format: "float32", "bfloat16" or "float16"."""
-        return str(self.w.dtype)
+        return _name(self.w.dtype)
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:

@@ -60,5 +60,6 @@ def is_name(word: str) -> bool:
     """Whether somebody may be called so, known names and new ones."""
     if word in NAMES:
         return True
-    letters = zip(word.lower(), _SOUNDS, strict=False)
-    return len(word) == 4 and word[0].isupper() and all(a in sound for a, sound in letters)
+    if len(word) != len(_SOUNDS) or not word[0].isupper():
+        return False
+    return all(a in sound for a, sound in zip(word.lower(), _SOUNDS, strict=False))
