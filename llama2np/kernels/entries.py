@@ -76,10 +76,8 @@ def places(
 
     Memory is reused when its value is not needed any more. outside: see Lowered.
     """
-    last: dict[Value, int] = {}
-    for i, entry in enumerate(entries):
-        for value in _values(entry):
-            last[value] = i
+    values = [_values(entry) for entry in entries]
+    last = {value: i for i, some in enumerate(values) for value in some}
     put: dict[int, list[Value]] = {}
     for i, step in outside:
         put.setdefault(i, []).extend(step.outputs)
@@ -89,7 +87,7 @@ def places(
     taken: list[tuple[int, int, Value]] = []  # start, end, value
     size = 0
     for i, entry in enumerate(entries):
-        inputs = [v for v in _values(entry) if v not in entry.outputs]
+        inputs = [v for v in values[i] if v not in entry.outputs]
         given = put.get(i, [])
         for k, value in enumerate((*entry.outputs, *given)):
             if value in found:
@@ -121,10 +119,13 @@ def places(
 
 
 def _values(entry: Entry) -> list[Value]:
-    parts: list[Any] = []
+    found: list[Value] = []
     for part in entry.fields.values():
-        parts += part if isinstance(part, list) else [part]
-    return [part for part in parts if isinstance(part, Value)]
+        if isinstance(part, Value):
+            found.append(part)
+        elif isinstance(part, list):
+            found += [each for each in part if isinstance(each, Value)]
+    return found
 
 
 def row_entry(op: Op, step: Step, n: int, cost: str, **fields: Any) -> Entry:
