@@ -44,7 +44,7 @@ def test_damaged_files_are_refused_or_harmless(undamaged, tmp_path_factory, kind
     """By our own errors, in a second of the processor, in memory that follows from their size."""
     undamaged(kind)  # what is compiled and imported is no case's doing
 
-    @settings(max_examples=80 if EXHAUSTIVE else 8, database=None)
+    @settings(max_examples=80 if EXHAUSTIVE else 6, database=None)
     @given(st.integers(0, 2**32))
     def check(seed):
         folder = tmp_path_factory.mktemp("case")
