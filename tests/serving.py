@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import pytest
 from conftest import TINY, missing, write_tokenizer
@@ -15,7 +16,6 @@ from llama2np.formats.checkpoint import Header
 REASON = ""  # why the server cannot be tested
 
 try:
-    import openai
     import uvicorn
     from starlette.testclient import TestClient
 
@@ -23,15 +23,25 @@ try:
     from llama2np.serve.service import Service
 except ImportError as error:
     REASON = f"the server's packages are not installed: {error}"
-    openai = uvicorn = TestClient = make_app = Service = None
+    uvicorn = TestClient = make_app = Service = None
+if find_spec("openai") is None:
+    REASON = "openai is not installed"
 
 CHAT = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture(autouse=True)
 def needs_packages():
-    if openai is None:
+    if REASON:
         missing(REASON)
+
+
+@pytest.fixture(scope="session")
+def openai():
+    """The package, whose import takes half a second."""
+    import openai
+
+    return openai
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +122,9 @@ def write_word_pieces(path, count):
 
 @contextmanager
 def running(model, **options):
+    """A server on a free port: an OpenAI client, with the Service."""
+    import openai
+
     service = Service(model, "tiny", **options)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

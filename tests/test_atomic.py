@@ -44,18 +44,18 @@ def umask():
 
 
 CASES = [(writer, error) for writer in WRITERS for error in ERRORS]
-OFTEN = [("tokenizer", error) for error in ERRORS] + [(writer, "EIO") for writer in WRITERS]
+OFTEN = [("tokenizer", error) for error in ERRORS if error != "EACCES"] + [
+    (writer, "EIO") for writer in WRITERS
+]
 
 
 @pytest.mark.parametrize("over", (True, False), ids=("over", "new"))
 @pytest.mark.parametrize("case", parameters(CASES, OFTEN), ids="-".join)
 def test_every_call_fails_in_turn(tmp_path, case, over):
     writer, error = case
+    write_case(valid("write-failure")[0], tmp_path)
     for at in count():
-        folder = tmp_path / str(at)
-        folder.mkdir()
-        write_case(valid("write-failure")[0], folder)
-        if not check_write(Fault(writer, at, error, over), folder):
+        if not check_write(Fault(writer, at, error, over), tmp_path):
             break
     assert at > 5
 
@@ -94,9 +94,11 @@ INTERRUPTED = """
 import os, signal, sys, time
 from llama2np import atomic
 from llama2np.cli.export import main
+waits = [0.3]
 def slow_removal(path, real=atomic._unlink):
     print("removing", flush=True)
-    time.sleep(0.3)
+    if waits:  # for the second Ctrl-C
+        time.sleep(waits.pop())
     real(path)
 atomic._unlink = slow_removal
 def progress(count):

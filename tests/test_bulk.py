@@ -9,7 +9,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from conftest import TINY, write_tokenizer
+from conftest import TINY, parameters, write_tokenizer
 from random_folders import write_bert
 
 from llama2np import Encoder, Llama, bulk, evaluate, kernels, zero_shot
@@ -73,20 +73,21 @@ def answers_in(folder, part="answers"):
 # --- chunks ---
 
 
-@pytest.mark.parametrize("size", (1, 2, 3, 1000))
-@pytest.mark.parametrize(
-    "data",
-    (
-        b"",
-        b"\n\n \n",
-        b'"a"\n\n"b"\r\n \n"c"\n"d"',
-        b'"a"\n' + b'"' + b"x" * (2 * LONGEST_LINE) + b'"\n"b"\n' + b"y" * (LONGEST_LINE + 1),
-        b"\n".join(b'"%d"' % i for i in range(2500)) + b"\n",
-    ),
-    ids=("empty", "blank", "mixed", "long", "many"),
-)
-def test_chunks_have_each_line_once(tmp_path, data, size):
-    path = tmp_path / "p.jsonl"
+FILES = {
+    "empty": b"",
+    "blank": b"\n\n \n",
+    "mixed": b'"a"\n\n"b"\r\n \n"c"\n"d"',
+    "long": b'"a"\n"' + b"x" * (2 * LONGEST_LINE) + b'"\n"b"\n' + b"y" * (LONGEST_LINE + 1),
+    "many": b"\n".join(b'"%d"' % i for i in range(1100)) + b"\n",
+}
+CASES = [(name, size) for name in FILES for size in (1, 2, 3, 1000)]
+OFTEN = [case for case in CASES if case[0] not in ("long", "many") or case[1] in (2, 1000)]
+
+
+@pytest.mark.parametrize("case", parameters(CASES, OFTEN), ids="{0[0]}-{0[1]}".format)
+def test_chunks_have_each_line_once(tmp_path, case):
+    name, size = case
+    path, data = tmp_path / "p.jsonl", FILES[name]
     path.write_bytes(data)
     (file,) = scan([path], size)
     assert file.size == len(data)

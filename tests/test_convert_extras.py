@@ -141,10 +141,11 @@ def write_with(path, extra: bytes, tensors=None, arguments=ARGUMENTS):
     return path
 
 
-@pytest.fixture
-def plain(tmp_path):
-    save_torch(meta_tensors(), tmp_path / "plain.pt", model_args=ARGUMENTS)
-    return llama2c.read_pt(tmp_path / "plain.pt")
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plain") / "plain.pt"
+    save_torch(meta_tensors(), path, model_args=ARGUMENTS)
+    return llama2c.read_pt(path)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of itertools

@@ -112,18 +112,17 @@ def test_memory_stays_below_one_tensor(tmp_path, version):
     """Most of it in matrices of 4 million values, 16 MB as float32."""
     dim, hidden_dim = 1024, 4096
     shapes = {"tok_embeddings": (4096, dim), "norm": (dim,), "output": (4096, dim)}
-    for i in range(2):
-        shapes |= {f"layers.{i}.attention.{name}": (dim, dim) for name in ("wq", "wk", "wv", "wo")}
-        shapes |= {f"layers.{i}.{name}_norm": (dim,) for name in ("attention", "ffn")}
-        for name, shape in zip("132", [(hidden_dim, dim)] * 2 + [(dim, hidden_dim)], strict=True):
-            shapes[f"layers.{i}.feed_forward.w{name}"] = shape
+    shapes |= {f"layers.0.attention.{name}": (dim, dim) for name in ("wq", "wk", "wv", "wo")}
+    shapes |= {f"layers.0.{name}_norm": (dim,) for name in ("attention", "ffn")}
+    for name, shape in zip("132", [(hidden_dim, dim)] * 2 + [(dim, hidden_dim)], strict=True):
+        shapes[f"layers.0.feed_forward.w{name}"] = shape
     tensors = {
         f"{name}.weight": Tensor(str(i), "float16", shape)
         for i, (name, shape) in enumerate(shapes.items())
     }
     holes = {f"data/{tensor.key}": tensor.nbytes for tensor in tensors.values()}
     write_archive(tmp_path / "consolidated.00.pth", {"data.pkl": pickled(tensors)} | holes)
-    params = {"dim": dim, "n_layers": 2, "n_heads": 8, "norm_eps": 1e-5}
+    params = {"dim": dim, "n_layers": 1, "n_heads": 8, "norm_eps": 1e-5}
     (tmp_path / "params.json").write_text(json.dumps(params))
     tracemalloc.start()
     try:
@@ -135,7 +134,7 @@ def test_memory_stays_below_one_tensor(tmp_path, version):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert source.size > 35e6 and peak < 8e6
+    assert source.size > 20e6 and peak < 8e6
 
 
 def test_nothing_heavy_is_imported(reference, tmp_path):

@@ -224,7 +224,7 @@ def test_zero_shot(base):
 @pytest.mark.parametrize("mode", ("all", "lora"))
 def test_finetune_and_classify(base, labelled, tmp_path, capsys, mode):
     out = tmp_path / "out"
-    words = "--task classify --epochs 20 --rate 0.01 --batch 4".split()
+    words = "--task classify --epochs 8 --rate 0.02 --batch 4".split()
     words += ["--data", labelled, "--dev", labelled, "--train", mode]
     assert main(["finetune", str(base[0]), str(out), *map(str, words)]) == 0
     told = capsys.readouterr().out

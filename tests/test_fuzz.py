@@ -1,6 +1,7 @@
 """Damaged files of every kind, a few of what `make fuzz` reads many of; the same ones each time."""
 
 import time
+from functools import cache
 from random import Random
 
 import pytest
@@ -10,14 +11,28 @@ from hypothesis import strategies as st
 
 from tools.fuzz import memory_bound, problem
 from tools.hostile import KINDS, damaged, exercise, valid, write_case
+from tools.hostile_valid import MAIN
+
+
+@pytest.fixture(scope="module")
+def undamaged(tmp_path_factory):
+    """undamaged(kind): use the valid files of a kind, if no test has done that before."""
+
+    @cache
+    def use(kind):
+        # The special ones are all the files of other kinds: one of each is enough here.
+        cases = [valid(each)[0] for each in MAIN] if kind == "special" else valid(kind)
+        for case in cases:
+            folder = tmp_path_factory.mktemp("case")
+            write_case(case, folder)
+            exercise(kind, folder)
+
+    return use
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_undamaged_files_can_be_used(tmp_path, kind):
-    for i, case in enumerate(valid(kind)):
-        (tmp_path / str(i)).mkdir()
-        write_case(case, tmp_path / str(i))
-        exercise(kind, tmp_path / str(i))
+def test_undamaged_files_can_be_used(undamaged, kind):
+    undamaged(kind)
 
 
 # Without JIT, NumPy warns of the numbers in damaged weights.
@@ -25,14 +40,11 @@ def test_undamaged_files_can_be_used(tmp_path, kind):
     "kind",
     [pytest.param(kind, marks=[pytest.mark.compiled] * (kind in ("bin", "hf"))) for kind in KINDS],
 )
-def test_damaged_files_are_refused_or_harmless(tmp_path_factory, kind):
+def test_damaged_files_are_refused_or_harmless(undamaged, tmp_path_factory, kind):
     """By our own errors, in a second of the processor, in memory that follows from their size."""
-    for case in valid(kind):  # what is compiled and imported is no case's doing
-        warm = tmp_path_factory.mktemp("warm")
-        write_case(case, warm)
-        exercise(kind, warm)
+    undamaged(kind)  # what is compiled and imported is no case's doing
 
-    @settings(max_examples=80 if EXHAUSTIVE else 8, database=None)
+    @settings(max_examples=80 if EXHAUSTIVE else 6, database=None)
     @given(st.integers(0, 2**32))
     def check(seed):
         folder = tmp_path_factory.mktemp("case")

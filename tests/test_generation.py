@@ -216,7 +216,7 @@ def prompts(model, count):
 @one_thread
 def test_greedy_speculative_output_is_plain_output(quantized, kind):
     model = quantized if kind == "int8" else Llama.load(box.STORIES)
-    options, count, passes = {"temperature": 0, "max_new_tokens": 40}, examples(50), 0
+    options, count, passes = {"temperature": 0, "max_new_tokens": 40}, examples(25), 0
     for prompt in prompts(model, count):
         plain = model.generate(prompt, **options)
         plain.read()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import examples
+from conftest import examples, pairs
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from networks import program, slopes, tiny, weights_of, with_mlm
@@ -54,9 +54,9 @@ def by_our_names(folder, answers) -> dict:
     return {name: t.read(0, t.shape[0]) for name, t in tensors.items()}
 
 
-@pytest.mark.parametrize("recompute", (False, True))
-@pytest.mark.parametrize("name", REFERENCES)
-def test_gradients_of_torch(reference, name, recompute):
+@pytest.mark.parametrize("case", pairs(tuple(REFERENCES), (False, True)), ids=str)
+def test_gradients_of_torch(reference, case):
+    name, recompute = case
     folder = reference / REFERENCES[name]
     answers = dict(np.load(reference / "learning" / f"{name}.npz"))
     model = loading.transformer(folder, "numpy")

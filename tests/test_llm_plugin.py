@@ -1,6 +1,7 @@
 """The plugin for `llm`, with the real package: its models, options, conversations and commands."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,33 +12,56 @@ from conftest import ROOT, TINY, missing, random_tensors, write_chat_folder, wri
 from llama2np import Llama
 from llama2np.formats.checkpoint import Header, save
 
-try:
-    import llm
-    from click.testing import CliRunner
-    from llm.cli import cli
-    from llm.plugins import load_plugins, pm
-
-    from llama2np import llm_plugin
-except ImportError as error:
-    llm, REASON = None, f"the package llm is not installed: {error}"
-
 if sys.version_info >= (3, 11):
     import tomllib
 
 
-@pytest.fixture(autouse=True)
-def user(tmp_path, monkeypatch):
-    """A user of `llm` who has this plugin, and nothing else yet."""
-    if llm is None:
-        missing(REASON)
-    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
-    (tmp_path / "llm").mkdir()
+@pytest.fixture(scope="module")
+def llm():
+    """The package, whose import takes half a second, with this plugin."""
+    try:
+        import llm
+        from llm.cli import cli
+        from llm.plugins import load_plugins, pm
+    except ImportError as error:
+        missing(f"the package llm is not installed: {error}")
+    from llama2np import llm_plugin
+
     if not pm.has_plugin("llama2np"):
         pm.register(llm_plugin, "llama2np")
     load_plugins()
     if "llama2np" not in cli.commands:
         llm_plugin.register_commands(cli)
+    return llm
+
+
+@pytest.fixture(scope="module")
+def logs(llm, tmp_path_factory):
+    """The folder of `llm` with its empty database, which it takes a tenth of a second to make."""
+    from llm.migrations import migrate
+    from sqlite_utils import Database
+
+    folder = tmp_path_factory.mktemp("llm")
+    database = Database(folder / "logs.db")
+    migrate(database)
+    database.close()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def user(tmp_path, monkeypatch, logs):
+    """A user of `llm` who has this plugin, and nothing else yet."""
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
+    shutil.copytree(logs, tmp_path / "llm")
     return tmp_path
+
+
+def invoke(*words):
+    """What the command `llm` does: its exit code and its output."""
+    from click.testing import CliRunner
+    from llm.cli import cli
+
+    return CliRunner().invoke(cli, [str(word) for word in words])
 
 
 @pytest.fixture
@@ -45,7 +69,7 @@ def said():
     """said(*words) -> what the command `llm` prints when it succeeds."""
 
     def said(*words):
-        done = CliRunner().invoke(cli, [str(word) for word in words])
+        done = invoke(*words)
         assert done.exit_code == 0, done.output
         return done.output
 
@@ -62,6 +86,8 @@ def chatty(user, reference):
 
 
 def test_the_entry_point():
+    from llama2np import llm_plugin
+
     if sys.version_info < (3, 11):
         pytest.skip("tomllib came with Python 3.11")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -102,7 +128,7 @@ def test_a_story(said):
     assert f'"input_tokens": {len(text.prompt)}' in usage and '"output_tokens": 12' in usage
 
 
-def test_it_streams():
+def test_it_streams(llm):
     response = llm.get_model("llama2np:stories-box").prompt("Once", seed=1, max_tokens=5)
     pieces = iter(response)
     first = next(pieces)
@@ -127,7 +153,7 @@ def test_a_conversation(said, chatty):
     assert second == expected + "\n"
 
 
-def test_a_conversation_is_not_read_again(said, chatty, monkeypatch):
+def test_a_conversation_is_not_read_again(llm, said, chatty, monkeypatch):
     said("llama2np", "add", chatty, "--name", "c")
     model = llm.get_model("llama2np:c")
     talk, read = model.conversation(), []
@@ -146,7 +172,7 @@ def test_a_conversation_is_not_read_again(said, chatty, monkeypatch):
     assert len(model._chat[0].messages) == 2  # nothing of the other conversation
 
 
-def test_options_that_the_authors_recommend(user, chatty, said):
+def test_options_that_the_authors_recommend(llm, user, chatty, said):
     (chatty / "generation_config.json").write_text('{"temperature": 0.3, "top_p": 0.5}')
     said("llama2np", "add", chatty)
     model = llm.get_model("llama2np:chatty")
@@ -184,7 +210,7 @@ def test_added_paths(user, said):
 )
 def test_what_it_refuses(words, message, monkeypatch):
     monkeypatch.delattr(sys, "_called_from_test", raising=False)
-    done = CliRunner().invoke(cli, list(words))
+    done = invoke(*words)
     assert done.exit_code != 0 and message in done.output, done.output
     assert "Traceback" not in done.output
 
@@ -192,5 +218,5 @@ def test_what_it_refuses(words, message, monkeypatch):
 def test_a_file_that_has_gone(user, said):
     (user / "m.bin").write_bytes(b"no model")
     said("llama2np", "add", user / "m.bin")
-    done = CliRunner().invoke(cli, ["-m", "llama2np:m", "A"])
+    done = invoke("-m", "llama2np:m", "A")
     assert done.exit_code == 1 and done.output.startswith("Error: ") and "m.bin" in done.output

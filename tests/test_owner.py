@@ -13,7 +13,7 @@ from pathlib import Path
 import forks
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, pairs
 
 from llama2np import Edit, State, Transformer
 from llama2np.formats import checkpoint
@@ -89,9 +89,9 @@ def test_a_state_that_is_being_read_is_nobody_else_s(model, gate, tmp_path):
     assert np.array_equal(model.forward([9], state), model.forward([9], plain))
 
 
-@pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("point", ["embedding", "k", "logits"])
-def test_a_hook_that_comes_back_to_the_state_is_an_error(model, tmp_path, name, point):
+@pytest.mark.parametrize("case", pairs(tuple(CALLS), ("embedding", "k", "logits")), ids="-".join)
+def test_a_hook_that_comes_back_to_the_state_is_an_error(model, tmp_path, case):
+    name, point = case
     state, calls = model.new_state(), CALLS[name]
     model.forward(TOKENS, state)
 

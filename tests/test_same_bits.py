@@ -137,7 +137,7 @@ CUTS = st.lists(
 )
 
 
-@pytest.mark.parametrize("count", (1, 2, 5))
+@pytest.mark.parametrize("count", parameters((1, 2, 5), (1, 5)))
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=examples(25))
 @given(cuts=CUTS, seed=st.integers(0, 2**32))

@@ -37,13 +37,13 @@ from llama2np.encoder import Encoder
 @pytest.fixture(scope="module")
 def real(tiny):
     """A server on a free port, with its Service and an OpenAI client."""
-    if openai is None:
+    if REASON:
         missing(REASON)
     with running(tiny) as found:
         yield found
 
 
-def test_openai_s_client(real, tiny):
+def test_openai_s_client(openai, real, tiny):
     assert [model.id for model in real.models.list()] == ["tiny"]
     text = alone(tiny, "AB", max_new_tokens=6, seed=2).read()
     done = real.completions.create(model="tiny", prompt="AB", max_tokens=6, seed=2)
@@ -66,7 +66,7 @@ def test_openai_s_client(real, tiny):
         real.completions.create(model="gpt", prompt="AB")
 
 
-def test_what_else_clients_send(real, tiny):
+def test_what_else_clients_send(openai, real, tiny):
     ask = {"model": "tiny", "messages": CHAT, "seed": 2, "temperature": 0}
     known = real.chat.completions.create(**ask, max_completion_tokens=5)
     assert known.usage.completion_tokens == 5 and known.choices[0].finish_reason == "length"
@@ -95,7 +95,7 @@ def test_what_else_clients_send(real, tiny):
     assert failed.value.status_code == 413 and "more than 4,194,304 bytes" in failed.value.message
 
 
-def test_a_long_prompt_is_not_encoded(real, tiny, monkeypatch):
+def test_a_long_prompt_is_not_encoded(openai, real, tiny, monkeypatch):
     """It could take minutes. A prompt is encoded once for all of its choices."""
     monkeypatch.setattr(type(tiny.tokenizer), "encode", lambda *_, **__: 1 / 0)
     for ask in (
@@ -142,7 +142,7 @@ def test_other_methods(real):
         connection.close()
 
 
-def test_vectors_by_openai_s_client(reference, tmp_path):
+def test_vectors_by_openai_s_client(openai, reference, tmp_path):
     """It asks for base64, and decodes it."""
     folder = reference / "architectures" / "bert_mlm"
     model = Encoder.load(folder, write_word_pieces(tmp_path / "vocab.txt", 320))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import EXHAUSTIVE, pairs
 
 from llama2np import Batch, Edit, Llama, State, Trace, Transformer, beam_search
 from llama2np.analysis.evaluation import evaluate
@@ -14,7 +15,6 @@ from llama2np.formats.sharing import share_of
 from llama2np.model.config import Config
 from llama2np.model.shares import shares
 from llama2np.model.weights import Dense, Int8, Weights
-from tests.conftest import EXHAUSTIVE
 from tests.networks import tiny, weights_of
 from tests.ops import random_blocks
 from tests.threaded_peers import shared_out
@@ -23,6 +23,7 @@ FAMILIES = (
     *("llama", "mistral", "mixtral", "qwen2", "qwen3", "phi", "phi3", "gpt2", "gpt_neox"),
     *("gemma", "gemma2", "gemma3_text"),
 )
+FORMS = [(form, engine) for form in ("int8", "Q8_0") for engine in ("numpy", "compiled")]
 QUANTIZED = ("llama", "mixtral", "qwen3", "phi", "gpt2", "gpt_neox", "gemma2")
 TOKENS = [1, 5, 3, 8, 2, 9, 4, 4, 7, 6, 1]
 
@@ -113,10 +114,9 @@ def answers(network):
     return np.concatenate(logits)
 
 
-@pytest.mark.parametrize("engine", ["numpy", "compiled"])
-@pytest.mark.parametrize("form", ["int8", "Q8_0"])
-@pytest.mark.parametrize("family", QUANTIZED)
-def test_quantized_networks_have_the_bits_of_one_process(family, form, engine):
+@pytest.mark.parametrize("case", pairs(QUANTIZED, FORMS), ids=str)
+def test_quantized_networks_have_the_bits_of_one_process(case):
+    family, (form, engine) = case
     # The bits of NumPy's products of floats depend on shapes, so also on the heads that share keys.
     config, weights = quantized_network(family, form, alone=engine == "numpy")
     expected = answers(Transformer(config, weights, engine=engine))

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import EXHAUSTIVE
 from networks import program, tiny
 from trainings import Random, Same, trained
 
@@ -26,17 +27,18 @@ FOLDERS = {
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_adamw_of_torch(reference, name):
-    """Twenty steps. Our losses differ by 1e-6, as sums have another order; the bars are 20 times
-    that, since the rounding errors of one step are in all later ones.
+    """Ten of its twenty steps, or all. Our losses differ by 1e-6, as sums have another order; the
+    bars are 20 times that, since the rounding errors of one step are in all later ones.
     """
     answers = np.load(reference / "learning" / f"{name}.npz")
     network = loading.transformer(reference / FOLDERS[name], "numpy").program
-    settings = Settings(20, 1e-3, decay="constant", decay_all=True)
+    steps = 20 if EXHAUSTIVE else 10
+    settings = Settings(steps, 1e-3, decay="constant", decay_all=True)
     data = Same(Batch.next_tokens(answers["tokens"]))
     trainer = Trainer(network, parameters_of(network), data, settings)
     trainer.run()
-    np.testing.assert_allclose(trainer.losses, answers["adamw_losses"], rtol=0, atol=2e-5)
-    np.testing.assert_allclose(trainer.norms, answers["adamw_grad_norms"], rtol=1e-4)
+    np.testing.assert_allclose(trainer.losses, answers["adamw_losses"][:steps], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(trainer.norms, answers["adamw_grad_norms"][:steps], rtol=1e-4)
 
 
 def test_a_classifier_of_torch(reference):
@@ -198,8 +200,8 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch):
     monkeypatch.setattr(shards_module, "_TOKENS", 8)
     config, tensors = tiny("llama", 0)
     network, found = program(config, tensors), []
-    for threads in (1, 2, 3, 5):
-        settings = Settings(3, 1e-2, dropout=0.1, accumulate=2)
+    for threads in (1, 2, 5):
+        settings = Settings(2, 1e-2, dropout=0.1, accumulate=2)
         trainer = Trainer(
             network, parameters_of(network), Random(count=6), settings, threads=threads
         )

@@ -90,14 +90,20 @@ HOSTILE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_checkpoint(tmp_path, name):
-    """One clear line, before anything is read that is larger than expected, or changed."""
-    words, changes, compression = HOSTILE[name]
-    path = tmp_path / "a.npz"
+@pytest.fixture(scope="module")
+def harmless(tmp_path_factory):
+    """The arrays of a checkpoint after two steps, by name."""
+    path = tmp_path_factory.mktemp("trained") / "a.npz"
     trained(path).run(until=2)
     with np.load(path) as file:
-        arrays = dict(file) | changes
+        return dict(file)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_checkpoint(tmp_path, harmless, name):
+    """One clear line, before anything is read that is larger than expected, or changed."""
+    words, changes, compression = HOSTILE[name]
+    path, arrays = tmp_path / "a.npz", harmless | changes
     if name == "unknown parts":
         identity = json.loads(trained()._identity()) | {"x": 1}
         arrays["identity"] = np.array(json.dumps(identity))

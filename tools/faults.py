@@ -90,14 +90,16 @@ def failing(fault: Fault) -> Iterator[_Counter]:
 def check_write(fault: Fault, folder: Path) -> bool:
     """Write with a fault, from a folder with model.bin and tokenizer.model.
 
-    Return whether the fault occurred. Raises AssertionError unless the target is then unchanged, or
-    complete, and there is no other file.
+    The same folder serves for other faults of this writer. Return whether the fault occurred.
+    Raises AssertionError unless the target is then unchanged, or complete, and there is no other
+    file.
     """
     write = _writer(fault.writer, folder)
-    whole, place = folder / "whole", folder / "target"
-    for each in (whole, place):
-        each.mkdir()
-    write(whole / "x")
+    whole, place = folder / "whole", folder / f"target {fault.at}"
+    place.mkdir()
+    if not whole.exists():
+        whole.mkdir()
+        write(whole / "x")
     if fault.over and fault.writer == "export -1":
         (place / "x").mkdir()
         for name in ("config.json", "model.safetensors"):

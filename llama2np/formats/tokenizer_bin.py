@@ -30,6 +30,5 @@ def write_bin(model: str | os.PathLike[str], path: str | os.PathLike[str]) -> Se
     pairs = list(zip(tokenizer.pieces, tokenizer.scores, strict=True))
     with replacing(path) as file:
         file.write(struct.pack("<I", max(len(piece) for piece, _ in pairs)))
-        for piece, score in pairs:
-            file.write(struct.pack("<fI", score, len(piece)) + piece)
+        file.write(b"".join(struct.pack("<fI", score, len(p)) + p for p, score in pairs))
     return tokenizer

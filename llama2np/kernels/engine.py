@@ -53,15 +53,22 @@ class Table:
         self.address = self.rows.ctypes.data
 
     def _fill(self, row: np.ndarray, entry: Entry) -> None:
-        record = row[: entry.op.dtype.itemsize].view(entry.op.dtype)[0]
-        record["op"], record["picked"] = entry.op.address, entry.picked
+        record = row[: entry.op.dtype.itemsize].view(entry.op.dtype)
+        numbers = {"op": entry.op.address, "picked": entry.picked}
         for name, part in entry.fields.items():
             if isinstance(part, list):
-                record[name][: len(part)] = [self._number(each) for each in part]
+                record[name][0, : len(part)] = [self._number(each) for each in part]
+                numbers[name] = record[name][0]
             else:
-                record[name] = self._number(part)
+                numbers[name] = self._number(part)
+        # All at once: to assign one field takes as long.
+        record[0] = tuple(numbers.pop(name, 0) for name in record.dtype.names)
+        if numbers:
+            raise TypeError(f"{entry.op.name} has no fields {', '.join(numbers)}")
 
     def _number(self, part: Any) -> Any:
+        if isinstance(part, (int, float)):  # most of them
+            return part
         if isinstance(part, Value):
             return self.places[part]
         if isinstance(part, np.ndarray):

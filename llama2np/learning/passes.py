@@ -53,6 +53,9 @@ class Pass:
         self._wanted = self._depending()
         self._blocks = _blocks(self._steps)
         self._numbers = {step: i for i, step in enumerate(program.steps)}
+        self._last_read = {v: i for step, i in self._numbers.items() for v in step.inputs.values()}
+        if not program.has_logits:  # the result is read at the end
+            self._last_read[program.output] = len(program.steps)
 
     # What the ops read
 
@@ -196,7 +199,7 @@ class Pass:
 
         inside: also forget what is needed only inside the block, which is recomputed.
         """
-        later, kept = self._read_after(block), set[Value]()
+        end, kept = self._numbers[block[-1]], set[Value]()
         for step in block:
             if step.op == "input" or inside or not any(map(self.wants, step.outputs)):
                 self.saved.pop(step, None)
@@ -207,14 +210,8 @@ class Pass:
         for step in block:
             of_others = () if self._keep else step.inputs.values()
             for value in (*step.outputs, *of_others):
-                if value not in later and value not in kept:
+                if self._last_read.get(value, 0) <= end and value not in kept:
                     self.values.pop(value, None)
-
-    def _read_after(self, block: list[Step]) -> set[Value]:
-        """The values that blocks after this one read, or that are the result."""
-        steps, end = self.program.steps, self._numbers[block[-1]]
-        found = {value for step in steps[end + 1 :] for value in step.inputs.values()}
-        return found if self.program.has_logits else found | {self.program.output}
 
 
 def shared_names(program: Program) -> dict[str, str]:

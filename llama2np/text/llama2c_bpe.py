@@ -94,11 +94,11 @@ def _read_bin(path: Path, data: bytes) -> tuple[list[bytes], list[float]]:
     longest = min(struct.unpack_from("<I", data)[0], LONGEST_PIECE)
     pieces: list[bytes] = []
     scores: list[float] = []
-    offset = 4
+    offset, unpack = 4, struct.Struct("<fi").unpack_from
     while offset < len(data) and len(pieces) <= MAX_PIECES:
         if offset + 8 > len(data):
             raise TokenizerError(f"{path}: ends in the middle of piece {len(pieces)}: truncated?")
-        score, length = struct.unpack_from("<fi", data, offset)
+        score, length = unpack(data, offset)
         if not 0 < length <= longest:
             raise TokenizerError(
                 f"{path}: not a tokenizer.bin: piece {len(pieces)} claims {length} bytes, "

@@ -286,6 +286,8 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     """A number of up to ten bytes, and the offset of the byte after it."""
+    if data[at : at + 1] < b"\x80" and at < len(data):  # most of them
+        return data[at], at + 1
     number = 0
     for shift, byte in enumerate(data[at : at + 10]):
         number |= (byte & 0x7F) << 7 * shift

@@ -41,6 +41,7 @@ def names(text: str) -> list[str]:
     return [word for word in words(text) if _names(word)]
 
 
+@cache
 def _names(word: str) -> bool:
     return word in NAMES or is_name(word) and word.lower() not in vocabulary()
 
