@@ -38,7 +38,8 @@ _NAMES = {
     "feed_forward.w2": "w_down",
 }
 _NAME = re.compile(r"(?:layers\.(?P<layer>0|[1-9]\d{0,8})\.)?(?P<name>[a-z_.0-9]+?)\.weight")
-_IGNORED = re.compile(r"rope\.freqs|freqs_(cis|cos|sin)")  # tables that follow from the config
+# Tables that follow from the config; llama2.c's network saves a mask where torch is older than 2.
+_IGNORED = re.compile(r"rope\.freqs|freqs_(cis|cos|sin)|layers\.\d+\.attention\.mask")
 _SIDE_BY_SIDE = ("embedding", ".wo", ".w_down")  # these are sliced by columns
 _REFUSED = {
     "use_scaled_rope": "RoPE scaling",
