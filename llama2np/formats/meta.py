@@ -21,6 +21,7 @@ from llama2np.formats.torch_zip import TorchFile
 from llama2np.model.config import Config
 from llama2np.output import brief
 
+_SHARDS = "consolidated.*.pth"
 SEQ_LEN = 2048  # llama2.c's choice, since params.json does not have it
 
 _NAMES = {
@@ -77,6 +78,11 @@ def read(folder: str | os.PathLike[str]) -> Source:
     return checked(str(folder), config, tensors)
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has weights in Meta's form."""
+    return any(folder.glob(_SHARDS))
+
+
 def our_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     """The tensors by our names, if we have one. llama2.c's train.py uses Meta's names, too."""
     named = {}
@@ -110,7 +116,7 @@ def config_of(path: str, tensors: Mapping[str, Stored], **numbers: float) -> Con
 
 
 def _shards(folder: Path) -> list[Path]:
-    paths = sorted(folder.glob("consolidated.*.pth"))
+    paths = sorted(folder.glob(_SHARDS))
     if not paths:
         hint = ""
         if (folder / "consolidated.safetensors").exists():

@@ -120,7 +120,10 @@ def _way(kind: Kind, place: Place, head: Head) -> str:
     if kind.source:
         return _conversion(kind.source, place, head)
     way = kind.way.format(
-        path=_quoted(head.path), folder=_quoted(head.folder), export=advice.command("export")
+        path=_quoted(head.path),
+        folder=_quoted(head.folder),
+        below=_quoted(next(iter(head.models_below), head.folder)),
+        export=advice.command("export"),
     )
     if kind.role == TOKENIZER and kind.way.startswith(NOT_YET) and beside:
         way += f"; {beside} is beside it"

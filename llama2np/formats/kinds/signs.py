@@ -20,6 +20,7 @@ from llama2np.model.config import Config
 _HEAD = 2**16  # bytes of a file that are read
 _LONGEST_PICKLE = 2**20  # bytes; a large model with its optimizer has a pickle of a tenth of it
 _MAX_NAMES = 10_000  # of files in a folder
+_MAX_BELOW = 100  # of folders in a folder
 _LONGEST_PIECE = 2**16
 _JSON_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:]', re.DOTALL)
 _TEXT_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*")
@@ -45,6 +46,12 @@ class Head:
     def folder(self) -> Path:
         """The folder itself, or the folder of the file."""
         return self.path if self.is_folder else self.path.parent
+
+    @cached_property
+    def models_below(self) -> list[Path]:
+        """The folders in the folder that have a model; at most a few are looked at."""
+        found = (self.path / name for name in sorted(self.names)[:_MAX_BELOW])
+        return [folder for folder in found if (folder / "config.json").is_file()]
 
     @cached_property
     def text(self) -> bytes:
