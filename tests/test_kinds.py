@@ -1,5 +1,6 @@
 """Files in the wrong place are named by their first bytes, with the command that helps."""
 
+import errno
 import json
 import shutil
 
@@ -266,6 +267,13 @@ def test_a_tokenizer_that_runs_is_named_beside_one_that_does_not(put, tmp_path):
 def test_an_unset_variable_is_not_the_current_folder(capsys):
     assert main(["run", ""]) == 1
     assert capsys.readouterr().err.startswith("llama2np run: the name of the model is empty")
+
+
+def test_a_disk_error_names_the_file(put):
+    path = put(GOOD)
+    with pytest.raises(OSError) as caught, kinds.named(path, "any", CheckpointError):
+        raise OSError(errno.EIO, "Input/output error")
+    assert caught.value.filename == str(path) and caught.value.errno == errno.EIO
 
 
 def test_paths_can_be_pasted(put):

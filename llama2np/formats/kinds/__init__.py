@@ -81,6 +81,8 @@ def named(path: StrPath, place: str, error: type[ValueError]) -> Iterator[None]:
             if refusal.strerror == text:  # an inner reader has not added a suggestion
                 text += _missing(path, PLACES[place])
                 raise FileNotFoundError(errno.ENOENT, text, refusal.filename) from None
+        if isinstance(refusal, OSError) and refusal.errno and refusal.filename is None:  # of a read
+            raise OSError(refusal.errno, refusal.strerror, os.fspath(path)) from None
         raise
 
 

@@ -5,7 +5,6 @@ table.py has the table. These tests do not check that a file is valid.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import re
@@ -15,6 +14,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+from llama2np.files import open_regular
 from llama2np.model.config import Config
 
 _HEAD = 2**16  # bytes of a file that are read
@@ -36,11 +36,9 @@ class Head:
         if self.is_folder:
             with os.scandir(path) as entries:
                 self.names = {entry.name for entry in islice(entries, _MAX_NAMES)}
-        elif path.is_file():
-            with open(path, "rb") as file:
+        else:
+            with open_regular(path) as file:
                 self.data = file.read(_HEAD)
-        else:  # opening a pipe would wait for a writer
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
 
     @property
     def folder(self) -> Path:
@@ -75,7 +73,7 @@ class Head:
 
     def contains(self, word: bytes) -> bool:
         """Whether the first megabyte contains this word. Raises OSError."""
-        with open(self.path, "rb") as file:
+        with open_regular(self.path) as file:
             return word in file.read(_LONGEST_PICKLE)
 
     @property

@@ -77,7 +77,7 @@ PLACES = {
     ),
     "sentencepiece": Place("a sentencepiece model", TOKENIZER, ("sentencepiece",)),
     "state": Place("a saved state", STATE, ("state",)),
-    "text": Place("a text", OTHER, ("text",)),
+    "text": Place("a text in UTF-8", OTHER, ("text",)),
     "torch": Place("a torch file", MODEL, _TORCH, is_part=True),
     "safetensors": Place("a safetensors file", MODEL, ("safetensors",), is_part=True),
     "json": Place("a JSON file", MODEL, ("json", *_JSON_TOKENIZERS), is_part=True),
@@ -332,6 +332,12 @@ KINDS = (
     ),
     Kind("pickle", "a Python pickle", OTHER, rb"\x80[\x02-\x05]"),
     Kind("program", "a program", OTHER, rb"\x7fELF|MZ\x90|\xcf\xfa\xed\xfe"),
-    Kind("utf16", "a text in UTF-16", OTHER, rb"(?:\xff\xfe[^\0]\0|\xfe\xff\0[^\0])"),
+    Kind(
+        "utf16",
+        "a text in UTF-16",
+        OTHER,
+        rb"(?:\xff\xfe[^\0]\0|\xfe\xff\0[^\0])",
+        "`iconv -f utf-16 -t utf-8 {path}` converts it",
+    ),
     Kind("text", "a text", OTHER, is_text),
 )
