@@ -293,7 +293,7 @@ KINDS = (
         "fetch it again",
     ),
     Kind(
-        "added",
+        "json",
         "the added tokens of a tokenizer (added_tokens.json), not its vocabulary",
         TOKENIZER,
         lambda f: f.path.name == "added_tokens.json" and f.text[:1] == b"{",
