@@ -222,6 +222,15 @@ def test_values_go_back_to_wrapped_names(tmp_path):
     assert (read(changed.original.tensors["base_model.model.model.norm.weight"]) == 3).all()
 
 
+def test_an_adapter_that_is_not_merged_is_refused_with_the_way(tmp_path):
+    tensors = {f"base_model.model.{name}": value for name, value in random_tensors().items()}
+    lora = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    (tmp_path / "config.json").write_text(json.dumps(HF))
+    write_single(tensors | {lora: np.zeros((2, 16), np.float32)}, tmp_path)
+    with pytest.raises(CheckpointError, match="lora_A.default.weight, .* by PEFT's merge_and"):
+        huggingface.read(tmp_path)
+
+
 @pytest.mark.parametrize("key", ["state_dict", "model", "module"])
 def test_tensors_in_a_trainer_s_dictionary(tmp_path, key):
     path, tensors = tmp_path / "pytorch_model.bin", random_tensors()
