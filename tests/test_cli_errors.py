@@ -114,6 +114,7 @@ def test_a_name_of_two_lines_is_said_in_one(refused):
 def test_a_current_folder_that_is_gone_is_said():
     """getcwd raises it, in a library as well."""
     assert "current folder does not exist" in one_line(FileNotFoundError(2, "No such file"))
+    assert one_line(FileNotFoundError("no pull")) == "no pull"
 
 
 def test_no_tokenizer_anywhere(refused, tmp_path, monkeypatch):
