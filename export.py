@@ -9,9 +9,11 @@
 ./export.py tokenizer.bin --tokenizer tokenizer.model           the tokenizer
 """
 
+import os.path
 import sys
 
-import bootstrap
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # `python -P` leaves it out
+import bootstrap  # noqa: E402
 
 if __name__ == "__main__":
     bootstrap.use_venv()

@@ -89,6 +89,8 @@ def missing_model(path: str | os.PathLike[str], bundled: bool) -> str:
     if not bundled:
         given = f"; `{command('export')} out.bin --bin {text}` takes the bundled model"
         return given if text in box.NAMES else ""
+    if text in box.NAMES and not isinstance(path, str):
+        return f"; the bundled model of this name is the str {text!r}, not a path"
     if near := nearest(name, [*box.NAMES, *CATALOGUE, *FILES]):
         fetch = f" {fetching(near)}" if near not in box.NAMES and not os.path.exists(near) else ""
         return f"; did you mean {near}?{fetch}"

@@ -78,6 +78,7 @@ def text(name: str, value: object) -> str:
 
 def texts(name: str, value: object) -> list[str]:
     """A str, or an iterable of them, as a list."""
+    value = _plain(value)
     if isinstance(value, str):
         return [value]
     if isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | Mapping):
@@ -127,7 +128,7 @@ def having(name: str, value: object, expected: str, *attributes: str) -> None:
 
 def path_like(name: str, value: Any) -> str | os.PathLike[str]:
     """`value`, if it can be a path."""
-    if not isinstance(value, str | os.PathLike):
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
         raise wrong(name, "a path, a str or a pathlib.Path", value)
     return value
 

@@ -14,7 +14,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from secrets import token_hex
 from typing import BinaryIO
 
@@ -62,26 +62,42 @@ def replacing_all(
     between two renames, the first file is new and the last one is old.
     """
     files = [_NewFile(os.fsdecode(path), size, mode) for path, size in sizes.items()]
-    try:
-        with _naming(files[-1].name):
-            opened = [file.open() for file in files]
-            yield opened
-        for file, stream in zip(files, opened, strict=True):
-            file.finish(stream, sync)
-        for file in files[:-1]:
-            file.keep_old()
-        for file in files:
-            file.rename()
-        for file in files[:-1]:
-            file.clean()
-        for folder in {os.path.dirname(file.path) for file in files} if sync else ():
-            sync_folder(folder)
-    except BaseException:
+    with ExitStack() as lock:
         try:
-            _undo(files)
-        finally:  # again, since a second Ctrl-C may have ended the first attempt
-            _undo(files)
-        raise
+            with _naming(files[-1].name):
+                opened = [file.open() for file in files]
+                yield opened
+            for file, stream in zip(files, opened, strict=True):
+                file.finish(stream, sync)
+            if len(files) > 1:  # else two writers could leave one file of each
+                lock.enter_context(_locked(os.path.dirname(files[0].path)))
+            for file in files[:-1]:
+                file.keep_old()
+            for file in files:
+                file.rename()
+            for file in files[:-1]:
+                file.clean()
+            for folder in {os.path.dirname(file.path) for file in files} if sync else ():
+                sync_folder(folder)
+        except BaseException:
+            try:
+                _undo(files)
+            finally:  # again, since a second Ctrl-C may have ended the first attempt
+                _undo(files)
+            raise
+
+
+@contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Wait until no other thread or process has this folder locked, if the system has locks."""
+    with ExitStack() as opened:
+        with suppress(ImportError, OSError):  # Windows, and file systems without locks
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            opened.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def is_stdout(path: Path) -> bool:

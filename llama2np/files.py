@@ -6,6 +6,7 @@ Reading a FIFO or a socket may wait for ever, reading a device may never end.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import zipfile
@@ -27,13 +28,29 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     replaced by a FIFO before it is opened, O_NONBLOCK prevents waiting for a writer.
     """
     _check_regular(path, os.stat(os.fspath(path)))
-    file = open(path, "rb", opener=_without_waiting)
+    file = io.BufferedReader(_Ready(path, opener=_without_waiting))
     try:
         _check_regular(path, os.fstat(file.fileno()))
     except OSError:
         file.close()
         raise
     return file
+
+
+class _Ready(io.FileIO):
+    """A file that reads at once: some files of /proc are regular, but would wait for an event."""
+
+    def readinto(self, buffer: Any) -> Any:
+        return self._checked(super().readinto(buffer))
+
+    def readall(self) -> Any:
+        return self._checked(super().readall())
+
+    def _checked(self, found: Any) -> Any:
+        if found is None:
+            name = os.fsdecode(self.name)
+            raise OSError(errno.EAGAIN, "has no end, expected a regular file", name)
+        return found
 
 
 def read_at_most(file: BinaryIO, limit: int) -> bytes | None:

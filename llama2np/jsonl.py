@@ -54,7 +54,7 @@ def parsed(line: bytes) -> Any:
     if len(line) > LONGEST_LINE:
         raise ValueError(f"longer than {LONGEST_LINE:,} bytes, the maximum here")
     try:
-        return json.loads(line.decode())
+        return json.loads(line.decode("utf-8-sig"))  # Windows programs begin a file with a BOM
     except UnicodeDecodeError as error:
         raise ValueError(
             f"expected UTF-8, found byte 0x{line[error.start]:02x} at byte {error.start}"

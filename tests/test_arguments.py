@@ -6,6 +6,7 @@ import math
 import threading
 from dataclasses import asdict, replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,6 +95,28 @@ def test_an_error_costs_nothing_however_large_the_value():
     with pytest.raises(ValueError) as error:
         arguments.whole("n", "x" * 10**7)
     assert len(str(error.value)) < 120
+
+
+def test_a_path_of_bytes_is_none():
+    class Place:
+        def __fspath__(self):
+            return b"model.bin"
+
+    for read in (Llama.load, Tokenizer.load, lambda path: State.load(path, TINY)):
+        with pytest.raises(ValueError, match="^path must be a path, a str or a"):
+            read(Place())
+
+
+def test_a_path_is_no_name():
+    with pytest.raises(FileNotFoundError, match="is the str 'stories-box', not a path"):
+        Llama.load(Path("stories-box"))
+
+
+def test_tokens_of_the_wrong_kind_are_told_in_one_short_line(model):
+    for wrong in ("x" * 10**5, np.zeros((99, 9)), [0.5] * 9999):
+        with pytest.raises(ValueError, match="tokens must be one or more integers") as error:
+            model.forward(wrong, model.new_state())
+        assert "\n" not in str(error.value) and len(str(error.value)) < 120
 
 
 # NumPy's integers
@@ -232,6 +255,7 @@ def test_none_in_every_other_place(model, tmp_path, write):
         ({"stop": b"x"}, "stop must be a str or a list of them, not b'x'"),
         ({"stop": [b"x"]}, r"stop must be a str or a list of them, not \[b'x'\]"),
         ({"stop": 5}, "stop must be a str or a list of them, not 5"),
+        ({"stop": np.array(5)}, "stop must be a str or a list of them, not 5"),
         ({"stop": ["a", None]}, "stop must be a str or a list of them"),
         ({"logprobs": 1.5}, "logprobs must be a whole number, not 1.5"),
         ({"state": 5}, "state must be a State, not 5"),

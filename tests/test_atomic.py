@@ -145,6 +145,31 @@ def test_many_writers_of_one_target(tmp_path):
     assert seen <= set(texts) and os.listdir(tmp_path) == ["x"]
 
 
+def test_two_writers_of_the_files_of_a_folder(tmp_path, monkeypatch):
+    """The second waits until the first has renamed all of its files."""
+    paths, begun = (tmp_path / "weights", tmp_path / "config"), threading.Event()
+    replace = os.replace
+
+    def slow(source, target):
+        replace(source, target)
+        if not begun.is_set():  # the first file of the first writer
+            begun.set()
+            second.start()
+            second.join(0.2)
+
+    def write(data):
+        with replacing_all(dict.fromkeys(paths, 1)) as files:
+            for file in files:
+                file.write(data)
+
+    second = threading.Thread(target=write, args=(b"2",))
+    monkeypatch.setattr(os, "replace", slow)
+    write(b"1")
+    second.join()
+    assert [path.read_bytes() for path in paths] == [b"2", b"2"]
+    assert len(os.listdir(tmp_path)) == 2
+
+
 def test_two_exports_to_one_target(tmp_path, files):
     header = Header(0, TINY, True)
     sources = [tmp_path / "0.bin", tmp_path / "1.bin"]

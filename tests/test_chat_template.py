@@ -70,6 +70,8 @@ def test_where_a_template_is(folders, tmp_path):
     assert load(tmp_path).apply_chat_template(USER) == "False <|endoftext|>"
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}!")
     assert load(tmp_path).apply_chat_template(USER) == "Hi!"
+    (tmp_path / "chat_template.jinja").write_text("Entry not found")
+    assert load(tmp_path).apply_chat_template(USER) == "False <|endoftext|>"
     (tmp_path / "chat_template.jinja").unlink()
     config["chat_template"] = 5
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))

@@ -12,6 +12,7 @@ from conftest import pairs
 from endless import GOOD, GREEDY, SHAPE, TOKENIZER, checkpoint_bytes, tokenizer_bytes, write_folder
 
 from llama2np.cli import main
+from llama2np.cli.flags import one_line
 from llama2np.cli.run import main as run
 from llama2np.cli.screen import Screen
 
@@ -109,6 +110,12 @@ def test_a_folder_and_no_file(refused, tmp_path):
 
 def test_a_name_of_two_lines_is_said_in_one(refused):
     assert "no" in refused("no\nsuch.bin")
+
+
+def test_a_current_folder_that_is_gone_is_said():
+    """getcwd raises it, in a library as well."""
+    assert "current folder does not exist" in one_line(FileNotFoundError(2, "No such file"))
+    assert one_line(FileNotFoundError("no pull")) == "no pull"
 
 
 def test_no_tokenizer_anywhere(refused, tmp_path, monkeypatch):

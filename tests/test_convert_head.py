@@ -12,19 +12,20 @@ from llama2np import export
 from llama2np.cli import main
 from llama2np.formats import huggingface, llama2c, meta
 from llama2np.formats.checkpoint import CheckpointError, CheckpointWarning
+from llama2np.formats.huggingface.inverse import with_values
 from llama2np.formats.huggingface.writing import llama_names
-from llama2np.formats.names import bare
+from llama2np.formats.names import bare, bare_names
 from tools.hostile_valid import parts_of
 from tools.torch_files import Tensor, pickled, write_archive
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
-def save_torch(tensors, path, **content):
-    """Write tensors as torch.save does, or a trainer's dictionary that has them as its model."""
+def save_torch(tensors, path, key="model", **content):
+    """Write tensors as torch.save does, or a trainer's dictionary that has them at `key`."""
     records = {n: Tensor(str(i), "float32", v.shape) for i, (n, v) in enumerate(tensors.items())}
     files = {f"data/{records[name].key}": value.tobytes() for name, value in tensors.items()}
-    data = pickled({"model": records} | content if content else records)
+    data = pickled({key: records} | content if content else records)
     write_archive(path, {"data.pkl": data, "byteorder": b"little"} | files)
 
 
@@ -146,7 +147,7 @@ PREFIXES = [
     "".join(parts)
     for n in range(3)
     for parts in product(("module.", "_orig_mod.", "model."), repeat=n)
-]
+] + ["base_model.model.", "_forward_module.", "transformer.", "module.student._orig_mod."]
 
 
 def read_folder(folder, tensors):
@@ -210,6 +211,56 @@ def test_wrapped_parts_of_a_network():
     ):
         assert bare(name) == "layers.0.self_attn.q_proj.weight"
     assert bare("model") == "model" and bare("remodel.x") == "remodel.x"
+
+
+def test_a_first_part_that_all_names_share_is_a_wrapper_s():
+    assert bare_names(["lm_head.weight"]) == {"lm_head.weight": "lm_head.weight"}
+    block = "layers.0.self_attn.q_proj.weight"  # of a folder without its other files
+    assert bare_names([f"a.b.{block}"]) == {f"a.b.{block}": block}
+    assert set(bare_names(["a.norm.weight", f"b.{block}"]).values()) == {
+        "a.norm.weight",
+        f"b.{block}",
+    }
+
+
+def test_values_go_back_to_wrapped_names(tmp_path):
+    tensors = {f"base_model.model.{name}": value for name, value in random_tensors().items()}
+    (tmp_path / "config.json").write_text(json.dumps(HF))
+    write_single(tensors, tmp_path)
+    changed = with_values(huggingface.read(tmp_path), {"final_norm": np.full(16, 3, np.float32)})
+    assert changed.original.tensors.keys() == tensors.keys()
+    assert (read(changed.original.tensors["base_model.model.model.norm.weight"]) == 3).all()
+
+
+def test_an_adapter_that_is_not_merged_is_refused_with_the_way(tmp_path):
+    tensors = {f"base_model.model.{name}": value for name, value in random_tensors().items()}
+    lora = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    (tmp_path / "config.json").write_text(json.dumps(HF))
+    write_single(tensors | {lora: np.zeros((2, 16), np.float32)}, tmp_path)
+    with pytest.raises(CheckpointError, match="lora_A.default.weight, .* by PEFT's merge_and"):
+        huggingface.read(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "module"])
+def test_tensors_in_a_trainer_s_dictionary(tmp_path, key):
+    path, tensors = tmp_path / "pytorch_model.bin", random_tensors()
+    save_torch(tensors, path, key, epoch=3, optimizer={"state": {}})
+    (tmp_path / "config.json").write_text(json.dumps(HF))
+    found = huggingface.read(tmp_path).tensors["embedding"]
+    np.testing.assert_array_equal(read(found), tensors[EMBEDDING])
+    save_torch(tensors, path, key, ema={"norm.weight": Tensor("0", "float32", (16,))})
+    with pytest.raises(CheckpointError, match=f"{path}: holds several dictionaries .*'ema'"):
+        huggingface.read(tmp_path)
+
+
+def test_the_mask_that_older_trainers_save(tmp_path):
+    """llama2.c's network has it as a buffer where torch is older than 2."""
+    mask = {"layers.0.attention.mask": np.zeros((1, 1, 4, 4), np.float32)}
+    sources = []
+    for name, more in (("plain", {}), ("masked", mask)):
+        (tmp_path / name).mkdir()
+        sources.append(write_meta(tmp_path / name, meta_tensors() | more))
+    same(*sources)
 
 
 def test_one_tensor_under_two_names_is_refused(tmp_path):

@@ -88,6 +88,26 @@ def test_of_two_scalings_the_old_name_counts(folder):
     old = {"rope_scaling": {"rope_type": None, "type": "linear", "factor": 2.0}}
     config = loading.load(folder("llama", new | old)).config
     assert config.rope_scaling.factor == 2 and config.rope_theta == 5e5
+    assert loading.load(folder("llama", new | old | {"rope_theta": 7e5})).config.rope_theta == 7e5
+    for scaling, factor in (({}, 4), (None, 4), ({"rope_type": "default"}, None)):
+        found = loading.load(folder("llama", new | {"rope_scaling": scaling})).config.rope_scaling
+        assert getattr(found, "factor", None) == factor
+
+
+def test_null_key_value_heads_are_as_many_as_heads(folder):
+    """As in transformers, also in families whose default is another number."""
+    for family in ("llama", "qwen2"):
+        described = json.loads((folder(family) / "config.json").read_text())
+        heads = described["num_attention_heads"]
+        width = heads * described.get("head_dim", described["hidden_size"] // heads)
+
+        def widen(tensors, width=width):
+            for name in tensors:
+                if "k_proj" in name or "v_proj" in name:
+                    tensors[name] = np.zeros((width, *tensors[name].shape[1:]), np.float32)
+
+        found = loading.load(folder(family, {"num_key_value_heads": None}, edit=widen)).config
+        assert found.n_kv_heads == heads
 
 
 def test_numbers_of_a_config_fit_into_int64():

@@ -1,5 +1,6 @@
 """Files in the wrong place are named by their first bytes, with the command that helps."""
 
+import errno
 import json
 import shutil
 
@@ -107,6 +108,15 @@ def test_what_is_neither(put, case):
         assert said.startswith(f"{path}: ") and words in said and way in said
 
 
+def test_kinds_that_only_their_names_tell(put):
+    for name in ("x.gguf.part1of2", "x.gguf-split-a", "x.safetensors.part03", "x.bin.partab"):
+        path = put(b"GGUF\3\0\0\0" if "1of2" in name else b"\xfa" * 99, name)
+        assert "`cat` all parts" in refused(Llama.load, path, error=CheckpointError)
+    assert "`cat`" not in refused(Llama.load, put(GOOD[:99], "x.bin.partial"))
+    assert "of an adapter (LoRA)" in refused(Llama.load, put(safetensors(), "adapter_model.bin"))
+    assert "(added_tokens.json)" in refused(Llama.load, put(b'{"<pad>": 320}', "added_tokens.json"))
+
+
 def test_a_saved_state_in_place_of_a_model(put, tmp_path):
     State(TINY).save(tmp_path / "state.npz")
     path = put((tmp_path / "state.npz").read_bytes())
@@ -211,6 +221,43 @@ def test_folders(tmp_path, capsys):
     assert "a folder of GGUF files" in capsys.readouterr().err
 
 
+CONFIG = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=9)
+CONFIG |= dict(num_attention_heads=2, model_type="llama")
+WEIGHTS = {
+    "flax_model.msgpack": "cannot be read yet",
+    "onnx/model.onnx": "cannot be read yet",
+    "zero_to_fp32.py": "run it first",
+    "model.safetensors.incomplete": "download it again",
+    "llama-7b.safetensors": "rename it",
+    "adapter_model.safetensors": "merge it",
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_of_another_form_in_a_folder(tmp_path, name):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"x")
+    said = refused(Llama.load, tmp_path, error=CheckpointError)
+    assert f", but {name}: " in said and WEIGHTS[name] in said
+
+
+def test_a_model_in_a_folder_of_the_folder_is_named(tmp_path):
+    (tmp_path / "checkpoint-500").mkdir()
+    (tmp_path / "checkpoint-500" / "config.json").write_text(json.dumps(CONFIG))
+    said = refused(Llama.load, tmp_path, error=CheckpointError)
+    assert said.endswith(f"name one of them, such as {tmp_path / 'checkpoint-500'}")
+
+
+def test_a_folder_with_both_descriptions_is_read_by_its_weights(tmp_path):
+    """Mistral's folders have params.json, and the weights in Hugging Face's form."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "params.json").write_text("{}")
+    assert "has no model.safetensors" in refused(Llama.load, tmp_path)
+    (tmp_path / "consolidated.00.pth").write_bytes(b"")
+    assert "not a folder in Meta's format" in refused(Llama.load, tmp_path)
+
+
 def test_a_tokenizer_that_runs_is_named_beside_one_that_does_not(put, tmp_path):
     shutil.copy(box.TOKENIZER, tmp_path)
     said = refused(Tokenizer.load, put(TOKENIZERS["tiktoken"][0]))
@@ -220,6 +267,13 @@ def test_a_tokenizer_that_runs_is_named_beside_one_that_does_not(put, tmp_path):
 def test_an_unset_variable_is_not_the_current_folder(capsys):
     assert main(["run", ""]) == 1
     assert capsys.readouterr().err.startswith("llama2np run: the name of the model is empty")
+
+
+def test_a_disk_error_names_the_file(put):
+    path = put(GOOD)
+    with pytest.raises(OSError) as caught, kinds.named(path, "any", CheckpointError):
+        raise OSError(errno.EIO, "Input/output error")
+    assert caught.value.filename == str(path) and caught.value.errno == errno.EIO
 
 
 def test_paths_can_be_pasted(put):

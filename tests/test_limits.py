@@ -145,6 +145,19 @@ def test_a_fifo_that_came_after_the_look(tmp_path, monkeypatch, no_waiting):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="has no /proc")
+@pytest.mark.parametrize("size", (-1, 64))
+def test_a_regular_file_that_would_wait(size):
+    """As /proc/kmsg does. A pipe without data stands for it."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with (
+        io.BufferedReader(files._Ready("kmsg", opener=lambda *_: reading)) as file,
+        pytest.raises(OSError, match="has no end, expected a regular file: 'kmsg'"),
+    ):
+        file.read(size)
+    os.close(writing)
+
+
 def test_files_that_claim_to_be_empty():
     for limit, expected in ((10, type(None)), (10**6, bytes)):
         with open_regular("/proc/self/status") as file:

@@ -126,6 +126,24 @@ def test_where_the_tokenizer_is_found(write, tmp_path, monkeypatch):
     assert is_found(here)
 
 
+def test_the_tokenizer_of_a_model_that_is_named_by_a_link(write, tmp_path, monkeypatch):
+    home, links = tmp_path / "home", tmp_path / "links"
+    home.mkdir(), links.mkdir()
+    path = write("tiny.bin", Header(0, TINY, True)).rename(home / "tiny.bin")
+    (links / "story.bin").symlink_to(path)
+    write_tokenizer(home / "tokenizer.bin")
+
+    def found(name):
+        return sum(map(bool, Llama.load(name).tokenizer.pieces))
+
+    assert found(links / "story.bin") == 300
+    monkeypatch.chdir(links)
+    write_tokenizer(links / "tokenizer.bin", 290)  # run.c's rule comes last
+    assert found("story.bin") == found(links / "story.bin") == 300
+    monkeypatch.chdir(home)
+    assert found(links / "story.bin") == 290  # as in Hugging Face's cache, where all are links
+
+
 def test_model_and_tokenizer_taken_for_each_other(write, tmp_path):
     path, tokenizer = write("m.bin", Header(0, TINY, True)), write_tokenizer(tmp_path / "t.bin")
     with pytest.raises(CheckpointError, match="t.bin"):

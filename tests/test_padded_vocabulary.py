@@ -298,7 +298,8 @@ def test_an_id_out_of_all_proportion_takes_no_memory(folder):
 @pytest.mark.parametrize(
     "name, text, message",
     (
-        ("added_tokens.json", "{", "not valid JSON"),
+        ("added_tokens.json", '{"', "not valid JSON"),
+        ("added_tokens.json", "<!DOCTYPE html>", "not a JSON file, but a web page (HTML)"),
         ("added_tokens.json", "[" * 10**5, "not valid JSON"),
         ("added_tokens.json", "[]", "expected a JSON object, found list"),
         ("added_tokens.json", '{"<pad>": "x"}', "token 'x' is '<pad>', expected an id and a text"),
@@ -320,6 +321,13 @@ def test_files_of_another_form(folder, name, text, message):
     with pytest.raises(TokenizerError) as error:
         Tokenizer.load(folder / "tokenizer.model")
     assert message in str(error.value) and str(folder / name) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ("added_tokens.json", "tokenizer_config.json"))
+def test_a_page_in_place_of_a_file_of_the_folder(folder, name):
+    (folder / name).write_text("<html>")
+    with pytest.raises(TokenizerError, match=f"{name}: not a JSON file, but a web page"):
+        Tokenizer.load(folder)
 
 
 def test_with_a_byte_order_mark(folder):

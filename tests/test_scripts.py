@@ -31,9 +31,9 @@ def checkout(tmp_path):
     return root
 
 
-def bare(script, *words, cwd):
+def bare(script, *words, cwd, flags=("-S",)):
     """Run a script with a Python that finds no NumPy: -S leaves its packages out."""
-    command = [sys.executable, "-S", str(script), *words]
+    command = [sys.executable, *flags, str(script), *words]
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
 
@@ -50,6 +50,13 @@ def test_a_link_of_any_name(checkout, tmp_path, link):
     for called in (link, Path(name), relative, checkout / script):
         done = bare(called, "-t", "a b", cwd=tmp_path)
         assert done.stdout == f"{checkout / script}|-t|a b|", done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_with_a_python_that_leaves_out_the_folder_of_the_script(checkout, tmp_path, script):
+    """As `python -P` and PYTHONSAFEPATH do, too, since Python 3.11."""
+    done = bare(checkout / script, "-n", "3", cwd=tmp_path, flags=("-S", "-I"))
+    assert done.stdout == f"{checkout / script}|-n|3|", done.stderr
 
 
 def test_without_a_venv_it_is_named_as_it_was_called(checkout, tmp_path):

@@ -13,6 +13,8 @@ from llama2np.cli.perplexity import main as perplexity
 from llama2np.cli.run import main as run
 from llama2np.cli.text import plain, plain_line
 from llama2np.formats.checkpoint import Header
+from llama2np.jsonl import lines, parsed
+from llama2np.learning.corpus import texts
 
 BOM = "\ufeff"
 
@@ -38,6 +40,15 @@ def test_a_text_in_pieces_is_the_text_whole(text, cuts):
 )
 def test_a_line(line, expected):
     assert plain_line(line) == expected
+
+
+def test_prompts_and_training_texts_of_windows(tmp_path):
+    """The files of `generate`, and those of `train`."""
+    path = tmp_path / "x"
+    path.write_bytes(f'{BOM}"a"\r\n"b"\r\n'.encode())
+    assert [parsed(line) for _, line in lines(path)] == ["a", "b"]
+    path.write_bytes(f"{BOM}One\r\ntwo\rx.\r\n<|endoftext|>\r\nThree\r\n".encode())
+    assert list(texts([path])) == ["One\ntwo\rx.", "Three"]
 
 
 @pytest.fixture

@@ -170,6 +170,8 @@ def one_line(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, FileNotFoundError) and error.errno is not None:  # of getcwd
+        text = "the current folder does not exist any more: cd to another one"
     if isinstance(error, MemoryError):
         text = f"not enough memory: {error}"
     return printable(" ".join(text.split()))

@@ -59,9 +59,11 @@ def open_any(path: str | os.PathLike[str]) -> tuple[str, Source | dict[str, Stor
     """
     path = Path(located(path))
     if path.is_dir():
-        if (path / "params.json").exists():
+        described = (path / "config.json").exists()
+        # Mistral's folders have both files, and the weights in Hugging Face's form.
+        if (path / "params.json").exists() and (meta.has_weights(path) or not described):
             return "Meta", meta.read(path)
-        if (path / "config.json").exists():
+        if described:
             return "Hugging Face", huggingface.read(path)
         raise CheckpointError(
             kinds.explained(path, "any")

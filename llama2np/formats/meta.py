@@ -21,6 +21,7 @@ from llama2np.formats.torch_zip import TorchFile
 from llama2np.model.config import Config
 from llama2np.output import brief
 
+_SHARDS = "consolidated.*.pth"
 SEQ_LEN = 2048  # llama2.c's choice, since params.json does not have it
 
 _NAMES = {
@@ -38,7 +39,8 @@ _NAMES = {
     "feed_forward.w2": "w_down",
 }
 _NAME = re.compile(r"(?:layers\.(?P<layer>0|[1-9]\d{0,8})\.)?(?P<name>[a-z_.0-9]+?)\.weight")
-_IGNORED = re.compile(r"rope\.freqs|freqs_(cis|cos|sin)")  # tables that follow from the config
+# Tables that follow from the config; llama2.c's network saves a mask where torch is older than 2.
+_IGNORED = re.compile(r"rope\.freqs|freqs_(cis|cos|sin)|layers\.\d+\.attention\.mask")
 _SIDE_BY_SIDE = ("embedding", ".wo", ".w_down")  # these are sliced by columns
 _REFUSED = {
     "use_scaled_rope": "RoPE scaling",
@@ -76,6 +78,11 @@ def read(folder: str | os.PathLike[str]) -> Source:
     return checked(str(folder), config, tensors)
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has weights in Meta's form."""
+    return any(folder.glob(_SHARDS))
+
+
 def our_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     """The tensors by our names, if we have one. llama2.c's train.py uses Meta's names, too."""
     named = {}
@@ -109,7 +116,7 @@ def config_of(path: str, tensors: Mapping[str, Stored], **numbers: float) -> Con
 
 
 def _shards(folder: Path) -> list[Path]:
-    paths = sorted(folder.glob("consolidated.*.pth"))
+    paths = sorted(folder.glob(_SHARDS))
     if not paths:
         hint = ""
         if (folder / "consolidated.safetensors").exists():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from llama2np.formats.checkpoint import CheckpointError
@@ -23,15 +23,28 @@ def bare(name: str, network: str = _NETWORK) -> str:
     return ".".join(parts)
 
 
+def bare_names(names: Iterable[str], network: str = _NETWORK) -> dict[str, str]:
+    """{name: its bare name}, also without a first part that all names have in common.
+
+    Such a part is a wrapper's outside the list above, as in "base_model.model.lm_head.weight"
+    of PEFT, or in "student.model.norm.weight".
+    """
+    found = {name: bare(name, network) for name in names}
+    while len({plain.partition(".")[0] for plain in found.values()}) == 1:
+        if any(plain.count(".") < 2 or plain.split(".")[1].isdigit() for plain in found.values()):
+            break  # "lm_head.weight", "layers.0 ...": a part of a network, not a wrapper
+        found = {name: bare(plain.partition(".")[2], network) for name, plain in found.items()}
+    return found
+
+
 def unwrapped(tensors: Mapping[str, T], where: str, network: str = _NETWORK) -> dict[str, T]:
     """The tensors by their bare names. Raises CheckpointError if two have the same."""
     found: dict[str, T] = {}
     first: dict[str, str] = {}
-    for name, tensor in tensors.items():
-        plain = bare(name, network)
+    for name, plain in bare_names(tensors, network).items():
         if plain in found:
             raise CheckpointError(
                 f"{where}: {name} and {first[plain]} are the same tensor: expected one of them"
             )
-        found[plain], first[plain] = tensor, name
+        found[plain], first[plain] = tensors[name], name
     return found

@@ -156,9 +156,11 @@ def checked(
     """
     tensors = dict(tensors)
     if unknown:
+        unmerged = any(".lora_" in name for name in unknown)
+        way = ": its adapter (LoRA) must be merged first, by PEFT's merge_and_unload"
         raise CheckpointError(
             f"{path}: has {unknown[0]}, which is not part of the network "
-            f"({len(unknown)} such tensors)"
+            f"({len(unknown)} such tensors){way if unmerged else ''}"
         )
     tied = "classifier" not in tensors and not config.n_labels
     outlines: dict[str, Tensor] = {name: Outline(t.shape) for name, t in tensors.items()}

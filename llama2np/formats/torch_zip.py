@@ -21,6 +21,7 @@ from llama2np.formats.dtypes import dtype_of
 from llama2np.formats.mapped import map_file
 from llama2np.formats.pickle_data import Placeholder, TensorRecord
 from llama2np.formats.source import Stored, check_shape
+from llama2np.output import brief
 
 _LARGEST_PICKLE = 2**23  # bytes; the pickle of a 70B model has some 100 kB
 _MAX_SHARED = 8  # how many tensors may share a value, on average
@@ -32,6 +33,10 @@ _ZIP_ERRORS = (
     *(zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OverflowError),
     *(OSError, EOFError),
 )
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(v, TensorRecord) for v in value.values())
 
 
 class TorchFile:
@@ -84,7 +89,7 @@ class TorchFile:
 
     def tensors(self, content: Any = None) -> dict[str, Stored]:
         """All tensors of a dictionary: `content`, or by default the whole content of the file."""
-        content = self.content if content is None else content
+        content = self._network() if content is None else content
         if not isinstance(content, dict):
             kind = repr(content) if isinstance(content, Placeholder) else type(content).__name__
             raise CheckpointError(f"{self.path}: expected a dictionary of tensors, found {kind}")
@@ -105,6 +110,20 @@ class TorchFile:
                 f"the file has {len(self._data):,}"
             )
         return found
+
+    def _network(self) -> Any:
+        """The dictionary of tensors in the file, alone or as the only one in a dictionary, such as
+        {"state_dict": {...}, "epoch": 3}. Raises CheckpointError if there are several.
+        """
+        if not isinstance(self.content, dict) or _has_tensors(self.content):
+            return self.content
+        inner = {name: value for name, value in self.content.items() if _has_tensors(value)}
+        if len(inner) > 1:
+            raise CheckpointError(
+                f"{self.path}: holds several dictionaries of tensors, {brief(list(inner))}: "
+                "expected one: load it with torch and save the one that is the network"
+            )
+        return next(iter(inner.values()), self.content)
 
     def _file(self, name: str, default: bytes | None = None) -> memoryview:
         """The bytes of a file in the archive."""

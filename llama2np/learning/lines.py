@@ -15,9 +15,10 @@ _BOM = "\ufeff"  # the byte order mark, with which Windows programs begin UTF-8
 
 
 def pieces(path: StrPath) -> Iterator[tuple[int, str]]:
-    """Yield (number from 1, text) of each line, with its line end; a long line comes in pieces.
+    """Yield (number from 1, text) of each line, with its line feed; a long line comes in pieces.
 
-    A byte order mark is left out. Raises ValueError for a file that is not UTF-8, and OSError.
+    A byte order mark is left out, and CRLF becomes a line feed. Raises ValueError for a file that
+    is not UTF-8, and OSError.
     """
     decoder, number = codecs.getincrementaldecoder("utf-8")(), 1
     with open_regular(path) as file:
@@ -32,6 +33,8 @@ def pieces(path: StrPath) -> Iterator[tuple[int, str]]:
                 ) from None
             if not data:
                 return
+            if text.endswith("\r\n"):
+                text = text[:-2] + "\n"
             yield number, text.removeprefix(_BOM) if number == 1 else text
             number += data.endswith(b"\n")
 

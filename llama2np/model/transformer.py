@@ -18,6 +18,7 @@ from llama2np.model.networks import description
 from llama2np.model.program import Describe, Program, Step
 from llama2np.model.state import State
 from llama2np.model.weights import Weights
+from llama2np.output import brief
 from llama2np.owner import Owner
 
 __all__ = ["BLOCK", "State", "Transformer"]
@@ -279,7 +280,9 @@ class Transformer:
         """Check `tokens` and `state`: the engines rely on it."""
         tokens = np.asarray(tokens)
         if tokens.ndim != 1 or not tokens.size or tokens.dtype.kind not in "iu":
-            raise ValueError(f"tokens must be one or more integers in a row, not {tokens!r}")
+            raise ValueError(
+                f"tokens must be one or more integers in a row, not {brief(tokens.tolist())}"
+            )
         tokens = tokens.astype(np.int64)  # a copy, so that the kernels get one type of array
         # As an unsigned number, -1 is the largest. A single token, the usual case, needs no max.
         worst = int(tokens.view(np.uint64).argmax()) if tokens.size > 1 else 0

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llama2np.formats import kinds
 from llama2np.output import brief
 
 _LARGEST = 2**23  # bytes in a file
@@ -62,10 +63,11 @@ def _object(path: Path) -> dict[str, Any]:
         data = file.read(_LARGEST + 1)
     if len(data) > _LARGEST:
         raise ValueError(f"{path}: has more than {_LARGEST:,} bytes")
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    with kinds.named(path, "json", ValueError):
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value

@@ -20,8 +20,8 @@ def find(path: StrPath, vocab_size: int, named: StrPath | None = None) -> Tokeni
 
     named: the file or folder of a tokenizer that the user has named, or a bundled or pulled model.
     Otherwise it is that in the model's folder (if the model is one), or the tokenizer.bin or
-    tokenizer.model beside the model, or else in the current folder. Raises TokenizerError, and
-    OSError.
+    tokenizer.model beside the model, or else in the current folder. "Beside" a link is in the
+    link's folder and in its target's. Raises TokenizerError, and OSError.
     """
     if box.in_box(path if named is None else named):
         return Tokenizer.load(box.TOKENIZER, vocab_size)
@@ -31,7 +31,10 @@ def find(path: StrPath, vocab_size: int, named: StrPath | None = None) -> Tokeni
         found = form_of(Path(path)) is not None
         return Tokenizer.load(path, vocab_size) if found else numbers(vocab_size, os.fspath(path))
     beside = Path(path).parent
-    for folder in (beside, Path()):
+    target = Path(os.path.realpath(path)).parent
+    # A link in the current folder: what is beside its target is nearer to the model.
+    folders = (target,) if os.path.samefile(beside, os.curdir) else (beside, target)
+    for folder in (*folders, Path()):
         for name in ("tokenizer.bin", "tokenizer.model"):
             if (folder / name).is_file():
                 return Tokenizer.load(folder / name, vocab_size)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2np.files import open_regular, read_at_most
+from llama2np.formats import kinds
 from llama2np.output import brief
 from llama2np.text.errors import TokenizerError
 from llama2np.text.fields import Fields, checked_text, checked_whole, read_object
@@ -59,8 +60,9 @@ def read(folder: Path) -> Settings:
         if found := _file(folder / name):
             settings.ends += _ends(found)
     path = folder / "chat_template.jinja"
-    if path.is_file():
-        settings.templates["default"] = read_template(path)
+    # Without a brace it is no template, but perhaps a server's "Entry not found" in its place.
+    if path.is_file() and "{" in (template := read_template(path)):
+        settings.templates["default"] = template
     return settings
 
 
@@ -75,7 +77,10 @@ def read_template(path: Path) -> str:
 
 def _file(path: Path) -> Fields | None:
     # A pipe is skipped, too: opening it would wait for a writer.
-    return read_object(path, _LARGEST) if path.is_file() else None
+    if not path.is_file():
+        return None
+    with kinds.named(path, "json", TokenizerError):
+        return read_object(path, _LARGEST)
 
 
 def _names(file: Fields) -> dict[str, str]:

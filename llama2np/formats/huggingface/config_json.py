@@ -85,7 +85,7 @@ def _decoder(params: JsonFile, **defaults: Any) -> Fields:
         "hidden_dim": params.whole("intermediate_size"),
         "n_layers": params.whole("num_hidden_layers"),
         "n_heads": heads,
-        "n_kv_heads": params.whole("num_key_value_heads", defaults.get("kv_heads", heads)),
+        "n_kv_heads": _kv_heads(params, heads, defaults.get("kv_heads", heads)),
         "vocab_size": params.whole("vocab_size"),
         "seq_len": params.whole("max_position_embeddings", defaults.get("seq_len", 2048)),
         "norm_eps": params.number(
@@ -99,6 +99,13 @@ def _decoder(params: JsonFile, **defaults: Any) -> Fields:
     if params.get(name, None) not in (*_ACTIVATIONS[activation], None):
         raise _refused(params, name, _ACTIVATIONS[activation][0])
     return fields | rope(params, fields, defaults)
+
+
+def _kv_heads(params: JsonFile, heads: int, default: int) -> int:
+    """num_key_value_heads, whose null means as many as heads; absent means the default."""
+    missing = object()
+    absent = params.get("num_key_value_heads", missing) is missing
+    return params.whole("num_key_value_heads", default if absent else heads)
 
 
 def _llama(params: JsonFile) -> Fields:

@@ -15,7 +15,7 @@ import numpy as np
 from llama2np.formats.checkpoint import CheckpointError
 from llama2np.formats.huggingface.families import FAMILIES, Family
 from llama2np.formats.huggingface.parts import Part
-from llama2np.formats.names import bare
+from llama2np.formats.names import bare_names
 from llama2np.formats.source import Original, Source, Stored
 from llama2np.model.config import Config
 
@@ -44,7 +44,7 @@ def _theirs(
     files: Mapping[str, Stored], family: Family, config: Config, values: Mapping[str, np.ndarray]
 ) -> dict[str, Stored]:
     """The tensors by the names in the files that hold any of `values`."""
-    names = {_plain(name, family): name for name in files}
+    names = {_new(plain): name for name, plain in bare_names(files, family.prefix).items()}
     changed: dict[str, np.ndarray] = {}
     for ours, theirs in family.modules(config):
         module = theirs.name if isinstance(theirs, Part) else theirs
@@ -69,8 +69,7 @@ def _theirs(
     return {name: Stored.view(np.ascontiguousarray(array)) for name, array in changed.items()}
 
 
-def _plain(name: str, family: Family) -> str:
-    plain = bare(name, family.prefix)
+def _new(plain: str) -> str:
     for old, new in OLD_NAMES.items():
         plain = plain.replace(old, new)
     return plain

@@ -27,16 +27,19 @@ def rope(params: JsonFile, fields: Fields, defaults: Fields) -> Fields:
     )
     scaling = None
     for name in ("rope_parameters", "rope_scaling"):  # transformers 5 prefers the last
-        if (rope := params.get(name)) is None:
+        rope = params.get(name)
+        if rope is None or rope == {}:
             continue
         if not isinstance(rope, dict):
             raise CheckpointError(f"{params.path}: {name}={brief(rope)}, expected an object")
         inner = params.inner(name)
         if isinstance(rope.get("full_attention"), dict):  # one for each type of layer
             inner = inner.inner("full_attention")
+        if name == "rope_scaling":  # the base beside it belongs to it
+            theta = params.number("rope_theta", theta)
         theta = inner.number("rope_theta", theta)
         partial = inner.number("partial_rotary_factor", partial)
-        scaling = _scaling(params, inner, fields) or scaling
+        scaling = _scaling(params, inner, fields)
     rotary = int(fields["head_dim"] * partial)
     if not rotary:
         raise ValueError(f"partial_rotary_factor={partial} leaves no value to rotate")

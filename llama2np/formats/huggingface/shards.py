@@ -5,6 +5,7 @@ whole.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 from llama2np.formats import safetensors
@@ -15,6 +16,26 @@ from llama2np.formats.torch_zip import TorchFile
 from llama2np.output import brief
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_NOT_READ = "this cannot be read yet: get the model's safetensors files"
+# Patterns of weights in other forms: what to do with them.
+_OTHERS = {
+    "*.incomplete": "a download that has not ended: download it again",
+    "adapter_model.*": "an adapter (LoRA): merge it into its model first",
+    "zero_to_fp32.py": "DeepSpeed's script, which collects the weights: run it first",
+    "*.safetensors": "rename it to model.safetensors if it has the whole model",
+    "*.gguf": "name this file itself",
+    "flax_model*.msgpack": _NOT_READ,
+    "tf_model*.h5": _NOT_READ,
+    "*.onnx": _NOT_READ,
+    "onnx/*.onnx": _NOT_READ,
+    "openvino_model.*": _NOT_READ,
+    "saved_model.pb": _NOT_READ,
+    "*.distcp": "torch's distributed checkpoint: convert it with torch, to one file, first",
+    "pytorch_model_fsdp*": "a shard of torch's FSDP: convert it with torch, to one file, first",
+    "*.pt": _NOT_READ,
+    "*.pth": _NOT_READ,
+    "*.bin": _NOT_READ,
+}
 _LONGEST_NAME = 200  # of a shard
 
 
@@ -33,7 +54,16 @@ def tensors_of(folder: Path) -> dict[str, Stored]:
                 f"{folder}: has a shard of the weights, but no {name}.index.json, which says what "
                 "is in each: fetch that file, too"
             )
-    raise CheckpointError(f"{folder}: has no {' nor '.join(_WEIGHTS)}, whole or with index.json")
+    expected = f"has no {' nor '.join(_WEIGHTS)}, whole or with index.json"
+    raise CheckpointError(f"{folder}: {expected}{_instead(folder)}")
+
+
+def _instead(folder: Path) -> str:
+    """What to do with other weights in the folder, after ", but "; "" if there are none."""
+    for pattern, way in _OTHERS.items():
+        for path in islice(sorted(folder.glob(pattern)), 1):
+            return f", but {path.relative_to(folder)}: {way}"
+    return ""
 
 
 def _read_pytorch(path: Path) -> dict[str, Stored]:

@@ -81,6 +81,8 @@ def named(path: StrPath, place: str, error: type[ValueError]) -> Iterator[None]:
             if refusal.strerror == text:  # an inner reader has not added a suggestion
                 text += _missing(path, PLACES[place])
                 raise FileNotFoundError(errno.ENOENT, text, refusal.filename) from None
+        if isinstance(refusal, OSError) and refusal.errno and refusal.filename is None:  # of a read
+            raise OSError(refusal.errno, refusal.strerror, os.fspath(path)) from None
         raise
 
 
@@ -120,7 +122,10 @@ def _way(kind: Kind, place: Place, head: Head) -> str:
     if kind.source:
         return _conversion(kind.source, place, head)
     way = kind.way.format(
-        path=_quoted(head.path), folder=_quoted(head.folder), export=advice.command("export")
+        path=_quoted(head.path),
+        folder=_quoted(head.folder),
+        below=_quoted(next(iter(head.models_below), head.folder)),
+        export=advice.command("export"),
     )
     if kind.role == TOKENIZER and kind.way.startswith(NOT_YET) and beside:
         way += f"; {beside} is beside it"

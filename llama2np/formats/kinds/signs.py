@@ -5,7 +5,6 @@ table.py has the table. These tests do not check that a file is valid.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import re
@@ -15,11 +14,13 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+from llama2np.files import open_regular
 from llama2np.model.config import Config
 
 _HEAD = 2**16  # bytes of a file that are read
 _LONGEST_PICKLE = 2**20  # bytes; a large model with its optimizer has a pickle of a tenth of it
 _MAX_NAMES = 10_000  # of files in a folder
+_MAX_BELOW = 100  # of folders in a folder
 _LONGEST_PIECE = 2**16
 _JSON_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:]', re.DOTALL)
 _TEXT_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*")
@@ -35,16 +36,20 @@ class Head:
         if self.is_folder:
             with os.scandir(path) as entries:
                 self.names = {entry.name for entry in islice(entries, _MAX_NAMES)}
-        elif path.is_file():
-            with open(path, "rb") as file:
+        else:
+            with open_regular(path) as file:
                 self.data = file.read(_HEAD)
-        else:  # opening a pipe would wait for a writer
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
 
     @property
     def folder(self) -> Path:
         """The folder itself, or the folder of the file."""
         return self.path if self.is_folder else self.path.parent
+
+    @cached_property
+    def models_below(self) -> list[Path]:
+        """The folders in the folder that have a model; at most a few are looked at."""
+        found = (self.path / name for name in sorted(self.names)[:_MAX_BELOW])
+        return [folder for folder in found if (folder / "config.json").is_file()]
 
     @cached_property
     def text(self) -> bytes:
@@ -68,7 +73,7 @@ class Head:
 
     def contains(self, word: bytes) -> bool:
         """Whether the first megabyte contains this word. Raises OSError."""
-        with open(self.path, "rb") as file:
+        with open_regular(self.path) as file:
             return word in file.read(_LONGEST_PICKLE)
 
     @property

@@ -77,12 +77,14 @@ PLACES = {
     ),
     "sentencepiece": Place("a sentencepiece model", TOKENIZER, ("sentencepiece",)),
     "state": Place("a saved state", STATE, ("state",)),
-    "text": Place("a text", OTHER, ("text",)),
+    "text": Place("a text in UTF-8", OTHER, ("text",)),
     "torch": Place("a torch file", MODEL, _TORCH, is_part=True),
     "safetensors": Place("a safetensors file", MODEL, ("safetensors",), is_part=True),
     "json": Place("a JSON file", MODEL, ("json", *_JSON_TOKENIZERS), is_part=True),
 }
 
+# The end of the name of a part: x.gguf.part1of2, x.gguf-split-a, x.safetensors.part03.
+_PART = r"\.(gguf|safetensors|bin)[.-](part|split)\W?(\d\w*|[a-z]{1,2})$"
 _OTHER_MODEL = (
     f"{NOT_YET}; get the same model as a Hugging Face folder, and "
     "`{export} out.bin --hf FOLDER --version 1`"
@@ -95,6 +97,13 @@ KINDS = (
     # Failed downloads.
     Kind("empty", "an empty file", OTHER, lambda f: not (f.data or f.is_folder), "fetch it again"),
     Kind(
+        "cut",
+        "one of the parts into which a file was cut",
+        OTHER,
+        lambda f: re.search(_PART, f.path.name) is not None,
+        "`cat` all parts, in their order, into one file first",
+    ),
+    Kind(
         "lfs",
         "a git-lfs pointer, left by a `git clone` without git-lfs",
         OTHER,
@@ -102,10 +111,17 @@ KINDS = (
         "`git -C {folder} lfs pull` fetches the file itself",
     ),
     Kind(
+        "xet",
+        "a pointer of git-xet or git-annex, left by a `git clone` without it",
+        OTHER,
+        rb"# xet version|version https://\S*xet|/annex/objects/",
+        "fetch the file itself",
+    ),
+    Kind(
         "page",
         "a web page (HTML)",
         OTHER,
-        rb"(?i)(?:<!--.*?-->\s*)*<(?:!doctype html|html|head|body)",
+        rb"(?i)(?:<!--.*?-->\s*)*<(?:!doctype html|html|head|meta|body)",
         "fetch the file itself; on huggingface.co its URL contains /resolve/, not /blob/",
     ),
     Kind(
@@ -119,7 +135,7 @@ KINDS = (
     ),
     # Models.
     Kind("gguf", "a GGUF file (llama.cpp)", MODEL, rb"GGUF", source="--gguf"),
-    Kind("ggml", "a GGML file (llama.cpp before GGUF)", MODEL, rb"lmgg|fmgg|tjgg", _OTHER_MODEL),
+    Kind("ggml", "a GGML file (llama.cpp before GGUF)", MODEL, rb"(lm|fm|tj|al)gg", _OTHER_MODEL),
     Kind(
         "trainer",
         "a checkpoint of llama2.c's training script (torch)",
@@ -135,9 +151,19 @@ KINDS = (
         rb"\x80[\x02-\x05]\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19",
         "load it and save it again with a newer torch",
     ),
+    Kind(
+        "safetensors",
+        "the weights of an adapter (LoRA), not a whole model",
+        MODEL,
+        lambda f: is_safetensors(f) and f.path.name.startswith("adapter_model"),
+        "merge it into its model first",
+    ),
     Kind("safetensors", "a safetensors file", MODEL, is_safetensors, source=FOLDER),
     Kind("llama2c", "a llama2.c checkpoint (.bin)", MODEL, rb"24ka", source="--bin"),
     Kind("llama2c", "a llama2.c checkpoint (.bin)", MODEL, is_version0, source="--bin"),
+    Kind("flax", "a msgpack file (Flax)", MODEL, rb"[\x81-\x8f][\xa1-\xbf][a-z]\w", _OTHER_MODEL),
+    Kind("tflite", "a TensorFlow Lite model", MODEL, rb".{4}TFL3", _OTHER_MODEL),
+    Kind("llamafile", "a llamafile", MODEL, rb"MZqFpD", "`unzip {path}` unpacks its GGUF file"),
     Kind("hdf5", "an HDF5 file (Keras)", MODEL, rb"\x89HDF\r\n", _OTHER_MODEL),
     Kind(
         "onnx", "an ONNX model", MODEL, rb"\x08[\x01-\x20](?:\x12[\x01-\x40][ -~]|:)", _OTHER_MODEL
@@ -171,6 +197,13 @@ KINDS = (
         MODEL,
         lambda f: any(name.endswith(".gguf") for name in f.names),
         "name one of the files in it",
+    ),
+    Kind(
+        "outer",
+        "a folder of folders with models",
+        MODEL,
+        lambda f: bool(f.models_below),
+        "name one of them, such as {below}",
     ),
     Kind(
         "bare",
@@ -226,6 +259,19 @@ KINDS = (
         source=FOLDER,
     ),
     Kind(
+        "json",
+        "the generation_config.json of a model",
+        OTHER,
+        has_key("_from_model_config", "eos_token_id", "max_new_tokens"),
+    ),
+    Kind(
+        "tekken",
+        "Mistral's tekken.json",
+        TOKENIZER,
+        lambda f: {"vocab", "special_tokens"} <= f.keys,
+        _OTHER_TOKENIZER,
+    ),
+    Kind(
         "tokenizer.json",
         "a tokenizer.json (Hugging Face tokenizers)",
         TOKENIZER,
@@ -239,7 +285,20 @@ KINDS = (
         has_key("tokenizer_class", "added_tokens_decoder", "chat_template", "bos_token"),
         _OTHER_TOKENIZER,
     ),
-    Kind("answer", "a server's error message (JSON)", OTHER, has_key("error"), "fetch it again"),
+    Kind(
+        "answer",
+        "a server's error message (JSON)",
+        OTHER,
+        has_key("error", "detail", "message"),
+        "fetch it again",
+    ),
+    Kind(
+        "json",
+        "the added tokens of a tokenizer (added_tokens.json), not its vocabulary",
+        TOKENIZER,
+        lambda f: f.path.name == "added_tokens.json" and f.text[:1] == b"{",
+        _OTHER_TOKENIZER,
+    ),
     Kind(
         "vocab.json",
         "the vocab.json of a byte-level BPE tokenizer",
@@ -268,9 +327,17 @@ KINDS = (
         "packed",
         "a compressed archive",
         OTHER,
-        rb"\xfd7zXZ|BZh[1-9]|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!",
+        rb"\xfd7zXZ|BZh[1-9]|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18|7z\xbc\xaf|Rar!",
         "unpack it first",
     ),
     Kind("pickle", "a Python pickle", OTHER, rb"\x80[\x02-\x05]"),
+    Kind("program", "a program", OTHER, rb"\x7fELF|MZ\x90|\xcf\xfa\xed\xfe"),
+    Kind(
+        "utf16",
+        "a text in UTF-16",
+        OTHER,
+        rb"(?:\xff\xfe[^\0]\0|\xfe\xff\0[^\0])",
+        "`iconv -f utf-16 -t utf-8 {path}` converts it",
+    ),
     Kind("text", "a text", OTHER, is_text),
 )
