@@ -5,6 +5,7 @@ would take most of the time of the first run. A call by address costs as much as
 """
 
 import inspect
+from functools import cache
 
 import llvmlite.binding as llvm
 import numba
@@ -72,14 +73,16 @@ def linked(kernel, *kinds, returns=types.void):
     return call
 
 
+@cache
 def callees(function):
-    """The stubs that this function calls, directly or in kernels that are inlined into it.
+    """The stubs that this function calls, directly or in kernels that are inlined into it: a tuple.
 
     They must be global or free variables of it: a call of module.stub is not found.
     """
-    names = inspect.getclosurevars(function)
+    names, found = inspect.getclosurevars(function), []
     for value in (*names.nonlocals.values(), *names.globals.values()):
         if hasattr(value, "resolve"):
-            yield value
+            found.append(value)
         elif hasattr(value, "py_func"):
-            yield from callees(value.py_func)
+            found += callees(value.py_func)
+    return tuple(found)
