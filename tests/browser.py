@@ -14,9 +14,9 @@ KEYS = {"Enter": "\ue007", "Tab": "\ue004", "Left": "\ue012", "Right": "\ue014",
 
 
 class Browser:
-    """A window. dark: as for a user who prefers dark colours."""
+    """A window."""
 
-    def __init__(self, dark=False, size=(1400, 1000)):
+    def __init__(self, size=(1400, 1000)):
         self._driver = subprocess.Popen(
             [FOUND[0], "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -27,7 +27,6 @@ class Browser:
         self._url = f"http://127.0.0.1:{port}/session"
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         flags += [f"--window-size={size[0]},{size[1]}", "--hide-scrollbars"]
-        flags += ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if dark else []
         options = {"binary": FOUND[1], "args": flags}
         logs = {"browser": "ALL"}
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": logs}
@@ -39,6 +38,12 @@ class Browser:
         request = urllib.request.Request(self._url + path, data, method=method)
         with urllib.request.urlopen(request, timeout=60) as response:
             return json.load(response)["value"]
+
+    def prefer(self, scheme):
+        """As for a user who prefers "dark" or "light" colours."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        command = {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}}
+        self._call("/goog/cdp/execute", command)
 
     def open(self, url):
         self._call("/url", {"url": url})

@@ -114,6 +114,7 @@ def test_indices_are_checked(checked):
         assert folder != str(jit.CACHE_FOLDER) and linear.int8_many is not None
 
 
+@pytest.mark.exhaustive  # and all that `make test-nojit` runs
 def test_the_table_is_right_without_a_compiler(read):
     """In plain Python, float32 sums have another order, and exp may be rounded otherwise."""
     np.testing.assert_allclose(read(NUMBA_DISABLE_JIT="1"), read(), atol=2e-5)

@@ -160,14 +160,12 @@ def test_an_error_is_shown(page, box):
     page.errors()  # the browser reports the status 400
 
 
-@pytest.fixture(scope="module")
-def dark():
-    """A window of a user who prefers dark colours."""
-    window = Browser(dark=True)
-    try:
-        yield window
-    finally:
-        window.close()
+@pytest.fixture
+def dark(window):
+    """The window of a user who prefers dark colours."""
+    window.prefer("dark")
+    yield window
+    window.prefer("light")
 
 
 def test_dark(server, dark):
