@@ -21,6 +21,7 @@ from llama2np.formats import checkpoint
 from llama2np.formats.checkpoint import Header, Tensor
 from llama2np.kernels.engine import kernels_of
 from llama2np.kernels.runtime import compiler
+from llama2np.kernels.runtime.link import LINKED
 from llama2np.model.config import Config
 from llama2np.model.transformer import State, Transformer
 
@@ -53,13 +54,16 @@ def warm_up() -> Report:
     before = _kept(folder)
     with TemporaryDirectory(ignore_cleanup_errors=True) as models:
         networks = [_network(Path(models), header) for header in _HEADERS]
-        compiler.prepare(
+        needed = dict.fromkeys(
             kernel
             for network in networks
             for count in _PROMPTS
             for kernel in kernels_of(network.program, count, 1, State(network.config).chunk)
         )
-        for network in networks:  # and what such a list does not have
+        compiler.prepare(needed)
+        for kernel in compiler.missing(needed):  # for one processor, no second process has started
+            kernel.compile(LINKED[kernel])
+        for network in networks:  # and what is not in that list
             _use(network)
     Memory(2**16)  # it compiles the kernel of `llama2np bench`
     kept = _kept(folder)

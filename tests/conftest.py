@@ -101,6 +101,12 @@ NO_JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") != "0"
 gc.disable()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    with warming.one_first(os.environ.get("PYTEST_XDIST_WORKER")):
+        return (yield)
+
+
 def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()
@@ -113,12 +119,14 @@ EARLY = (
     " gguf header hostile hub kinds limits pickle stories streams tokenizer"
 )
 
-# Files that one worker should run: these need the same kernels, which `llama2np warmup` does not
-# compile, and those the process from which commands are forked (forks.py).
+# Files that one worker should run: the first need the same kernels, which `llama2np warmup` does
+# not compile; the second the process from which commands are forked (forks.py); the third wait for
+# others for long, and should not be the last.
 TOGETHER = (
     "activations architecture batch bulk encoder families folders_hostile kernels_blocks same_bits"
     " serve_classify shares weights",
     "bulk_dask cli_process faults forks generate_command generation notebooks owner state threads",
+    "load mpi page_browser serve_clients pull platforms",
 )
 
 

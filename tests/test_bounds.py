@@ -4,9 +4,11 @@ It would prove nothing if code compiled without checks were found on the disk.
 """
 
 import os
+import runpy
 import subprocess
 import sys
 from functools import partial
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -68,7 +70,10 @@ print(linear.int8_many, CACHE_FOLDER)
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory):
-    """read(NAME=value) -> the logits of READS in a process; of FAILS, what it prints."""
+    """read(NAME=value) -> the logits of READS in a process; of FAILS, what it prints.
+
+    Without settings, the process is this one.
+    """
     folder = tmp_path_factory.mktemp("bounds")
     models = {"f.bin": Header(1, TINY, True), "q.bin": Header(2, TINY, False, 16)}
     for name, header in models.items():
@@ -76,9 +81,14 @@ def read(tmp_path_factory):
 
     def read(code=READS, **env):
         (folder / "code.py").write_text(code)  # numba keeps code of files alone
-        command = [sys.executable, "-B", "code.py", "logits.npy", *models]
+        words = [str(folder / name) for name in ("code.py", "logits.npy", *models)]
+        if not env:
+            with patch.object(sys, "argv", words):
+                runpy.run_path(words[0])
+            return np.split(np.load(folder / "logits.npy"), 2)
+        command = [sys.executable, "-B", *words]
         env = os.environ | env | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout if code == FAILS else np.split(np.load(folder / "logits.npy"), 2)
 

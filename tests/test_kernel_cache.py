@@ -194,6 +194,44 @@ def test_processes_that_fill_one_cache(tmp_path, forked):
             assert missed == misses or count > 1
 
 
+LINKS = """
+import sys
+from pathlib import Path
+from numba import float64
+from llama2np.kernels.runtime import jit
+
+jit.CACHE_FOLDER = Path(sys.argv[1])
+from llama2np.kernels.runtime.jit import exact, separate
+from llama2np.kernels.runtime.link import linked
+
+@separate
+def triple(x):
+    return 3 * x
+
+call_triple = linked(triple, float64, returns=float64)
+
+@exact
+def half_more(x):
+    return call_triple(x) / 2
+
+number = half_more(2.0)
+compiled = [each for each in (triple, half_more) if each.stats.cache_misses]
+print(number, *(each.py_func.__name__ for each in compiled))
+"""
+
+
+@pytest.mark.compiled
+def test_kernels_that_are_called_by_address(tmp_path, forked):
+    """Each is compiled or loaded by itself, and its caller finds it, wherever that comes from."""
+    for missing in (["triple", "half_more"], ["triple"], ["half_more"], []):
+        for name in missing:
+            for path in tmp_path.glob(f"*{name}-*"):
+                path.unlink()
+        out, err = forked("-c", LINKS, tmp_path).communicate(timeout=600)
+        number, *compiled = out.split()
+        assert (number, compiled, err) == ("3.0", missing, "")
+
+
 @pytest.mark.compiled
 def test_a_run_after_damage(cold):
     """All at once: what is damaged is compiled again, without a word."""
@@ -291,19 +329,30 @@ def zipped(path, change=b""):
         for file in sorted((ROOT / "llama2np").rglob("*.py")):
             text = file.read_bytes() + change * (file.name == "rows.py")
             archive.writestr(str(file.relative_to(ROOT)), text)
+        for file in box.FOLDER.glob("*.bin"):
+            archive.write(file, file.relative_to(ROOT))
     return path
+
+
+def test_archives_of_two_versions(tmp_path):
+    """Their kernels are not mixed up."""
+    archives = zipped(tmp_path / "a"), zipped(tmp_path / "b"), zipped(tmp_path / "c", b"\n# new\n")
+    first, same, other = (
+        list(cache_folder._sources(zipfile.Path(archive, "llama2np/kernels/")))
+        for archive in archives
+    )
+    assert first == same != other
+    assert first == list(cache_folder._sources(ROOT / "llama2np" / "kernels"))
 
 
 @pytest.mark.compiled
 def test_a_package_in_an_archive(tmp_path):
-    """Its kernels are kept, too, and not mixed up with another version's."""
+    """Its kernels are kept, too."""
     env = {"XDG_CACHE_HOME": tmp_path / "cache", "NUMBA_CACHE_DIR": "", "cwd": tmp_path}
-    first, second = zipped(tmp_path / "a.whl"), zipped(tmp_path / "b.pyz", b"\n# changed\n")
-    cold = computes(PYTHONPATH=first, **env)
-    assert cold[:2] == (0.5, 1) and cold[2].parent == tmp_path / "cache" / "llama2np"
-    assert computes(PYTHONPATH=first, **env) == (0.5, 0, cold[2])
-    other = computes(PYTHONPATH=second, **env)
-    assert other[:2] == (0.5, 1) and other[2] != cold[2]
+    env["PYTHONPATH"] = zipped(tmp_path / "a.whl")
+    value, compiled, folder = computes(**env)
+    assert (value, compiled, folder.parent) == (0.5, 1, tmp_path / "cache" / "llama2np")
+    assert computes(**env) == (0.5, 0, folder)
 
 
 def test_a_bundled_model_in_an_archive(tmp_path):
@@ -312,9 +361,6 @@ def test_a_bundled_model_in_an_archive(tmp_path):
     Kernels run without a place to keep them.
     """
     archive = zipped(tmp_path / "a.whl")
-    with zipfile.ZipFile(archive, "a") as more:
-        for file in box.FOLDER.glob("*.bin"):
-            more.write(file, file.relative_to(ROOT))
     code = (
         "from llama2np import Llama, box; print(Llama.load('stories-box').config.dim, box.FOLDER)"
     )

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, parameters
+from conftest import ROOT, TINY
 
 from llama2np.cli import main
 from llama2np.formats.checkpoint import Header
@@ -107,22 +107,3 @@ def test_closures_are_told_apart_by_what_they_hold():
     assert len({repr(identity(closing_over(value))) for value in held}) == len(held)
     for value in held:
         assert identity(closing_over(value)) == identity(closing_over(value))
-
-
-MISSING = ("attention._attend_", "interpreter.go-", "rows.rmsnorm_")
-READS = """
-from llama2np import Llama, kernels
-print(Llama.load("stories-box").generate("One", temperature=0, max_new_tokens=9).read())
-print(kernels.counts()[0])
-"""
-
-
-@pytest.mark.compiled
-@pytest.mark.parametrize("missing", parameters(MISSING, MISSING[:1]))
-def test_what_was_made_of_code_from_the_cache_can_be_loaded_itself(cold, missing):
-    """Kernels that are called by address are compiled or loaded one by one, in any order."""
-    cache = cold(missing)
-    said = [python("-c", READS, cache=cache) for _ in range(2)]
-    assert [(each.returncode, each.stderr) for each in said] == [(0, ""), (0, "")]
-    (text, compiled), (again, compiled_again) = (each.stdout.splitlines() for each in said)
-    assert text == again and int(compiled) > 0 == int(compiled_again)

@@ -41,23 +41,25 @@ def prepare(kernels: Iterable[Any]) -> None:
 
     This has no effect if there is only one processor, no cache, or little to compile.
     """
-    if numba.config.DISABLE_JIT or numba.config.NUMBA_NUM_THREADS < 2:
+    if numba.config.NUMBA_NUM_THREADS < 2:
         return
     if not _busy.acquire(blocking=False):
         return  # another thread does this now
     try:
-        missing = _missing(kernels)
-        if len(missing) >= _FEW:
-            _compile_in_two_processes(missing)
+        left = missing(kernels)
+        if len(left) >= _FEW:
+            _compile_in_two_processes(left)
     finally:
         _busy.release()
 
 
-def _missing(kernels: Iterable[Any]) -> list[Any]:
+def missing(kernels: Iterable[Any]) -> list[Any]:
     """The kernels to compile: first those that others call by address, last their callers.
 
     Those that are called are large, and should be there when a caller is compiled.
     """
+    if numba.config.DISABLE_JIT:
+        return []
     calls = {kernel: list(_called_by(kernel)) for kernel in kernels}
     called = dict.fromkeys(each for several in calls.values() for each in several)
     return [
