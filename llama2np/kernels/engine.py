@@ -62,7 +62,7 @@ class Table:
             else:
                 numbers[name] = self._number(part)
         # All at once: to assign one field takes as long.
-        record[0] = tuple(numbers.pop(name, 0) for name in record.dtype.names)
+        record[0] = tuple(numbers.pop(name, 0) for name in record.dtype.names or ())
         if numbers:
             raise TypeError(f"{entry.op.name} has no fields {', '.join(numbers)}")
 
