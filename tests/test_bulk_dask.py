@@ -178,7 +178,7 @@ def test_a_killed_client(prompts, tmp_path, forked):
 
     flags = ["stories-box", "--prompts", str(tmp_path / "a.jsonl"), "--chunk", "2"]
     flags += ["--output", str(tmp_path / "o"), "--max-new-tokens", "40"]
-    child = forked("-m", "llama2np", "generate", *flags, "--workers", "2")
+    child = forked("-m", "llama2np", "generate", *flags, "--workers", "1")
     while child.poll() is None and len(done_in(tmp_path)) < 2:
         time.sleep(0.01)
     workers = psutil.Process(child.pid).children(recursive=True)
