@@ -6,6 +6,7 @@ its end, which the next run removes.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import os
@@ -53,8 +54,9 @@ def parsed(line: bytes) -> Any:
     """The value of a line. Raises ValueError with what is wrong."""
     if len(line) > LONGEST_LINE:
         raise ValueError(f"longer than {LONGEST_LINE:,} bytes, the maximum here")
+    line = line.removeprefix(codecs.BOM_UTF8)  # Windows programs begin a file with it
     try:
-        return json.loads(line.decode("utf-8-sig"))  # Windows programs begin a file with a BOM
+        return json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise ValueError(
             f"expected UTF-8, found byte 0x{line[error.start]:02x} at byte {error.start}"

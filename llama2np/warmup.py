@@ -53,21 +53,25 @@ def warm_up() -> Report:
     start, folder = time.perf_counter(), Path(kernels.CACHE_FOLDER)
     before = _kept(folder)
     with TemporaryDirectory(ignore_cleanup_errors=True) as models:
-        networks = [_network(Path(models), header) for header in _HEADERS]
-        needed = dict.fromkeys(
-            kernel
-            for network in networks
-            for count in _PROMPTS
-            for kernel in kernels_of(network.program, count, 1, State(network.config).chunk)
-        )
-        compiler.prepare(needed)
-        for kernel in compiler.missing(needed):  # for one processor, no second process has started
-            kernel.compile(LINKED[kernel])
-        for network in networks:  # and what is not in that list
-            _use(network)
+        _compile([_network(Path(models), header) for header in _HEADERS])
     Memory(2**16)  # it compiles the kernel of `llama2np bench`
     kept = _kept(folder)
     return Report(kept - before, kept, folder, time.perf_counter() - start)
+
+
+def _compile(networks: list[Transformer]) -> None:
+    """Compile what these networks need. Afterwards nothing has their files open."""
+    needed = dict.fromkeys(
+        kernel
+        for network in networks
+        for count in _PROMPTS
+        for kernel in kernels_of(network.program, count, 1, State(network.config).chunk)
+    )
+    compiler.prepare(needed)
+    for kernel in compiler.missing(needed):  # with one processor, there is no second process
+        kernel.compile(LINKED[kernel])
+    for network in networks:  # this compiles the kernels that are not in `needed`
+        _use(network)
 
 
 def _kept(folder: Path) -> int:

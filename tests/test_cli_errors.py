@@ -1,6 +1,7 @@
 """A user's mistake is one line on standard error and status 1."""
 
 import io
+import os
 import signal
 import struct
 import sys
@@ -112,10 +113,16 @@ def test_a_name_of_two_lines_is_said_in_one(refused):
     assert "no" in refused("no\nsuch.bin")
 
 
-def test_a_current_folder_that_is_gone_is_said():
-    """getcwd raises it, in a library as well."""
-    assert "current folder does not exist" in one_line(FileNotFoundError(2, "No such file"))
-    assert one_line(FileNotFoundError("no pull")) == "no pull"
+def test_a_current_folder_that_is_gone_is_said(monkeypatch):
+    """getcwd raises it, in a library as well. Others raise such an error, too: ssl does."""
+    error = FileNotFoundError(2, "No such file")
+    assert one_line(error) == "[Errno 2] No such file"
+
+    def getcwd():
+        raise error
+
+    monkeypatch.setattr(os, "getcwd", getcwd)
+    assert "current folder does not exist" in one_line(error)
 
 
 def test_no_tokenizer_anywhere(refused, tmp_path, monkeypatch):

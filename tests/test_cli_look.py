@@ -183,13 +183,18 @@ def test_without_matplotlib(tiny, refused, monkeypatch):
             ("-o", "map.jpg"),
             "map.jpg: the name of a picture must end in .html, .htm, .png, .svg",
         ),
-        (("-o", "none/map.png", "--layer", 0, "--head", 0), "none"),
         (("-i", "A" * 96), "the prompt has 98 tokens, the context holds 96"),
     ),
 )
 def test_what_cannot_be_drawn(tiny, refused, plot, words, match):
     assert match in refused("attend", "m.bin", "-i", "A", *words)
     assert not list(tiny.rglob("*.png*"))
+
+
+@pytest.mark.parametrize("command", ("attend", "lens"))
+@pytest.mark.parametrize("name", ("none/a.png", "none/a.html"))
+def test_a_missing_folder_is_said_before_the_work(refused, plot, command, name):
+    assert "none: no such folder" in refused(command, "no-model.bin", "-i", "A", "-o", name)
 
 
 def test_what_a_map_shows(plot):

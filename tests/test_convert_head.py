@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from llama2np import export
 from llama2np.cli import main
-from llama2np.formats import huggingface, llama2c, meta
+from llama2np.formats import huggingface, llama2c, meta, names
 from llama2np.formats.checkpoint import CheckpointError, CheckpointWarning
 from llama2np.formats.huggingface.inverse import with_values
 from llama2np.formats.huggingface.writing import llama_names
@@ -221,6 +221,14 @@ def test_a_first_part_that_all_names_share_is_a_wrapper_s():
         "a.norm.weight",
         f"b.{block}",
     }
+
+
+def test_a_name_of_very_many_parts_takes_no_quadratic_time(monkeypatch):
+    """A hostile file may have a name of megabytes."""
+    calls = []
+    monkeypatch.setattr(names, "bare", lambda *given: calls.append(given) or bare(*given))
+    bare_names(["a" + ".a" * 1000])
+    assert len(calls) < 10
 
 
 def test_values_go_back_to_wrapped_names(tmp_path):

@@ -307,9 +307,14 @@ def test_a_trained_network_in_memory(base, tmp_path, mode):
     data = Texts(["THE CAT", "A MAT"], tuning.tokenizer.encode, 2, 20)
     trainer = Trainer(tuning.program, tuning.parameters, data, Settings(3, 0.01), **tuning.options)
     trainer.run()
+    batch, values = data.batch(0), merged(tuning.program, tuning.parameters, tuning.low_rank.scale)
+    loss = batch_loss(tuning.program, tuning.parameters, batch, **tuning.options).total
+    assert batch_loss(tuning.program, values, batch).total == pytest.approx(loss, rel=1e-5)
     tuning.write(tmp_path / "out")
     model, files = tuning.llama("numpy"), Llama.load(tmp_path / "out" / "model.bin", engine="numpy")
     np.testing.assert_allclose(logits(model), logits(files), atol=1e-5)
+    untrained = Llama.load(base[0], engine="numpy")
+    assert np.abs(logits(model) - logits(untrained)).max() > 1e-3  # not if LoRA's scale is 0
     assert model.transformer.weights["classifier"] is model.transformer.weights["embedding"]
     assert model.tokenizer.encode("THE CAT") == files.tokenizer.encode("THE CAT")
     with pytest.raises(ValueError, match="writes no text"):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -229,6 +230,7 @@ WEIGHTS = {
     "zero_to_fp32.py": "run it first",
     "model.safetensors.incomplete": "download it again",
     "llama-7b.safetensors": "rename it",
+    "consolidated.safetensors": "Mistral's own format; this cannot be read yet",
     "adapter_model.safetensors": "merge it",
 }
 
@@ -247,6 +249,22 @@ def test_a_model_in_a_folder_of_the_folder_is_named(tmp_path):
     (tmp_path / "checkpoint-500" / "config.json").write_text(json.dumps(CONFIG))
     said = refused(Llama.load, tmp_path, error=CheckpointError)
     assert said.endswith(f"name one of them, such as {tmp_path / 'checkpoint-500'}")
+
+
+def test_a_folder_that_may_not_be_read_hides_no_advice(tmp_path, monkeypatch):
+    """As lost+found is. Before Python 3.14, Path.is_file raises the error."""
+
+    is_file = type(tmp_path).is_file
+
+    def refuse(path):
+        if path.parent.name == "lost+found":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return is_file(path)
+
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(type(tmp_path), "is_file", refuse)
+    assert "name one of the files in it" in kinds.explained(tmp_path, "any")
 
 
 def test_a_folder_with_both_descriptions_is_read_by_its_weights(tmp_path):

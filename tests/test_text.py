@@ -14,6 +14,7 @@ from llama2np.cli.run import main as run
 from llama2np.cli.text import plain, plain_line
 from llama2np.formats.checkpoint import Header
 from llama2np.jsonl import lines, parsed
+from llama2np.learning import lines as learning_lines
 from llama2np.learning.corpus import texts
 
 BOM = "\ufeff"
@@ -49,6 +50,18 @@ def test_prompts_and_training_texts_of_windows(tmp_path):
     assert [parsed(line) for _, line in lines(path)] == ["a", "b"]
     path.write_bytes(f"{BOM}One\r\ntwo\rx.\r\n<|endoftext|>\r\nThree\r\n".encode())
     assert list(texts([path])) == ["One\ntwo\rx.", "Three"]
+
+
+def test_a_crlf_at_the_end_of_a_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(learning_lines, "LONGEST", 4)
+    (tmp_path / "x").write_bytes(b"abc\r\nabc\rd\r\n")
+    found = [text for _, text in learning_lines.pieces(tmp_path / "x")]
+    assert found == ["abc\n", "abc\rd", "\n"]
+
+
+def test_the_place_of_a_wrong_byte_after_a_byte_order_mark():
+    with pytest.raises(ValueError, match="found byte 0xff at byte 1"):
+        parsed(BOM.encode() + b'"\xffabc"')
 
 
 @pytest.fixture

@@ -120,8 +120,10 @@ def one_first(worker: str | None) -> Iterator[None]:
         return
     done = Path(os.environ[SHARED]) / "collected"
     if worker == "gw0":
-        yield
-        done.touch()
+        try:
+            yield
+        finally:
+            done.touch()
         return
     while worker and not (done.exists() or finished()):
         time.sleep(0.05)

@@ -170,11 +170,19 @@ def one_line(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
-    elif isinstance(error, FileNotFoundError) and error.errno is not None:  # of getcwd
+    elif isinstance(error, FileNotFoundError) and _has_no_current_folder():
         text = "the current folder does not exist any more: cd to another one"
     if isinstance(error, MemoryError):
         text = f"not enough memory: {error}"
     return printable(" ".join(text.split()))
+
+
+def _has_no_current_folder() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 @contextmanager

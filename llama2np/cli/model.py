@@ -80,16 +80,21 @@ def plotting_to(path: Path) -> ModuleType:
     Raises ValueError for an unknown suffix, and FileNotFoundError if there is no such folder.
     """
     plot = plotting()
-    folder = plot.checked(path).absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such folder", str(folder))
+    _check_folder(plot.checked(path))
     return plot
 
 
+def _check_folder(path: Path) -> None:
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(folder))
+
+
 def drawing(output: Path) -> ModuleType | None:
-    """The module that draws a picture of this name; None for HTML. Raises ValueError."""
-    if output.suffix.lower() in interactive.SUFFIXES:
-        return None
-    plot = plotting(interactive.SUFFIXES)
-    plot.checked(output, interactive.SUFFIXES)
+    """The module that draws a picture of this name; None for HTML. Raises as `plotting_to` does."""
+    plot = None
+    if output.suffix.lower() not in interactive.SUFFIXES:
+        plot = plotting(interactive.SUFFIXES)
+        plot.checked(output, interactive.SUFFIXES)
+    _check_folder(output)
     return plot

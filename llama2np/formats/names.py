@@ -12,6 +12,7 @@ T = TypeVar("T")
 # A module around the network adds a part to each name: DistributedDataParallel and DataParallel,
 # torch.compile, FSDP, activation checkpointing. Parts of a network may be wrapped, too.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_MAX_OUTER = 8  # parts outside that list, which all names begin with
 _NETWORK = "model"  # Hugging Face's name for all but the head; many trainers use it for everything
 
 
@@ -30,7 +31,9 @@ def bare_names(names: Iterable[str], network: str = _NETWORK) -> dict[str, str]:
     of PEFT, or in "student.model.norm.weight".
     """
     found = {name: bare(name, network) for name in names}
-    while len({plain.partition(".")[0] for plain in found.values()}) == 1:
+    for _ in range(_MAX_OUTER):
+        if len({plain.partition(".")[0] for plain in found.values()}) != 1:
+            break
         if any(plain.count(".") < 2 or plain.split(".")[1].isdigit() for plain in found.values()):
             break  # "lm_head.weight", "layers.0 ...": a part of a network, not a wrapper
         found = {name: bare(plain.partition(".")[2], network) for name, plain in found.items()}

@@ -24,6 +24,8 @@ def pieces(path: StrPath) -> Iterator[tuple[int, str]]:
     with open_regular(path) as file:
         while True:
             data = file.readline(LONGEST)
+            if len(data) == LONGEST and data.endswith(b"\r"):
+                data += file.readline(1)  # perhaps the line feed of a CRLF
             try:
                 text = decoder.decode(data, final=len(data) < LONGEST)
             except UnicodeDecodeError as error:

@@ -22,6 +22,7 @@ _OTHERS = {
     "*.incomplete": "a download that has not ended: download it again",
     "adapter_model.*": "an adapter (LoRA): merge it into its model first",
     "zero_to_fp32.py": "DeepSpeed's script, which collects the weights: run it first",
+    "consolidated*.safetensors": f"Mistral's own format; {_NOT_READ}",
     "*.safetensors": "rename it to model.safetensors if it has the whole model",
     "*.gguf": "name this file itself",
     "flax_model*.msgpack": _NOT_READ,

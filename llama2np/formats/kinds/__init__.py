@@ -16,20 +16,9 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from llama2np import advice
+from llama2np.formats.kinds.places import MODEL, OTHER, PLACES, STATE, TOKENIZER, Place
 from llama2np.formats.kinds.signs import Head
-from llama2np.formats.kinds.table import (
-    FOLDER,
-    FOLDER_FLAGS,
-    KINDS,
-    MODEL,
-    NOT_YET,
-    OTHER,
-    PLACES,
-    STATE,
-    TOKENIZER,
-    Kind,
-    Place,
-)
+from llama2np.formats.kinds.table import FOLDER, FOLDER_FLAGS, KINDS, NOT_YET, Kind
 
 StrPath: TypeAlias = str | os.PathLike[str]
 P = ParamSpec("P")

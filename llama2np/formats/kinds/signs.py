@@ -49,7 +49,8 @@ class Head:
     def models_below(self) -> list[Path]:
         """The folders in the folder that have a model; at most a few are looked at."""
         found = (self.path / name for name in sorted(self.names)[:_MAX_BELOW])
-        return [folder for folder in found if (folder / "config.json").is_file()]
+        # Unlike Path.is_file, this raises no error for a folder that may not be read.
+        return [folder for folder in found if os.path.isfile(folder / "config.json")]
 
     @cached_property
     def text(self) -> bytes:

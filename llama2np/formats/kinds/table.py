@@ -1,13 +1,11 @@
-"""The table of kinds of files: how each is recognised, its name in errors, and what to do with it.
-
-Also the places where a file is expected, and the kinds that the reader of each place can read.
-"""
+"""The table of kinds of files: how each is recognised, its name in errors, and what to do."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
+from llama2np.formats.kinds.places import MODEL, OTHER, STATE, TOKENIZER
 from llama2np.formats.kinds.signs import (
     Head,
     Sign,
@@ -20,7 +18,6 @@ from llama2np.formats.kinds.signs import (
     is_version0,
 )
 
-MODEL, TOKENIZER, STATE, OTHER = "model", "tokenizer", "state", ""
 FOLDER = "folder"
 # {the file that describes a model: the flag of `export` for its folder}
 FOLDER_FLAGS = {"config.json": "--hf", "params.json": "--meta-llama"}
@@ -43,45 +40,6 @@ class Kind:
             return self.sign(head)
         return not head.is_folder and re.match(self.sign, head.text, re.DOTALL) is not None
 
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a file is expected: a description of it, and the kinds that the reader there reads."""
-
-    expected: str
-    role: str
-    reads: tuple[str, ...]  # ids of kinds; for these the reader has better errors than the table
-    is_part: bool = False  # whether it is a file in a model's folder
-    version: int | None = None  # the version of .bin that is required, if only one is accepted
-
-
-_JSON_TOKENIZERS = ("tokenizer.json", "vocab.json")
-_TOKENIZERS = ("tokenizer.bin", "merges", "vocab.txt", *_JSON_TOKENIZERS)
-_TORCH = ("trainer", "torch", "torch-old", "pickle")
-PLACES = {
-    "model": Place("a llama2.c checkpoint", MODEL, ("llama2c",)),
-    "int8": Place("a llama2.c checkpoint", MODEL, ("llama2c",), version=2),
-    "checkpoint": Place("a torch file of llama2.c's training script", MODEL, _TORCH),
-    "hf": Place("a Hugging Face folder", MODEL, ("hf",)),
-    "meta": Place("a folder in Meta's format", MODEL, ("meta",)),
-    "gguf": Place("a GGUF file", MODEL, ("gguf",)),
-    "any": Place(
-        "a llama2.c checkpoint or another kind that export reads",
-        MODEL,
-        (*_TORCH, "llama2c", "gguf", "safetensors", "hf", "meta"),
-    ),
-    "tokenizer": Place(
-        "a tokenizer.json, tokenizer.bin or sentencepiece model",
-        TOKENIZER,
-        ("sentencepiece", *_TOKENIZERS),
-    ),
-    "sentencepiece": Place("a sentencepiece model", TOKENIZER, ("sentencepiece",)),
-    "state": Place("a saved state", STATE, ("state",)),
-    "text": Place("a text in UTF-8", OTHER, ("text",)),
-    "torch": Place("a torch file", MODEL, _TORCH, is_part=True),
-    "safetensors": Place("a safetensors file", MODEL, ("safetensors",), is_part=True),
-    "json": Place("a JSON file", MODEL, ("json", *_JSON_TOKENIZERS), is_part=True),
-}
 
 # The end of the name of a part: x.gguf.part1of2, x.gguf-split-a, x.safetensors.part03.
 _PART = r"\.(gguf|safetensors|bin)[.-](part|split)\W?(\d\w*|[a-z]{1,2})$"
@@ -112,7 +70,7 @@ KINDS = (
     ),
     Kind(
         "xet",
-        "a pointer of git-xet or git-annex, left by a `git clone` without it",
+        "a pointer of git-xet or git-annex, left by a `git clone` without that program",
         OTHER,
         rb"# xet version|version https://\S*xet|/annex/objects/",
         "fetch the file itself",
