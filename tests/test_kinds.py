@@ -238,6 +238,9 @@ WEIGHTS = {
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_of_another_form_in_a_folder(tmp_path, name):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    for other in ("tokenizer.bin", "optimizer.pt"):
+        (tmp_path / other).write_bytes(b"x")
+    assert refused(Llama.load, tmp_path, error=CheckpointError).endswith("with index.json")
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"x")
     said = refused(Llama.load, tmp_path, error=CheckpointError)

@@ -44,7 +44,8 @@ def _theirs(
     files: Mapping[str, Stored], family: Family, config: Config, values: Mapping[str, np.ndarray]
 ) -> dict[str, Stored]:
     """The tensors by the names in the files that hold any of `values`."""
-    names = {_new(plain): name for name, plain in bare_names(files, family.prefix).items()}
+    plain = bare_names(files, family.prefix)
+    names = {_with_new_parts(each): name for name, each in plain.items()}
     changed: dict[str, np.ndarray] = {}
     for ours, theirs in family.modules(config):
         module = theirs.name if isinstance(theirs, Part) else theirs
@@ -69,7 +70,8 @@ def _theirs(
     return {name: Stored.view(np.ascontiguousarray(array)) for name, array in changed.items()}
 
 
-def _new(plain: str) -> str:
+def _with_new_parts(plain: str) -> str:
+    """A bare name in which OLD_NAMES are replaced."""
     for old, new in OLD_NAMES.items():
         plain = plain.replace(old, new)
     return plain

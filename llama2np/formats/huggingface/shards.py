@@ -37,6 +37,11 @@ _OTHERS = {
     "*.pth": _NOT_READ,
     "*.bin": _NOT_READ,
 }
+# Files of other kinds that match these patterns.
+_NO_WEIGHTS = {
+    *("tokenizer.bin", "training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt"),
+    *("scheduler.bin", "scaler.pt"),
+}
 _LONGEST_NAME = 200  # of a shard
 
 
@@ -62,7 +67,8 @@ def tensors_of(folder: Path) -> dict[str, Stored]:
 def _instead(folder: Path) -> str:
     """What to do with other weights in the folder, after ", but "; "" if there are none."""
     for pattern, way in _OTHERS.items():
-        for path in islice(sorted(folder.glob(pattern)), 1):
+        found = (path for path in sorted(folder.glob(pattern)) if path.name not in _NO_WEIGHTS)
+        for path in islice(found, 1):
             return f", but {path.relative_to(folder)}: {way}"
     return ""
 
