@@ -19,9 +19,10 @@ _NETWORK = "model"  # Hugging Face's name for all but the head; many trainers us
 def bare(name: str, network: str = _NETWORK) -> str:
     """A name without the prefixes of wrappers, without "model." and without `network`."""
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
-    while len(parts) > 1 and parts[0] in (_NETWORK, network):
-        del parts[0]
-    return ".".join(parts)
+    first = 0
+    while first < len(parts) - 1 and parts[first] in (_NETWORK, network):
+        first += 1
+    return ".".join(parts[first:])
 
 
 def bare_names(names: Iterable[str], network: str = _NETWORK) -> dict[str, str]:
