@@ -23,6 +23,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # The models that this user has pulled are not found by the tests.
 os.environ["LLAMA2NP_HOME"] = os.path.join(tempfile.gettempdir(), "llama2np-tests-have-no-models")
 
+# Where the home folder cannot be written, matplotlib would say so on stderr.
+if not os.access(os.path.expanduser("~"), os.W_OK):
+    name = f"llama2np-tests-matplotlib-{os.getuid()}"
+    os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), name))
+
 # Messages advise `llama2np ...`, which is a command for whoever has activated the environment.
 os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
 

@@ -31,13 +31,15 @@ def start(config: pytest.Config) -> None:
     """In the process that starts the workers: begin to compile, if these sources are new."""
     kept = _kept(config)
     # Among pytest's own folders, of which it removes old ones: also after a run that was killed.
-    folder = kept if kept.exists() else config._tmp_path_factory.mktemp("warm")
+    folder = config._tmp_path_factory.mktemp("warm") / "kernels"
     os.environ[SHARED] = str(folder)
     config.add_cleanup(lambda: os.environ.pop(SHARED))
     ours = kernels.CACHE_FOLDER and Path(kernels.CACHE_FOLDER)
-    if folder == kept:
+    # A copy, since another run in this checkout, with other settings, may remove what is kept.
+    if kept and _copied(kept, folder):
         _copy(folder, ours)
         return
+    folder.mkdir()
     config.get_terminal_writer().line("the kernels are compiled while the first tests run")
     child = popen(folder)
     thread = threading.Thread(target=_follow, args=(child, folder, ours, kept))
@@ -66,36 +68,52 @@ def finish(child: subprocess.Popen, folder: Path) -> None:
     (folder / "part").rename(folder / SAID)
 
 
-def _follow(child: subprocess.Popen, folder: Path, ours: Path | None, kept: Path) -> None:
+def _follow(child: subprocess.Popen, folder: Path, ours: Path | None, kept: Path | None) -> None:
     """Put each kernel into the tests' own cache as soon as it is compiled; keep all at the end."""
     while child.poll() is None:
         _copy(folder, ours)
         time.sleep(0.1)
     _copy(folder, ours)
     finish(child, folder)
-    if child.returncode == 0:
-        part = kept.with_name(f"{kept.name}.{os.getpid()}")
-        with suppress(OSError):  # another run of the tests was first
-            shutil.copytree(folder, part)
-            said = (part / SAID).read_text().replace(str(folder), str(kept))
-            (part / SAID).write_text(said)
-            part.rename(kept)
+    if child.returncode == 0 and kept:
+        _copied(folder, kept)  # in vain if another run of the tests was first
+
+
+def _copied(folder: Path, to: Path) -> bool:
+    """Copy the kernels and what was said about them, all or nothing."""
+    part = to.with_name(f"{to.name}.{os.getpid()}")
+    try:
+        shutil.copytree(folder, part)
+        said = (part / SAID).read_text().replace(str(folder), str(to))
+        (part / SAID).write_text(said)
+        part.rename(to)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        return False
+    return True
 
 
 def _copy(folder: Path, ours: Path | None) -> None:
     for path in folder.glob("cache/*/*.nbc") if ours else ():
         if not (ours / path.name).exists():
             part = ours / f"{path.name}.{os.getpid()}.part"
-            shutil.copy(path, part)
-            part.rename(ours / path.name)
+            with suppress(OSError):  # a full disk: the tests compile it then
+                shutil.copy(path, part)
+                part.rename(ours / path.name)
 
 
-def _kept(config: pytest.Config) -> Path:
-    """Where these sources' kernels are after a whole run. Those of other sources are removed."""
+def _kept(config: pytest.Config) -> Path | None:
+    """Where these sources' kernels are after a whole run. Those of other sources are removed.
+
+    None: pytest has no cache folder (`-p no:cacheprovider`, or a checkout that cannot be written).
+    """
     digest = hashlib.sha256(str(kernels.CACHE_FOLDER).encode())
     for path in sorted((ROOT / "llama2np").rglob("*.py")):
         digest.update(path.read_bytes())
-    home = config.cache.mkdir("kernels")
+    try:
+        home = config.cache.mkdir("kernels")
+    except (AttributeError, OSError):
+        return None
     name = digest.hexdigest()[:16]
     for other in home.iterdir():
         if other.name != name:
