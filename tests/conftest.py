@@ -231,6 +231,14 @@ def cold(warm, tmp_path):
     return cold
 
 
+def writable_copy(folder: Path, to: Path) -> Path:
+    """Copy a folder of the reference data, which may be read-only, to where a test changes it."""
+    shutil.copytree(folder, to, copy_function=shutil.copyfile)
+    for each, *_ in os.walk(to):
+        os.chmod(each, 0o755)
+    return to
+
+
 # --- models ---
 
 

@@ -1,9 +1,9 @@
 """Folders of transformers with random weights and a tokenizer of the reference."""
 
 import json
-import shutil
 
 import numpy as np
+from conftest import writable_copy
 from safetensors.numpy import save_file
 
 from llama2np.text.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ def write_bert(path, tokenizer, layers=2, dim=32, labels=()):
 
 def _copied(tokenizer, path) -> int:
     """Copy the files of a tokenizer; return the number of its pieces."""
-    shutil.copytree(tokenizer, path)
+    writable_copy(tokenizer, path)
     (path / "cases.json").unlink()
     return Tokenizer.load(path).vocab_size
 

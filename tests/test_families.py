@@ -4,13 +4,12 @@ Each folder runs through the same tests; what a network is made of does not matt
 """
 
 import json
-import shutil
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
-from conftest import parameters, write_tokenizer
+from conftest import parameters, writable_copy, write_tokenizer
 
 from llama2np import (
     Edit,
@@ -421,7 +420,7 @@ def test_everything_that_looks_inside(llama, name):
 
 
 def test_the_suggested_sampling_is_a_hint(reference, tmp_path):
-    folder = shutil.copytree(reference / "architectures" / "qwen2_tied", tmp_path / "folder")
+    folder = writable_copy(reference / "architectures" / "qwen2_tied", tmp_path / "folder")
     suggested = {"temperature": 0.7, "top_k": 20, "top_p": 0.8}
     fields = suggested | {"do_sample": True, "min_p": None, "eos_token_id": [2]}
     (folder / "generation_config.json").write_text(json.dumps(fields))

@@ -1,11 +1,11 @@
 """GGUF files as folders of transformers, with equal logits."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import writable_copy
 
 from llama2np import export
 from llama2np.cli.export import main
@@ -87,8 +87,8 @@ def test_an_encoder(reference, tmp_path):
 
 def test_the_pooling_of_an_encoder(reference, tmp_path):
     """Sentence encoders have a pooler that they do not use."""
-    folder = tmp_path / "sentences"
-    shutil.copytree(reference / "architectures" / "bert_pretraining_hubnames", folder)
+    hubnames = reference / "architectures" / "bert_pretraining_hubnames"
+    folder = writable_copy(hubnames, tmp_path / "sentences")
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 12}')

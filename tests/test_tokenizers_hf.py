@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from conftest import examples, missing
+from conftest import examples, missing, writable_copy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_tokenizer import Maker
@@ -178,8 +178,7 @@ def test_names_of_special_tokens_may_be_plain_text(ours):
 
 def test_what_the_models_files_say(folders, tmp_path):
     """generation_config.json and config.json name tokens that end a text; names may be objects."""
-    shutil.copytree(folders / "llama3", tmp_path / "x", copy_function=shutil.copyfile)
-    folder = tmp_path / "x"
+    folder = writable_copy(folders / "llama3", tmp_path / "x")
     (folder / "generation_config.json").write_text('{"eos_token_id": [577, 580]}')
     (folder / "config.json").write_text('{"eos_token_id": [581, -1], "model_type": "llama"}')
     path = folder / "tokenizer_config.json"
