@@ -10,7 +10,7 @@ def main() -> int:
     """Run the command. Until it takes over, Ctrl-C ends the process without a traceback.
 
     Python looks for garbage seldom, and not at the end: most objects are modules and kernels, which
-    live as long as the process. That saves a seventh of the time of a short run.
+    live as long as the process. That saves a tenth of the time of a short run.
     """
     gc.set_threshold(50_000)
     atexit.register(gc.freeze)

@@ -25,7 +25,7 @@ os.environ["LLAMA2NP_HOME"] = os.path.join(tempfile.gettempdir(), "llama2np-test
 
 # Where the home folder cannot be written, matplotlib would say so on stderr.
 if not os.access(os.path.expanduser("~"), os.W_OK):
-    name = f"llama2np-tests-matplotlib-{os.getuid()}"
+    name = f"llama2np-tests-matplotlib-{getattr(os, 'getuid', int)()}"
     os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), name))
 
 # Messages advise `llama2np ...`, which is a command for whoever has activated the environment.

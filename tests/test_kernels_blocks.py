@@ -168,11 +168,10 @@ def test_experts_in_tiles_give_the_same_bits(activations, kind):
 
 
 PAIRS = [(isa, kind) for isa in OTHERS for kind in SOME]
-OFTEN_PAIRS = PAIRS[:1]
 
 
 @vectors
-@pytest.mark.parametrize("pair", parameters(PAIRS, OFTEN_PAIRS), ids="-".join)
+@pytest.mark.parametrize("pair", parameters(PAIRS, PAIRS[:1]), ids="-".join)
 def test_every_instruction_set_gives_the_same_bits(pair):
     isa, kind = pair
     multiply = block_rows.few(kind, isa)
@@ -190,7 +189,7 @@ def test_every_instruction_set_gives_the_same_bits(pair):
 
 
 @vectors
-@pytest.mark.exhaustive  # often, int8_tiles shows it
+@pytest.mark.exhaustive  # test_kernels_int8.py always tests one other set with tiles
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_tiles_of_every_instruction_set_give_the_same_bits(pair):
     (isa, kind), n = pair, 512

@@ -147,7 +147,7 @@ def test_a_fifo_that_came_after_the_look(tmp_path, monkeypatch, no_waiting):
 @pytest.mark.skipif(sys.platform == "win32", reason="waits for a pipe")
 @pytest.mark.parametrize("size", (-1, 64))
 def test_a_regular_file_that_would_wait(size):
-    """As /proc/kmsg does. A pipe without data stands for it."""
+    """A read of /proc/kmsg waits. Here an empty pipe takes its place."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     with (

@@ -50,7 +50,7 @@ def logs(llm, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def user(tmp_path, monkeypatch, logs):
-    """A user of `llm` who has this plugin, and nothing else yet."""
+    """A user of `llm` with this plugin. The user has not used `llm` before."""
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
     shutil.copytree(logs, tmp_path / "llm")
     return tmp_path

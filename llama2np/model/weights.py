@@ -22,7 +22,7 @@ _FLOATS = "float32", "bfloat16", "float16"  # bfloat16 is the type of the packag
 
 @cache
 def _name(dtype: np.dtype) -> str:
-    """NumPy's own name of a number format; to make it takes as long as some steps of a network."""
+    """NumPy's name of a number format. It is kept, since NumPy makes it anew each time."""
     return str(dtype)
 
 

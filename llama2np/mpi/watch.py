@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 _QUESTION, _ANSWER = 1, 2  # tags of messages, which are empty
-_EACH = 1.0  # seconds between two looks
-# Looks in the same exchange after which a rank asks the others, and prints who has not answered.
+_EACH = 1.0  # seconds between two checks
+# An exchange that has not ended after ASK checks: this rank asks the others whether they are there.
+# After SAY checks it prints which of them have not answered.
 ASK, SAY = 5, 10
 
 
@@ -85,8 +86,8 @@ class Watch:
     def _say(self) -> None:
         """Name the ranks without an answer, unless a rank before this one answers: it does that."""
         self._note_answers()
-        earlier_ones_are_silent = all(rank in self._asked for rank in range(self._rank))
-        if self._asked and earlier_ones_are_silent:
+        no_earlier_rank_answers = all(rank in self._asked for rank in range(self._rank))
+        if self._asked and no_earlier_rank_answers:
             self._silent = sorted(self._asked)
             _print(
                 f"{self._listed(self._silent)} has not answered for {SAY * _EACH:.0f} seconds: "
